@@ -1,0 +1,86 @@
+"""Is a probe worth its price?
+
+A probe takes a place in the engine's batch for as long as it runs, and its prefill holds up
+everybody's decoding. Its price in tokens is therefore the time it takes over the time that a
+stream's token takes, both as measured now, under the load of now. What it may bring is the chance
+that it says stop, times the tokens that are left. A probe that costs more than it may bring is
+not sent; now and then one is sent all the same, so that the estimate can change its mind.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+__all__ = ["Appraiser"]
+
+_DECAY = 0.98
+_ORDINALS = 8
+_EXPLORE = 16
+
+
+@dataclass(slots=True)
+class _Rate:
+    """A chance as a decayed count with a prior of one in two."""
+
+    hits: float = 1.0
+    tries: float = 2.0
+
+    def add(self, hit: bool) -> None:
+        self.hits = self.hits * _DECAY + hit
+        self.tries = self.tries * _DECAY + 1.0
+
+    @property
+    def value(self) -> float:
+        return self.hits / self.tries
+
+
+class Appraiser:
+    """What was learned on one model under one policy, over all requests.
+
+    The chance of a stop is kept by how often the trace was probed before. What is left of a trace
+    is the mean length of those that came to their own end less what was thought, and never less
+    than what was thought: long traces are the ones that go on.
+    """
+
+    __slots__ = ("_length", "_probe_seconds", "_refused", "_stops", "_token_seconds")
+
+    def __init__(self) -> None:
+        self._stops = [_Rate() for _ in range(_ORDINALS)]
+        self._length: float | None = None
+        self._probe_seconds: float | None = None
+        self._token_seconds: float | None = None
+        self._refused = 0
+
+    @property
+    def price(self) -> float:
+        """Of one checkpoint's probes, in tokens. 0.0 before anything was measured."""
+        if not self._token_seconds or self._probe_seconds is None:
+            return 0.0
+        return self._probe_seconds / self._token_seconds
+
+    def worth(self, position: int, asked: int) -> bool:
+        """Whether to probe after ``position`` tokens of a trace that was probed ``asked`` times."""
+        chance = self._stops[min(asked, _ORDINALS - 1)].value
+        left = max(float(position), (self._length or 0.0) - position)
+        if chance * left >= self.price:
+            return True
+        self._refused += 1
+        return self._refused % _EXPLORE == 0
+
+    def probed(self, seconds: float, asked: int, stopped: bool) -> None:
+        """One checkpoint was probed, gate and trial answer together taking ``seconds``."""
+        self._stops[min(asked, _ORDINALS - 1)].add(stopped)
+        self._probe_seconds = _smoothed(self._probe_seconds, seconds)
+
+    def decoded(self, tokens: int, seconds: float) -> None:
+        """A stream brought ``tokens`` in ``seconds``."""
+        if tokens > 0:
+            self._token_seconds = _smoothed(self._token_seconds, seconds / tokens)
+
+    def ended(self, position: int) -> None:
+        """A trace came to its own end after ``position`` tokens."""
+        self._length = _smoothed(self._length, float(position))
+
+
+def _smoothed(old: float | None, new: float) -> float:
+    return new if old is None else old + (new - old) * 0.1

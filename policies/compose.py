@@ -1,0 +1,117 @@
+"""``any_of`` and ``all_of``: several policies over one trace.
+
+``any_of`` stops when one of them does. ``all_of`` stops when all have; a member that looks by
+probe must agree at the same checkpoint, one that has no probe stays agreed. One probe is in flight
+at a time: members that ask the same thing share its result, the others take turns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import reduce
+from operator import or_
+from typing import ClassVar
+
+from policies.events import Checkpoint, Command, Event, Probe, ProbeFailed, ProbeResult, Stop
+from policies.policy import Needs, Policy, Stopper
+
+__all__ = ["AllOf", "AnyOf"]
+
+
+@dataclass(frozen=True, slots=True)
+class _Composition:
+    policies: tuple[Policy, ...]
+
+    def __post_init__(self) -> None:
+        if not self.policies:
+            raise ValueError("a composition needs at least one policy")
+
+    @property
+    def needs(self) -> Needs:
+        return reduce(or_, (policy.needs for policy in self.policies))
+
+
+@dataclass(frozen=True, slots=True)
+class AnyOf(_Composition):
+    name: ClassVar[str] = "any_of"
+
+    def start(self) -> CompositionStopper:
+        return CompositionStopper(self.policies, _first)
+
+
+@dataclass(frozen=True, slots=True)
+class AllOf(_Composition):
+    name: ClassVar[str] = "all_of"
+
+    def start(self) -> CompositionStopper:
+        return CompositionStopper(self.policies, _unanimous)
+
+
+class _Member:
+    """One policy's stopper, what it asked and what it said last."""
+
+    __slots__ = ("asked", "probes", "stopper", "verdict")
+
+    def __init__(self, policy: Policy) -> None:
+        self.stopper: Stopper = policy.start()
+        self.probes = policy.needs.probes
+        self.asked: Probe | None = None
+        self.verdict: Stop | None = None
+
+
+class CompositionStopper:
+    __slots__ = ("_combine", "_in_flight", "_members")
+
+    def __init__(
+        self, policies: tuple[Policy, ...], combine: Callable[[list[_Member]], Stop | None]
+    ) -> None:
+        self._members = [_Member(policy) for policy in policies]
+        self._combine = combine
+        self._in_flight: Probe | None = None
+
+    def observe(self, event: Event) -> Command | None:
+        answered = event.probe if isinstance(event, ProbeResult | ProbeFailed) else None
+        if answered is not None:
+            self._in_flight = None
+        for member in self._members:
+            if answered is None or member.asked == answered:
+                self._show(member, event)
+        if (stop := self._combine(self._members)) is not None:
+            return stop
+        if self._in_flight is None:
+            self._in_flight = next((m.asked for m in self._members if m.asked), None)
+            return self._in_flight
+        return None
+
+    @staticmethod
+    def _show(member: _Member, event: Event) -> None:
+        if isinstance(event, Checkpoint) and member.probes:
+            member.verdict = None
+        if member.verdict is not None:
+            return
+        if isinstance(event, ProbeResult | ProbeFailed):
+            member.asked = None
+        match member.stopper.observe(event):
+            case Stop() as stop:
+                member.verdict = stop
+            case Probe() as probe:
+                member.asked = probe
+
+
+def _first(members: list[_Member]) -> Stop | None:
+    return next((m.verdict for m in members if m.verdict is not None), None)
+
+
+def _unanimous(members: list[_Member]) -> Stop | None:
+    verdicts = [m.verdict for m in members]
+    stops = [v for v in verdicts if v is not None]
+    if len(stops) < len(verdicts):
+        return None
+    positions = [s.position for s in stops]
+    confidences = [s.confidence for s in stops if s.confidence is not None]
+    return Stop(
+        "+".join(sorted({s.reason for s in stops})),
+        None if None in positions else max(p for p in positions if p is not None),
+        min(confidences, default=None),
+    )

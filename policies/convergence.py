@@ -1,0 +1,104 @@
+"""``convergence``: stop when the trial answer has stopped changing.
+
+Rule: a trial answer every ``every`` tokens; stop when the last ``window`` of them are the same by
+meaning, none is empty or hesitant, at least ``min_tokens`` were thought, and the last one's
+confidence is at least ``floor``. The last two conditions are ours: consistency alone, looked at
+often, collapses on hard tasks.
+Sources: Dynasor-CoT / Certaindex, arXiv 2412.20993; patience as in PABEE (BERT Loses Patience).
+Cost: one trial answer of at most ``max_tokens`` every ``every`` tokens.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from policies.answers import confidence, hesitant, same, trial_answer
+from policies.events import Checkpoint, Command, Event, Probe, ProbeFailed, ProbeResult, Stop
+from policies.policy import Needs
+
+__all__ = ["Convergence"]
+
+Effort = Literal["mild", "low", "mid", "high", "max"]
+# (window, every): the more effort goes into stopping, the sooner it stops.
+_EFFORTS: dict[Effort, tuple[int, int]] = {
+    "mild": (8, 64),
+    "low": (5, 64),
+    "mid": (3, 64),
+    "high": (2, 64),
+    "max": (2, 32),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Convergence:
+    """Options of ``convergence``.
+
+    ``effort`` sets ``window`` (trial answers that must agree) and ``every`` (tokens between them)
+    where these are None. ``floor``: least confidence, in [0, 1]. ``min_tokens``: tokens of the
+    trace before which it never stops.
+    """
+
+    name: ClassVar[str] = "convergence"
+    effort: Effort = "mid"
+    window: int | None = None
+    every: int | None = None
+    min_tokens: int = 128
+    floor: float = 0.8
+    max_tokens: int = 20
+
+    def __post_init__(self) -> None:
+        if self.effort not in _EFFORTS:
+            raise ValueError(f"effort must be one of {', '.join(_EFFORTS)}")
+        window, every = self.resolved
+        if window < 2 or every < 1 or self.max_tokens < 1 or self.min_tokens < 0:
+            raise ValueError("window must be at least 2, every and max_tokens 1, min_tokens 0")
+        if not 0 <= self.floor < 1:
+            raise ValueError("floor must lie in [0, 1)")
+
+    @property
+    def resolved(self) -> tuple[int, int]:
+        """(window, every), explicit settings before the effort's."""
+        window, every = _EFFORTS[self.effort]
+        return self.window or window, self.every or every
+
+    @property
+    def needs(self) -> Needs:
+        return Needs(interval=self.resolved[1], probes=True)
+
+    def start(self) -> ConvergenceStopper:
+        return ConvergenceStopper(self)
+
+
+class ConvergenceStopper:
+    __slots__ = ("_every", "_next", "_policy", "_recent")
+
+    def __init__(self, policy: Convergence) -> None:
+        window, self._every = policy.resolved
+        self._policy = policy
+        self._next = self._every
+        self._recent: deque[str | None] = deque(maxlen=window)
+
+    def observe(self, event: Event) -> Command | None:
+        match event:
+            case Checkpoint() if event.position >= self._next:
+                self._next = event.position + self._every
+                return Probe(max_tokens=self._policy.max_tokens)
+            case ProbeResult():
+                return self._judge(event)
+            case ProbeFailed():
+                self._recent.append(None)
+        return None
+
+    def _judge(self, result: ProbeResult) -> Command | None:
+        answer = trial_answer(result.text)
+        self._recent.append(None if not answer or hesitant(result.text) else answer)
+        if len(self._recent) < (self._recent.maxlen or 0):
+            return None
+        if any(a is None or not same(a, answer) for a in self._recent):
+            return None
+        certainty = confidence(result.tokens, result.logprobs)
+        if result.position < self._policy.min_tokens or certainty < self._policy.floor:
+            return None
+        return Stop("converged", result.position, certainty)

@@ -1,0 +1,107 @@
+"""Find cues in a stream of text, however it is cut into pieces.
+
+A cue is a word that opens a reflection ("Wait", "Alternatively"). It counts at a word boundary
+on both sides, so it is confirmed only when the character behind it, or the end, is known.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from functools import lru_cache
+
+__all__ = ["Cue", "CueScanner"]
+
+
+@dataclass(frozen=True, slots=True)
+class Cue:
+    """A confirmed cue. ``start``: characters before it in the text scanned so far."""
+
+    word: str
+    start: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Patterns:
+    whole: re.Pattern[str]
+    """A cue between word boundaries."""
+    partial: re.Pattern[str]
+    """The beginning of a cue, or all of it, at the end of the text."""
+    first: re.Pattern[str]
+    """A character that can begin a cue: most pieces hold none, and cost nothing more."""
+
+
+def _bounded(cue: str, pattern: str, *, left_only: bool = False) -> str:
+    # Scripts without spaces between words have no word boundaries to ask for.
+    left = r"(?<!\w)" if cue[0].isascii() and cue[0].isalnum() else ""
+    right = r"(?!\w)" if not left_only and cue[-1].isascii() and cue[-1].isalnum() else ""
+    return f"{left}{pattern}{right}"
+
+
+@lru_cache(maxsize=64)
+def _compile(cues: tuple[str, ...]) -> _Patterns:
+    # "WAIT" is as good a cue as "Wait"; "wait" in the middle of a sentence is not one.
+    forms = sorted({form for cue in cues for form in (cue, cue.upper())}, key=len, reverse=True)
+    prefixes = []
+    for form in forms:
+        nested = ""
+        for character in reversed(form):
+            nested = re.escape(character) + (f"(?:{nested})?" if nested else "")
+        prefixes.append(_bounded(form, nested, left_only=True))
+    never = r"(?!)"
+    return _Patterns(
+        whole=re.compile("|".join(_bounded(form, re.escape(form)) for form in forms) or never),
+        partial=re.compile(f"(?:{'|'.join(prefixes) or never})\\Z"),
+        first=re.compile("|".join(sorted({re.escape(form[0]) for form in forms})) or never),
+    )
+
+
+class CueScanner:
+    """Feed it pieces; it answers with the cues that have become certain.
+
+    ``length`` counts the characters fed; up to ``settled`` no unconfirmed cue can begin, so a
+    caller that wants to cut *before* a cue may pass on that much and no more. The work per piece
+    depends on the piece and the longest cue, never on the text's length.
+    """
+
+    __slots__ = ("_patterns", "_tail", "length", "settled")
+
+    def __init__(self, cues: tuple[str, ...]) -> None:
+        self._patterns = _compile(cues)
+        self._tail = ""  # what is still undecided, with one character before it
+        self.length = 0
+        self.settled = 0
+
+    def feed(self, piece: str) -> list[Cue]:
+        if not piece:
+            return []
+        undecided = self.settled < self.length
+        text = self._tail + piece
+        base = self.length - len(self._tail)
+        self.length += len(piece)
+        if not undecided and self._patterns.first.search(piece) is None:
+            self.settled = self.length
+            self._tail = text[-1]
+            return []
+        found, kept = self._search(text, base, at_end=False)
+        partial = self._patterns.partial.search(text, kept)
+        begin = len(text) if partial is None else partial.start()
+        self.settled = base + begin
+        self._tail = text[max(begin - 1, 0) :]
+        return found
+
+    def close(self) -> list[Cue]:
+        """The text is over: a cue at its very end is certain now."""
+        found, _ = self._search(self._tail, self.length - len(self._tail), at_end=True)
+        self.settled = self.length
+        self._tail = ""
+        return found
+
+    def _search(self, text: str, base: int, *, at_end: bool) -> tuple[list[Cue], int]:
+        found, kept = [], 0
+        for match in self._patterns.whole.finditer(text):
+            # What was settled was reported; what ends the text may go on ("Wait" + "ing").
+            if base + match.start() >= self.settled and (at_end or match.end() < len(text)):
+                found.append(Cue(match.group(), base + match.start()))
+                kept = match.end()
+        return found, kept

@@ -1,0 +1,94 @@
+"""``deer``: stop when a trial answer at a cue is confident.
+
+Rule: at a cue, close the trace beside the stream and draw the answer greedily; C is the geometric
+mean over the answer's tokens of the highest token probability; stop when C > threshold.
+Source: Dynamic Early Exit in Reasoning Models (DEER), arXiv 2504.15895.
+Cost: a one-token probe at a cue, and a trial answer of at most ``max_tokens`` where that one
+token leaves the rule a chance. The paper probes at every cue; here cues that follow too soon on a
+probe that said no are passed over.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+from policies.answers import confidence
+from policies.events import Checkpoint, Command, Event, Probe, ProbeFailed, ProbeResult, Stop
+from policies.policy import Needs
+
+__all__ = ["Deer"]
+
+
+@dataclass(frozen=True, slots=True)
+class Deer:
+    """Options of ``deer``.
+
+    ``threshold`` λ in (0, 1): robust from 0.90 to 0.97, and a property of the model, not of this
+    rule (some models are over-confident at probes).
+    ``max_tokens``: longest trial answer, in tokens.
+    ``gate`` in [0, 1]: the first token's probability that earns a whole trial answer. None takes
+    λ to the power of ``max_tokens``: under it no trial answer could pass, so nothing is lost.
+    ``gap``, ``backoff``, ``max_gap``: after the n-th probe in a row that said no, the next
+    min(``gap`` · ``backoff``ⁿ⁻¹, ``max_gap``) tokens are not probed.
+    """
+
+    name: ClassVar[str] = "deer"
+    threshold: float = 0.95
+    max_tokens: int = 20
+    gate: float | None = None
+    gap: int = 24
+    backoff: float = 1.25
+    max_gap: int = 512
+
+    def __post_init__(self) -> None:
+        if not 0 < self.threshold < 1:
+            raise ValueError("threshold must lie between 0 and 1")
+        if self.gate is not None and not 0 <= self.gate <= 1:
+            raise ValueError("gate must lie in [0, 1]")
+        if self.max_tokens < 1 or self.gap < 0 or self.max_gap < 0 or self.backoff < 1:
+            raise ValueError("max_tokens and backoff must be at least 1, gap and max_gap 0")
+
+    @property
+    def needs(self) -> Needs:
+        return Needs(cues=True, probes=True)
+
+    def start(self) -> DeerStopper:
+        return DeerStopper(self)
+
+
+class DeerStopper:
+    __slots__ = ("_gap", "_gate", "_next", "_policy")
+
+    def __init__(self, policy: Deer) -> None:
+        self._policy = policy
+        gate = policy.threshold**policy.max_tokens if policy.gate is None else policy.gate
+        self._gate = gate if policy.max_tokens > 1 else 0.0
+        self._next = 0
+        self._gap = float(policy.gap)
+
+    def observe(self, event: Event) -> Command | None:
+        match event:
+            case Checkpoint(kind="cue") if event.position >= self._next:
+                return Probe(max_tokens=1 if self._gate else self._policy.max_tokens)
+            case ProbeResult():
+                return self._judge(event)
+            case ProbeFailed():
+                self._back_off(event.position)
+        return None
+
+    def _judge(self, result: ProbeResult) -> Command | None:
+        if self._gate and result.probe.max_tokens == 1:
+            if result.logprobs and math.exp(result.logprobs[0]) > self._gate:
+                return Probe(max_tokens=self._policy.max_tokens)
+        else:
+            certainty = confidence(result.tokens, result.logprobs)
+            if certainty > self._policy.threshold:
+                return Stop("confident", result.position, certainty)
+        self._back_off(result.position)
+        return None
+
+    def _back_off(self, position: int) -> None:
+        self._next = position + round(self._gap)
+        self._gap = min(self._gap * self._policy.backoff, self._policy.max_gap)

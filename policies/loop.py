@@ -1,0 +1,86 @@
+"""``loop``: stop a trace that repeats itself word for word.
+
+Rule: the tail is at least ``repeats`` copies of one cycle of at most ``max_cycle`` tokens, and at
+least ``min_tokens`` long.
+Source: users' first complaint of reasoning models that run on to the token limit.
+Cost: none; constant work a token.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from policies.events import Command, Event, Stop, Thought
+from policies.policy import Needs
+
+__all__ = ["Loop"]
+
+_CONTEXT = 8
+"""Tokens that must recur before a cycle is suspected."""
+
+
+@dataclass(frozen=True, slots=True)
+class Loop:
+    """Options of ``loop``. ``min_tokens`` keeps a row of dashes or zeros from being a loop."""
+
+    name: ClassVar[str] = "loop"
+    repeats: int = 4
+    max_cycle: int = 512
+    min_tokens: int = 64
+
+    def __post_init__(self) -> None:
+        if self.repeats < 2 or self.max_cycle < 1 or self.min_tokens < 0:
+            raise ValueError("repeats must be at least 2, max_cycle 1, min_tokens 0")
+
+    @property
+    def needs(self) -> Needs:
+        return Needs(thoughts=True)
+
+    def start(self) -> LoopStopper:
+        return LoopStopper(self)
+
+
+class LoopStopper:
+    """Follows one suspected cycle at a time.
+
+    A token that equals the one a cycle earlier lengthens the run; one that differs drops the
+    cycle, and the next is suspected where the last few tokens stood before.
+    """
+
+    __slots__ = ("_cycle", "_last_seen", "_policy", "_run", "_tokens")
+
+    def __init__(self, policy: Loop) -> None:
+        self._policy = policy
+        self._tokens: list[int] = []
+        self._last_seen: dict[tuple[int, ...], int] = {}
+        self._cycle = 0
+        self._run = 0
+
+    def observe(self, event: Event) -> Command | None:
+        if isinstance(event, Thought):
+            for token in event.token_ids:
+                if self._looped(token):
+                    return Stop("loop")
+        return None
+
+    def _looped(self, token: int) -> bool:
+        tokens, policy = self._tokens, self._policy
+        tokens.append(token)
+        at = len(tokens)
+        context = tuple(tokens[-_CONTEXT:])
+        if self._cycle and tokens[at - 1 - self._cycle] == token:
+            self._run += 1
+        else:
+            self._cycle = self._run = 0
+            before = self._last_seen.get(context)
+            if before is not None and at - before <= policy.max_cycle:
+                self._cycle, self._run = at - before, _CONTEXT
+        self._last_seen[context] = at
+        # A run of n matches behind a cycle of c tokens is n + c tokens of repetition.
+        repeated = self._run + self._cycle
+        return (
+            self._cycle > 0
+            and repeated >= policy.repeats * self._cycle
+            and repeated >= policy.min_tokens
+        )

@@ -1,0 +1,115 @@
+"""Find policies by name, and read a policy from what a user wrote.
+
+Every policy, the built-in ones too, is an entry point of the group ``adjourn.policies``, so a
+third party adds one with a line in its own pyproject. A specification is a name, a call with
+options, or a composition: ``deer``, ``deer(threshold=0.9)``, ``any_of(deer, budget(max=4000))``.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Mapping
+from dataclasses import fields
+from functools import cache
+from importlib.metadata import entry_points
+from types import NoneType, UnionType
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+from policies.policy import Policy
+
+__all__ = ["GROUP", "BadPolicy", "available", "build", "parse"]
+
+GROUP = "adjourn.policies"
+
+
+class BadPolicy(ValueError):
+    """A specification that names no policy, or options that it does not have."""
+
+
+@cache
+def available() -> dict[str, type]:
+    """Every installed policy by its name."""
+    return {point.name: point.load() for point in sorted(entry_points(group=GROUP))}
+
+
+def parse(specification: str, options: Mapping[str, Any] | None = None) -> Policy:
+    """The policy that ``specification`` describes; ``options`` override those written in it.
+
+    Raises BadPolicy with a message that names what would have been valid.
+    """
+    # Names carry hyphens, which Python's expressions don't.
+    text = re.sub(r"(?<=[a-z])-(?=[a-z])", "_", specification.strip())
+    try:
+        tree = ast.parse(text, mode="eval").body
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        raise BadPolicy(f"cannot read policy {specification!r}: {_examples()}") from None
+    return _read(tree, options or {})
+
+
+def build(name: str, options: Mapping[str, Any], members: tuple[Policy, ...] = ()) -> Policy:
+    """The policy ``name`` with these options. Raises BadPolicy."""
+    kind = available().get(name) or available().get(name.replace("_", "-"))
+    if kind is None:
+        known = ", ".join(available())
+        raise BadPolicy(f"unknown policy {name!r}: choose one of {known}")
+    hints = get_type_hints(kind)
+    valid = [field.name for field in fields(kind) if field.name != "policies"]
+    for option, value in options.items():
+        if option not in valid:
+            choice = f"its options are {', '.join(valid)}" if valid else "it has no options"
+            raise BadPolicy(f"policy {name!r} has no option {option!r}: {choice}")
+        if not _fits(value, hints[option]):
+            wanted = _spell(hints[option])
+            raise BadPolicy(f"option {option!r} of policy {name!r} must be {wanted}")
+    takes_members = any(field.name == "policies" for field in fields(kind))
+    if members and not takes_members:
+        raise BadPolicy(f"policy {name!r} takes options by name only")
+    try:
+        policy: Policy = kind(*((members,) if takes_members else ()), **options)
+    except ValueError as error:
+        raise BadPolicy(f"policy {name!r}: {error}") from None
+    return policy
+
+
+def _read(tree: ast.expr, options: Mapping[str, Any]) -> Policy:
+    match tree:
+        case ast.Name(id=name):
+            return build(name, options)
+        case ast.Call(func=ast.Name(id=name), args=args, keywords=keywords):
+            written = {word.arg: _value(word.value) for word in keywords if word.arg}
+            if len(written) < len(keywords):
+                raise BadPolicy(f"cannot read the options of policy {name!r}: {_examples()}")
+            members = tuple(_read(member, {}) for member in args)
+            return build(name, {**written, **options}, members)
+    raise BadPolicy(f"cannot read policy {ast.unparse(tree)!r}: {_examples()}")
+
+
+def _value(tree: ast.expr) -> Any:
+    try:
+        return ast.literal_eval(tree)
+    except (ValueError, TypeError):
+        raise BadPolicy(f"{ast.unparse(tree)!r} is not a number or a quoted text") from None
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    if get_origin(hint) is Literal:
+        return value in get_args(hint)
+    if isinstance(hint, UnionType):
+        return any(_fits(value, part) for part in get_args(hint))
+    if isinstance(value, bool):
+        return hint is bool
+    return isinstance(value, (int, float) if hint is float else hint)
+
+
+def _spell(hint: Any) -> str:
+    if get_origin(hint) is Literal:
+        return "one of " + ", ".join(map(repr, get_args(hint)))
+    if isinstance(hint, UnionType):
+        return " or ".join(_spell(part) for part in get_args(hint))
+    names = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
+    return "null" if hint is NoneType else names.get(hint, str(hint))
+
+
+def _examples() -> str:
+    return "write e.g. 'deer', 'deer(threshold=0.9)' or 'any_of(deer, loop)'"

@@ -1,0 +1,152 @@
+"""The routes. Chat completions are judged; every path that is not ours is handed through."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import re
+import time
+import uuid
+from collections.abc import AsyncIterator
+
+import httpx
+import msgspec
+from fastapi import FastAPI, Request, Response
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from starlette.responses import JSONResponse
+
+from server import __version__
+from server.chat import ENDPOINT, JudgedChat
+from server.choose import ChatRequest, read_chat
+from server.config import Settings
+from server.engine import forwarded_headers
+from server.errors import BadRequest, GatewayError, TooLarge
+from server.gateway import Gateway
+from server.responses import Passage
+
+__all__ = ["create_app"]
+
+_METHODS = ["GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "HEAD"]
+_REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
+
+
+def create_app(settings: Settings, transport: httpx.AsyncBaseTransport | None = None) -> FastAPI:
+    """``transport`` stands in for the network in tests."""
+    gateway = Gateway(settings, transport)
+
+    @contextlib.asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        watch = asyncio.create_task(gateway.watch())
+        yield
+        gateway.draining = True
+        watch.cancel()
+        await gateway.aclose()
+
+    app = FastAPI(
+        title="Adjourn", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None
+    )
+    app.state.gateway = gateway
+
+    @app.exception_handler(GatewayError)
+    async def refuse(request: Request, error: GatewayError) -> Response:
+        gateway.metrics.requests.labels(
+            _endpoint(request.url.path), "other", "none", str(error.status)
+        ).inc()
+        return Response(error.body, error.status, headers=error.headers)
+
+    @app.get("/health")
+    async def health() -> dict[str, str]:
+        """The gateway is alive; whether the engine is, `/ready` tells."""
+        return {"status": "ok"}
+
+    @app.get("/ready")
+    async def ready() -> Response:
+        """200 once the engine answered and until shutdown, with what the engine can't do."""
+        report = gateway.report
+        state = {
+            "ready": gateway.ready,
+            "engine": report.version if report else None,
+            "models": {
+                m.id: m.marks.dialect.name if m.marks else None for m in gateway.models.values()
+            },
+            "missing": dict(report.missing) if report else {},
+        }
+        headers = {} if gateway.ready else {"retry-after": "2"}
+        return JSONResponse(state, 200 if gateway.ready else 503, headers)
+
+    @app.get("/metrics")
+    async def metrics() -> Response:
+        return Response(generate_latest(gateway.metrics.registry), media_type=CONTENT_TYPE_LATEST)
+
+    @app.post(ENDPOINT)
+    async def chat(request: Request) -> Response:
+        arrived = time.perf_counter()
+        body = await _body(request, settings.max_body_bytes)
+        asked = read_chat(body, request.headers, settings, gateway.default, gateway.models)
+        return _answer(gateway, request, asked, body, arrived)
+
+    @app.api_route("/{path:path}", methods=_METHODS, include_in_schema=False)
+    async def anything(request: Request) -> Response:
+        body = await _body(request, settings.max_body_bytes)
+        path = request.url.path + (f"?{request.url.query}" if request.url.query else "")
+        headers = _authorized(settings, forwarded_headers(request.headers.raw))
+        return Passage(gateway.metrics, gateway.engine, request.method, path, headers, body)
+
+    return app
+
+
+def _answer(
+    gateway: Gateway, request: Request, asked: ChatRequest, body: bytes, arrived: float
+) -> Response:
+    """Judge the request, or hand it through and count why."""
+    model = gateway.models.get(asked.model)
+    label = asked.model if model else "other"
+    request_id = request.headers.get("x-request-id", "")
+    if not _REQUEST_ID.fullmatch(request_id):
+        request_id = uuid.uuid4().hex
+    headers = [h for h in forwarded_headers(request.headers.raw) if h[0] != b"x-request-id"]
+    headers = _authorized(gateway.settings, headers)
+    if "x-session-id" not in request.headers:
+        headers.append((b"x-session-id", asked.conversation.encode()))
+    extra = [(b"x-request-id", request_id.encode())]
+    policy = asked.policy
+    if policy is not None:
+        reason = asked.untouchable or gateway.refusal(policy, model)
+        if reason is None and model is not None:
+            extra.append((b"x-adjourn-policy", policy.name.encode()))
+            return JudgedChat(gateway, asked, policy, model, headers, request_id, extra, arrived)
+        gateway.metrics.passed.labels(label, reason).inc()
+        extra.append((b"x-adjourn-passed-through", str(reason).encode()))
+    else:
+        extra.append((b"x-adjourn-policy", b"off"))
+    headers.append((b"x-request-id", request_id.encode()))
+    content = msgspec.json.encode(asked.fields)
+    return Passage(gateway.metrics, gateway.engine, "POST", ENDPOINT, headers, content, extra)
+
+
+def _authorized(
+    settings: Settings, headers: list[tuple[bytes, bytes]]
+) -> list[tuple[bytes, bytes]]:
+    if settings.upstream_api_key and not any(name == b"authorization" for name, _ in headers):
+        headers.append((b"authorization", f"Bearer {settings.upstream_api_key}".encode()))
+    return headers
+
+
+async def _body(request: Request, limit: int) -> bytes:
+    """The whole body. Raises TooLarge, before reading it where the client announced it."""
+    announced = request.headers.get("content-length", "0")
+    if not announced.isdigit():
+        raise BadRequest("content-length is not a number")
+    if int(announced) > limit:
+        raise TooLarge(f"the body is over the limit of {limit} bytes")
+    parts, size = [], 0
+    async for part in request.stream():
+        size += len(part)
+        if size > limit:
+            raise TooLarge(f"the body is over the limit of {limit} bytes")
+        parts.append(part)
+    return b"".join(parts)
+
+
+def _endpoint(path: str) -> str:
+    return ENDPOINT if path == ENDPOINT else "other"

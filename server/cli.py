@@ -1,0 +1,153 @@
+"""The command ``adjourn``."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from server import __version__
+from server.config import PREFIX, BadConfig, Settings, load
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    help="Stop a reasoning model's thinking once the answer is there: a gateway before vLLM.",
+    no_args_is_help=True,
+    pretty_exceptions_show_locals=False,  # they could hold prompts and keys
+)
+
+_Config = Annotated[Path | None, typer.Option("--config", "-c", help="A YAML file.")]
+
+
+class _JsonLines(logging.Formatter):
+    """One JSON object a line; no prompt or answer text is ever among the fields."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        line: dict[str, Any] = {
+            "time": time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
+            + f".{int(record.msecs):03d}Z",
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        line |= getattr(record, "fields", {})
+        if record.exc_info:
+            line["exception"] = self.formatException(record.exc_info)
+        return json.dumps(line)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"adjourn {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Tell the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def serve(
+    config: _Config = None,
+    upstream: Annotated[str | None, typer.Option(help="The engine's base URL.")] = None,
+    host: Annotated[str | None, typer.Option(help="Address to listen on.")] = None,
+    port: Annotated[int | None, typer.Option(help="Port to listen on.")] = None,
+    policy: Annotated[str | None, typer.Option(help="Default policy, or `off`.")] = None,
+    mode: Annotated[str | None, typer.Option(help="`enforce` or `observe`.")] = None,
+    hold_out: Annotated[
+        float | None, typer.Option(help="Share of conversations that are not cut, to measure.")
+    ] = None,
+    log_level: Annotated[str | None, typer.Option(help="debug, info, warning or error.")] = None,
+) -> None:
+    """Start the gateway."""
+    import uvicorn
+
+    from server.app import create_app
+
+    settings = _load(
+        config,
+        upstream=upstream,
+        host=host,
+        port=port,
+        policy=policy,
+        mode=mode,
+        hold_out=hold_out,
+        log_level=log_level,
+    )
+    handler = logging.StreamHandler(sys.stdout)
+    handler.setFormatter(_JsonLines())
+    logging.basicConfig(level=settings.log_level.upper(), handlers=[handler], force=True)
+    for noisy in ("httpx", "httpcore"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    uvicorn.run(
+        create_app(settings),
+        host=settings.host,
+        port=settings.port,
+        loop="uvloop",
+        http="httptools",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=settings.drain,
+    )
+
+
+@app.command("config")
+def config_(
+    config: _Config = None,
+    check: Annotated[bool, typer.Option("--check", help="Only say whether it is right.")] = False,
+    list_: Annotated[bool, typer.Option("--list", help="Every key and its meaning.")] = False,
+) -> None:
+    """Show the settings in force, check them, or list what there is."""
+    if list_:
+        for name, field in Settings.model_fields.items():
+            default = field.get_default(call_default_factory=True, validated_data={})
+            typer.echo(f"{name}  [{PREFIX}{name.upper()}]  default {default!s}")
+            typer.echo(f"    {field.description}")
+        return
+    settings = _load(config)
+    if check:
+        typer.echo("the configuration is right")
+        return
+    shown = settings.model_dump(mode="json")
+    if shown["upstream_api_key"]:
+        shown["upstream_api_key"] = "***"
+    typer.echo(json.dumps(shown, indent=2))
+
+
+@app.command()
+def policies() -> None:
+    """List the installed policies and their options."""
+    from dataclasses import fields
+
+    from policies.registry import available
+
+    for name, kind in available().items():
+        options = ", ".join(f"{f.name}={f.default!r}" for f in fields(kind) if f.name != "policies")
+        members = any(f.name == "policies" for f in fields(kind))
+        typer.echo(f"{name}({'policy, …' if members else options})")
+        first = (sys.modules[kind.__module__].__doc__ or "").strip().split("\n")[0]
+        typer.echo(f"    {first}")
+
+
+def _load(path: Path | None, **overrides: Any) -> Settings:
+    try:
+        return load(path, **overrides)
+    except BadConfig as error:
+        typer.echo(f"adjourn: {error}", err=True)
+        raise typer.Exit(2) from None
+
+
+def main() -> None:
+    app()

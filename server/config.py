@@ -1,0 +1,136 @@
+"""Settings: one YAML file, every key also as an environment variable ``ADJOURN_…``.
+
+The environment goes before the file, and the command line before both. A key that nobody knows
+is an error, in either.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, HttpUrl, ValidationError, field_validator
+from pydantic_settings import (
+    BaseSettings,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    YamlConfigSettingsSource,
+)
+
+from policies.dialect import builtin, override
+from policies.registry import parse
+
+__all__ = ["BadConfig", "Settings", "load"]
+
+PREFIX = "ADJOURN_"
+
+
+class BadConfig(Exception):
+    """The configuration is wrong; the message says where and what would be right."""
+
+
+class Settings(BaseSettings):
+    """Every key, its default and its meaning."""
+
+    model_config = SettingsConfigDict(
+        env_prefix=PREFIX, env_nested_delimiter="__", extra="forbid", frozen=True
+    )
+
+    upstream: HttpUrl = Field(
+        HttpUrl("http://127.0.0.1:8100"), description="The engine's base URL, without /v1."
+    )
+    upstream_api_key: str | None = Field(
+        None, repr=False, description="Sent to the engine where the client sends no key."
+    )
+    host: str = Field("127.0.0.1", description="Address to listen on.")
+    port: int = Field(8000, ge=0, le=65535, description="Port to listen on.")
+    policy: str = Field("deer", description="Default policy, e.g. `any_of(deer, loop)`, or `off`.")
+    mode: Literal["enforce", "observe"] = Field(
+        "enforce", description="`observe` lets policies decide and carries nothing out."
+    )
+    hold_out: float = Field(
+        0.05,
+        ge=0,
+        le=1,
+        description="Share of conversations whose stops are not carried out, to measure.",
+    )
+    salt: str = Field("", description="Changes which conversations are held out.")
+    aliases: dict[str, str] = Field(
+        default_factory=dict,
+        description="Model names of your own: `name: model` or `name: model:policy`.",
+    )
+    dialects: dict[str, dict[str, Any]] = Field(
+        default_factory=dict, description="Dialects to add, or keys of known ones to replace."
+    )
+    dialect: str | None = Field(
+        None, description="Use this dialect, whatever the model's markers say."
+    )
+    max_body_bytes: int = Field(64 * 2**20, ge=1, description="Larger request bodies get a 413.")
+    connect_timeout: float = Field(5.0, gt=0, description="Seconds to connect to the engine.")
+    idle_timeout: float = Field(
+        600.0, gt=0, description="Longest silence of the engine in a response, in seconds."
+    )
+    probe_timeout: float = Field(5.0, gt=0, description="Seconds after which a probe is given up.")
+    resume_timeout: float = Field(
+        10.0, gt=0, description="Seconds for the answer to begin behind a cut, else no cut."
+    )
+    recheck: float = Field(
+        5.0, gt=0, description="Seconds between looks at an engine that is down."
+    )
+    drain: int = Field(30, ge=0, description="Seconds for running streams to end at shutdown.")
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        "info", description="Least level that is logged."
+    )
+
+    @field_validator("policy")
+    @classmethod
+    def _policy_exists(cls, value: str) -> str:
+        if value != "off":
+            parse(value)
+        return value
+
+    @field_validator("dialects")
+    @classmethod
+    def _dialects_read(cls, value: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+        override(builtin(), value)
+        return value
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        path = os.environ.get(PREFIX + "CONFIG")
+        file = YamlConfigSettingsSource(settings_cls, yaml_file=path)
+        return init_settings, env_settings, file
+
+
+def load(path: Path | None = None, **overrides: Any) -> Settings:
+    """Read the settings; ``overrides`` that are not None go before everything.
+
+    ``path`` defaults to ``$ADJOURN_CONFIG``. Raises BadConfig.
+    """
+    known = {PREFIX + name.upper() for name in Settings.model_fields} | {PREFIX + "CONFIG"}
+    for name in os.environ:
+        if name.upper().startswith(PREFIX) and name.upper().split("__")[0] not in known:
+            raise BadConfig(f"{name} is not a setting; see `adjourn config --list`")
+    if path is not None:
+        os.environ[PREFIX + "CONFIG"] = str(path)
+    file = os.environ.get(PREFIX + "CONFIG")
+    if file and not Path(file).is_file():
+        raise BadConfig(f"{file}: no such file")
+    try:
+        return Settings(**{key: value for key, value in overrides.items() if value is not None})
+    except ValidationError as error:
+        lines = [
+            f"{'.'.join(map(str, fault['loc'])) or 'configuration'}: {fault['msg']}"
+            for fault in error.errors()
+        ]
+        raise BadConfig("\n".join(lines)) from None
+    except Exception as error:  # the YAML reader's own
+        raise BadConfig(f"{file}: {error}") from None

@@ -1,0 +1,224 @@
+"""The engine behind the gateway: the calls that a request makes there.
+
+Three of them (the main stream, a probe, the answer behind a cut) are stock vLLM, with no flag of
+the operator's; the chat calls stream, whatever the client asked for.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import httpx
+import msgspec
+from httpx_aiohttp import AiohttpTransport
+
+from policies.dialect import Marks
+from policies.events import Probe
+from server.config import Settings
+from server.errors import UpstreamDown, UpstreamTimeout
+
+__all__ = ["BadReply", "Drawn", "Engine", "Model", "forwarded_headers"]
+
+_HOP_BY_HOP = {
+    b"connection",
+    b"content-length",
+    b"expect",
+    b"host",
+    b"keep-alive",
+    b"proxy-authenticate",
+    b"proxy-authorization",
+    b"te",
+    b"trailer",
+    b"transfer-encoding",
+    b"upgrade",
+}
+_OURS = (b"x-adjourn-", b"accept-encoding")
+# vLLM's server closes an idle connection after five seconds; we must be first.
+_KEEPALIVE = 3.0
+
+
+class BadReply(Exception):
+    """The engine answered, but not with what was asked for."""
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """One model that the engine serves. ``marks`` is None where no dialect fits it."""
+
+    id: str
+    max_model_len: int | None
+    marks: Marks | None
+    skeleton: Mapping[str, Any] = field(default_factory=dict)
+    """An unstreamed reply's keys, with null for what a stream does not bring."""
+
+
+@dataclass(frozen=True, slots=True)
+class Drawn:
+    """What a probe brought. ``prefilled``: prompt tokens that the cache did not hold."""
+
+    text: str
+    tokens: tuple[str, ...]
+    logprobs: tuple[float, ...]
+    finished: bool
+    prefilled: int
+
+
+class _Logprobs(msgspec.Struct):
+    tokens: list[str]
+    token_logprobs: list[float | None]
+
+
+class _Drawn(msgspec.Struct):
+    text: str
+    logprobs: _Logprobs | None = None
+    finish_reason: str | None = None
+
+
+class _Details(msgspec.Struct):
+    cached_tokens: int | None = None
+
+
+class _Usage(msgspec.Struct):
+    prompt_tokens: int = 0
+    prompt_tokens_details: _Details | None = None
+
+
+class _Completion(msgspec.Struct):
+    choices: list[_Drawn]
+    usage: _Usage = msgspec.field(default_factory=_Usage)
+
+
+_decode_completion = msgspec.json.Decoder(_Completion).decode
+
+
+class Engine:
+    """A client of one engine. Raises UpstreamDown and UpstreamTimeout where it is not there."""
+
+    def __init__(self, settings: Settings, transport: httpx.AsyncBaseTransport | None = None):
+        self.settings = settings
+        self.url = str(settings.upstream).rstrip("/")
+        # 0 is aiohttp's way to say "no limit"; None would leave it at a hundred connections.
+        limits = httpx.Limits(max_connections=0, keepalive_expiry=_KEEPALIVE)
+        self._client = httpx.AsyncClient(
+            transport=transport or AiohttpTransport(limits=limits, trust_env=False),
+            timeout=httpx.Timeout(
+                settings.idle_timeout, connect=settings.connect_timeout, pool=None
+            ),
+            trust_env=False,
+        )
+
+    async def aclose(self) -> None:
+        await self._client.aclose()
+
+    async def send(
+        self,
+        method: str,
+        path: str,
+        headers: Sequence[tuple[bytes, bytes]],
+        content: Any = None,
+    ) -> httpx.Response:
+        """Open a response; its body is not read. The caller closes it."""
+        request = self._client.build_request(
+            method, self.url + path, headers=list(headers), content=content
+        )
+        try:
+            return await self._client.send(request, stream=True)
+        except httpx.ConnectError as error:
+            raise UpstreamDown(f"the engine cannot be reached: {error}") from error
+        except httpx.ReadTimeout as error:
+            raise UpstreamTimeout("the engine did not answer in time") from error
+        except httpx.TransportError as error:
+            raise UpstreamDown(f"the engine broke the connection: {error}") from error
+
+    async def post(self, path: str, body: bytes, headers: Sequence[tuple[bytes, bytes]]) -> bytes:
+        """A whole reply. Raises BadReply unless the status is 200."""
+        response = await self.send("POST", path, headers, body)
+        try:
+            content = await response.aread()
+        except httpx.TransportError as error:
+            raise UpstreamDown(f"the engine broke the connection: {error}") from error
+        finally:
+            await response.aclose()
+        if response.status_code != 200:
+            raise BadReply(f"{path} answered {response.status_code}")
+        return content
+
+    async def probe(
+        self,
+        model: str,
+        prompt: Sequence[int],
+        probe: Probe,
+        headers: Sequence[tuple[bytes, bytes]],
+        extra: Mapping[str, Any],
+    ) -> Drawn:
+        """Draw greedily from these ids. Raises BadReply where log-probabilities are missing."""
+        body = msgspec.json.encode(
+            {
+                **extra,
+                "model": model,
+                "prompt": prompt,
+                "max_tokens": probe.max_tokens,
+                "temperature": 0,
+                "logprobs": 1,
+            }
+        )
+        content = await self.post("/v1/completions", body, headers)
+        try:
+            reply = _decode_completion(content)
+            choice = reply.choices[0]
+        except (msgspec.MsgspecError, IndexError) as error:
+            raise BadReply(f"a probe's reply could not be read: {error}") from None
+        drawn = choice.logprobs
+        if drawn is None or None in drawn.token_logprobs:
+            raise BadReply("a probe's reply has no log-probabilities")
+        details = reply.usage.prompt_tokens_details
+        cached = (details.cached_tokens if details else None) or 0
+        return Drawn(
+            text=choice.text,
+            tokens=tuple(drawn.tokens),
+            logprobs=tuple(p for p in drawn.token_logprobs if p is not None),
+            finished=choice.finish_reason == "stop",
+            prefilled=reply.usage.prompt_tokens - cached,
+        )
+
+    async def tokenize(
+        self, model: str, text: str, headers: Sequence[tuple[bytes, bytes]]
+    ) -> list[int]:
+        """Ids of a fixed text, without the special tokens that a prompt begins with."""
+        body = msgspec.json.encode({"model": model, "prompt": text, "add_special_tokens": False})
+        content = await self.post("/tokenize", body, headers)
+        try:
+            return msgspec.json.decode(content, type=_Tokens).tokens
+        except msgspec.MsgspecError as error:
+            raise BadReply(f"/tokenize answered with something else: {error}") from None
+
+    async def get(self, path: str, headers: Sequence[tuple[bytes, bytes]]) -> tuple[int, bytes]:
+        """Status and content, within the connect timeout: it is asked whether it is there."""
+        try:
+            async with asyncio.timeout(self.settings.connect_timeout):
+                response = await self.send("GET", path, headers)
+                try:
+                    return response.status_code, await response.aread()
+                finally:
+                    await response.aclose()
+        except (TimeoutError, httpx.TransportError) as error:
+            raise UpstreamDown(f"the engine did not answer {path}") from error
+
+
+class _Tokens(msgspec.Struct):
+    tokens: list[int]
+
+
+def forwarded_headers(
+    headers: Sequence[tuple[bytes, bytes]], *, ours: bool = True
+) -> list[tuple[bytes, bytes]]:
+    """A client's headers less those of the connection, and, unless ``ours`` is False, less those
+    that are for the gateway or that would keep it from reading the reply."""
+    return [
+        (name, value)
+        for name, value in headers
+        if name not in _HOP_BY_HOP and not (ours and name.startswith(_OURS))
+    ]

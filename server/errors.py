@@ -1,0 +1,75 @@
+"""What goes wrong at the gateway, in OpenAI's error shape.
+
+    GatewayError
+    ├── BadRequest            400  the client erred; ``param`` says where
+    ├── TooLarge              413
+    ├── UpstreamDown          502  the engine cannot be reached
+    └── UpstreamTimeout       504  the engine was silent for too long
+
+Errors that the engine itself answers with are no errors here: they are handed through as they are.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+__all__ = ["BadRequest", "GatewayError", "TooLarge", "UpstreamDown", "UpstreamTimeout"]
+
+
+class GatewayError(Exception):
+    status = 500
+    kind = "internal_error"
+    code: str | None = None
+    retry_after: int | None = None
+
+    def __init__(self, message: str, *, param: str | None = None, code: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.param = param
+        if code is not None:
+            self.code = code
+
+    @property
+    def body(self) -> bytes:
+        return msgspec.json.encode(
+            {
+                "error": {
+                    "message": self.message,
+                    "type": self.kind,
+                    "param": self.param,
+                    "code": self.code,
+                }
+            }
+        )
+
+    @property
+    def headers(self) -> dict[str, str]:
+        headers = {"content-type": "application/json"}
+        if self.retry_after is not None:
+            headers["retry-after"] = str(self.retry_after)
+        return headers
+
+
+class BadRequest(GatewayError):
+    status = 400
+    kind = "invalid_request_error"
+
+
+class TooLarge(GatewayError):
+    status = 413
+    kind = "invalid_request_error"
+    code = "request_too_large"
+
+
+class UpstreamDown(GatewayError):
+    status = 502
+    kind = "upstream_error"
+    code = "upstream_unavailable"
+    retry_after = 2
+
+
+class UpstreamTimeout(GatewayError):
+    status = 504
+    kind = "upstream_error"
+    code = "upstream_timeout"
+    retry_after = 2

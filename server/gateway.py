@@ -1,0 +1,104 @@
+"""What all requests share: the engine, what it can do, the metrics, what was learned of prices."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+
+import httpx
+import msgspec
+
+from policies.appraisal import Appraiser
+from policies.dialect import builtin, override
+from policies.policy import Policy
+from policies.registry import parse
+from server.config import Settings
+from server.engine import BadReply, Engine, Model
+from server.errors import GatewayError
+from server.metrics import Metrics
+from server.selftest import Report, examine
+
+__all__ = ["Gateway"]
+
+log = logging.getLogger("adjourn.gateway")
+
+_APPRAISERS = 256
+
+
+class Gateway:
+    """Made once a process; ``watch`` runs beside the server."""
+
+    def __init__(
+        self, settings: Settings, transport: httpx.AsyncBaseTransport | None = None
+    ) -> None:
+        self.settings = settings
+        self.engine = Engine(settings, transport)
+        self.metrics = Metrics()
+        self.default = None if settings.policy == "off" else parse(settings.policy)
+        self.dialects = override(builtin(), settings.dialects)
+        self.report: Report | None = None
+        self.up = False
+        self.draining = False
+        self._appraisers: dict[tuple[str, Policy], Appraiser] = {}
+
+    @property
+    def models(self) -> dict[str, Model]:
+        return dict(self.report.models) if self.report else {}
+
+    @property
+    def ready(self) -> bool:
+        return self.up and not self.draining
+
+    def appraiser(self, model: str, policy: Policy) -> Appraiser:
+        """One a model and policy; requests with options of their own share a bounded number."""
+        key = (model, policy)
+        if key not in self._appraisers:
+            if len(self._appraisers) >= _APPRAISERS:
+                self._appraisers.pop(next(iter(self._appraisers)))
+            self._appraisers[key] = Appraiser()
+        return self._appraisers[key]
+
+    def refusal(self, policy: Policy, model: Model | None) -> str | None:
+        """Why this policy cannot judge this model here, or None."""
+        if self.report is None or model is None:
+            return "unexamined-model"
+        if model.marks is None:
+            return "no-dialect"
+        if not self.report.can_cut:
+            return "engine-cannot-resume"
+        if policy.needs.probes and not self.report.can_probe:
+            return "engine-cannot-probe"
+        return None
+
+    async def watch(self) -> None:
+        """Look whether the engine is there, and examine it when it has come (back)."""
+        while True:
+            was = self.up
+            try:
+                if self.report is None or not was:
+                    self.report = await examine(self.engine, self.dialects, self.settings.dialect)
+                    self._say(self.report)
+                else:
+                    await self.engine.get("/health", ())
+                self.up = True
+            except (GatewayError, BadReply, msgspec.MsgspecError) as error:
+                self.up = False
+                if was or self.report is None:
+                    log.warning("the engine at %s is not ready: %s", self.engine.url, error)
+            self.metrics.engine_up.set(self.up)
+            await asyncio.sleep(self.settings.recheck if self.up else 1.0)
+
+    def _say(self, report: Report) -> None:
+        for model in report.models.values():
+            name = model.marks.dialect.name if model.marks else "none, so it is handed through"
+            log.info("engine %s, model %s, dialect %s", report.version, model.id, name)
+            if self.default is not None and (why := self.refusal(self.default, model)):
+                log.warning("policy %s is off for %s: %s", self.default.name, model.id, why)
+            warnings = model.marks.dialect.warnings if model.marks else {}
+            if self.default is not None and self.default.name in warnings:
+                log.warning("%s: %s", model.id, warnings[self.default.name])
+
+    async def aclose(self) -> None:
+        with contextlib.suppress(Exception):
+            await self.engine.aclose()

@@ -1,0 +1,132 @@
+"""Everything that Prometheus sees. Labels are bounded: ``model`` is one the engine serves or
+``other``, ``policy`` the name of an installed policy, and nothing carries a user's text."""
+
+from __future__ import annotations
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client.process_collector import ProcessCollector
+
+from server import __version__
+
+__all__ = ["Metrics"]
+
+_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
+_MILLISECONDS = (0.00025, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1)
+_TOKENS = (16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768)
+
+
+class Metrics:
+    """One registry and its families. Counters end in ``_total`` when scraped."""
+
+    def __init__(self) -> None:
+        self.registry = registry = CollectorRegistry()
+        ProcessCollector(namespace="adjourn", registry=registry)
+
+        def counter(name: str, text: str, *labels: str) -> Counter:
+            return Counter(f"adjourn_{name}", text, labels, registry=registry)
+
+        def histogram(name: str, text: str, buckets: tuple[float, ...], *labels: str) -> Histogram:
+            return Histogram(f"adjourn_{name}", text, labels, registry=registry, buckets=buckets)
+
+        self.requests = counter(
+            "requests", "Requests answered.", "endpoint", "model", "policy", "status"
+        )
+        self.in_flight = Gauge(
+            "adjourn_requests_in_flight", "Requests now.", ("endpoint",), registry=registry
+        )
+        self.duration = histogram(
+            "request_duration_seconds",
+            "From the request's arrival to its last byte.",
+            _SECONDS,
+            "endpoint",
+            "model",
+            "policy",
+        )
+        self.first_token = histogram(
+            "time_to_first_token_seconds",
+            "From the request's arrival to the first byte of its stream.",
+            _SECONDS,
+            "model",
+            "policy",
+        )
+        self.added = histogram(
+            "added_first_token_seconds",
+            "The part of the time to the first token that the gateway itself took.",
+            _MILLISECONDS,
+            "model",
+        )
+        self.resume_gap = histogram(
+            "resume_gap_seconds",
+            "From the decision to cut to the first byte of the answer.",
+            _SECONDS,
+            "model",
+        )
+        self.tokens = counter(
+            "tokens",
+            "Tokens by kind: prompt, reasoning, marker, answer, closing, probe, wasted, prefilled.",
+            "model",
+            "policy",
+            "kind",
+        )
+        self.triggers = counter(
+            "triggers",
+            "Decisions to stop, by what became of them: carried-out, held-out, observed, refused.",
+            "model",
+            "policy",
+            "action",
+        )
+        self.stops = counter(
+            "stops", "Traces ended early, by the policy's reason.", "model", "policy", "reason"
+        )
+        self.tokens_at_stop = histogram(
+            "tokens_at_stop", "Tokens of the trace kept at a cut.", _TOKENS, "model", "policy"
+        )
+        self.spared = histogram(
+            "tokens_after_trigger",
+            "Tokens thought behind a trigger that was not carried out: what a cut saves.",
+            _TOKENS,
+            "model",
+            "policy",
+            "action",
+        )
+        self.probes = counter(
+            "probes",
+            "Probes, by outcome: ok, error, timeout, bad-reply.",
+            "model",
+            "policy",
+            "outcome",
+        )
+        self.probe_seconds = histogram(
+            "probe_seconds", "From sending a probe to its result.", _SECONDS, "model", "policy"
+        )
+        self.probe_price = Gauge(
+            "adjourn_probe_price_tokens",
+            "What one checkpoint's probes cost now, in tokens of a stream.",
+            ("model", "policy"),
+            registry=registry,
+        )
+        self.passed = counter(
+            "passed_through",
+            "Requests handed through without a policy, though one was set, by reason.",
+            "model",
+            "reason",
+        )
+        self.fail_open = counter(
+            "fail_open", "Policy trouble that the stream outlived, by reason.", "policy", "reason"
+        )
+        self.upstream_errors = counter(
+            "upstream_errors", "What the engine did wrong, by reason.", "reason"
+        )
+        self.aborts = counter(
+            "upstream_aborts", "Upstream work that the gateway ended, by reason.", "reason"
+        )
+        self.disconnects = counter(
+            "client_disconnects",
+            "Clients that left early, by phase: before-first-token, streaming, unstreamed.",
+            "phase",
+        )
+        self.engine_up = Gauge(
+            "adjourn_engine_up", "Whether the engine answered when last asked.", registry=registry
+        )
+        build = Gauge("adjourn_build_info", "Version.", ("version",), registry=registry)
+        build.labels(__version__).set(1)

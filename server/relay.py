@@ -1,0 +1,511 @@
+"""Carry one judged chat response from the engine to the client.
+
+The relay drives a ``Session``: it reads the main stream, shows each chunk to the session and sends
+on what the session has released, byte for byte. It runs probes beside the stream and, at a cut,
+opens the answer first and gives the main stream up only when that answer has begun: until then
+everything can go on as if there were no gateway.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import httpx
+import msgspec
+from msgspec import Raw
+
+from policies.events import ProbeResult
+from policies.session import Ask, Cut, Session
+from server.choose import ChatRequest
+from server.engine import BadReply, Engine
+from server.errors import GatewayError, UpstreamDown
+from server.metrics import Metrics
+from server.sse import EventSplitter, data_of
+from server.wire import (
+    Choice,
+    Chunk,
+    Renamer,
+    decode_chunk,
+    event_of,
+    hide_ids,
+    is_padding,
+    with_key,
+    without_reasoning,
+)
+
+__all__ = ["Relay", "Sink"]
+
+log = logging.getLogger("adjourn.relay")
+
+_DONE = b"[DONE]"
+_PATH = "/v1/chat/completions"
+_NO_CALL = (None, b"null", b"[]")
+Headers = Sequence[tuple[bytes, bytes]]
+
+
+class Sink(Protocol):
+    """Where a response goes: a client's stream, or an assembler for a client that wants none."""
+
+    began: bool
+
+    def open(self, response: httpx.Response) -> None:
+        """The engine has begun to answer."""
+
+    async def hand_through(self, response: httpx.Response) -> None:
+        """The engine refused: its status, headers and body, unmodified."""
+
+    async def write(self, events: list[bytes]) -> None: ...
+
+    async def end(self, note: dict[str, Any] | None) -> None: ...
+
+    async def fail(self, error: GatewayError) -> None:
+        """The response cannot be finished. What was sent already must not look finished."""
+
+
+@dataclass(slots=True)
+class Times:
+    """Seconds on the monotonic clock; 0.0 until it happened."""
+
+    arrived: float
+    sent: float = 0.0
+    first_read: float = 0.0
+    first_write: float = 0.0
+    triggered: float = 0.0
+    resumed: float = 0.0
+
+
+class Relay:
+    """``run`` carries the response. Raises GatewayError only while nothing was written."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        request: ChatRequest,
+        headers: Headers,
+        request_id: str,
+        session: Session,
+        sink: Sink,
+        metrics: Metrics,
+        labels: tuple[str, str],
+        arrived: float,
+    ) -> None:
+        self.session = session
+        self.times = Times(arrived)
+        self.status = 200
+        self.probe_seconds: list[float] = []
+        self._engine = engine
+        self._request = request
+        self._headers = headers
+        self._request_id = request_id
+        self._sink = sink
+        self._metrics = metrics
+        self._labels = labels
+        self._fields = self._main_fields()
+        self._first = Chunk()
+        self._pieces = 0
+        self._pending: deque[tuple[int, bytes]] = deque()
+        self._lock = asyncio.Lock()
+        self._main: httpx.Response | None = None
+        self._answer: _Answer | None = None
+        self._pump: asyncio.Task[None] | None = None
+        self._beside: asyncio.Task[None] | None = None
+        self._broken: str | None = None
+        self._finished = False
+        self._done = False
+        self._note_on_usage = request.include_usage or not request.stream
+
+    # -- the life of a response --------------------------------------------------------------
+
+    async def run(self) -> None:
+        try:
+            self._main = await self._open(self._fields, self._request_id)
+            if self._main.status_code != 200:
+                self.status = self._main.status_code
+                await self._sink.hand_through(self._main)
+                return
+            self._sink.open(self._main)
+            await self._follow()
+            await self._end()
+        finally:
+            await self._close()
+
+    async def _follow(self) -> None:
+        assert self._main is not None
+        self._pump = asyncio.ensure_future(self._pump_main(self._main))
+        try:
+            await self._pump
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if self._answer is None or (task is not None and task.cancelling()):
+                raise
+        if self._beside is not None and self.session.waiting:
+            # The main stream ended while a cut was being carried out.
+            await self._beside
+        if self._answer is not None:
+            self._metrics.aborts.labels("cut").inc()
+            await self._main.aclose()
+            await self._pump_answer(self._answer)
+
+    async def _end(self) -> None:
+        self.session.ended()
+        await self._flush()
+        if self._broken is None and not self._finished:
+            self._broken = "truncated"
+        if self._broken is not None:
+            self._metrics.upstream_errors.labels(self._broken).inc()
+            self.status = 502
+            error = UpstreamDown("the engine broke off in the middle of its response")
+            if not self._sink.began:
+                raise error
+            await self._sink.fail(error)
+            return
+        if not self._done:
+            await self._sink.write([event_of(_DONE)])
+        await self._sink.end(self._note() if self._telling else None)
+
+    async def _close(self) -> None:
+        for task in (self._beside, self._pump):
+            if task is not None and not task.done():
+                task.cancel()
+        for response in (self._main, self._answer.response if self._answer else None):
+            if response is not None:
+                await response.aclose()
+
+    # -- upstream requests ---------------------------------------------------------------------
+
+    def _main_fields(self) -> dict[str, Raw]:
+        fields = dict(self._request.fields)
+        fields["stream"] = fields["return_token_ids"] = fields["include_reasoning"] = Raw(b"true")
+        if not self._request.stream:
+            fields["stream_options"] = Raw(b'{"include_usage":true}')
+        return fields
+
+    async def _open(self, fields: dict[str, Raw], request_id: str) -> httpx.Response:
+        headers = [*self._headers, (b"x-request-id", request_id.encode())]
+        body = msgspec.json.encode(fields)
+        if not self.times.sent:
+            self.times.sent = time.perf_counter()
+        return await self._engine.send("POST", _PATH, headers, body)
+
+    # -- the main stream -----------------------------------------------------------------------
+
+    async def _pump_main(self, response: httpx.Response) -> None:
+        splitter = EventSplitter()
+        take, flush = self._take, self._flush
+        try:
+            async for data in response.stream:  # type: ignore[union-attr]
+                now = time.perf_counter()
+                if not self.times.first_read:
+                    self.times.first_read = now
+                for event in splitter.feed(data):
+                    take(event, now)
+                await flush()
+        except httpx.TimeoutException:
+            self._broken = "timeout"
+        except httpx.TransportError:
+            self._broken = "broken"
+        if splitter.rest.strip():
+            take(splitter.rest, time.perf_counter())
+            await flush()
+
+    def _take(self, event: bytes, at: float) -> None:
+        """One event of the main stream: show it to the session, queue what the client gets."""
+        data = data_of(event)
+        chunk = None if data is None or data == _DONE else self._decode(data)
+        if data is None or chunk is None:
+            self._done = self._done or data == _DONE
+            self._pending.append((self._pieces, event))
+            return
+        if self._pieces == 0:
+            self._first = chunk
+        if chunk.prompt_token_ids is not None and not self.session.prompt:
+            self.session.opened(chunk.prompt_token_ids)
+        self._finished = self._finished or chunk.error is not None
+        command = None
+        if chunk.choices:
+            choice = chunk.choices[0]
+            delta = choice.delta
+            self._pieces += 1
+            command = self.session.feed(
+                delta.thought,
+                choice.token_ids or (),
+                at,
+                answering=bool(delta.content) or delta.tool_calls not in _NO_CALL,
+                ending=choice.finish_reason,
+            )
+            self._finished = self._finished or choice.finish_reason is not None
+        edited = self._edited(event, data, chunk)
+        if edited is not None:
+            self._pending.append((self._pieces, edited))
+        if command is not None:
+            self.times.triggered = at
+            self._beside = asyncio.ensure_future(self._carry_out(command))
+
+    def _decode(self, data: bytes) -> Chunk | None:
+        try:
+            return decode_chunk(data)
+        except msgspec.MsgspecError:
+            self._fail_open("unreadable-chunk")
+            return None
+
+    def _edited(self, event: bytes, data: bytes, chunk: Chunk) -> bytes | None:
+        """The event as the client is to get it; None where it gets none."""
+        choice = chunk.choices[0] if chunk.choices else None
+        if not self._request.return_token_ids:
+            if choice is not None:
+                if is_padding(event, choice):
+                    return None
+                if choice.token_ids is not None or chunk.prompt_token_ids is not None:
+                    event = hide_ids(event)
+            elif chunk.prompt_token_ids is not None:
+                event = hide_ids(event)
+        if not self._request.include_reasoning and choice is not None:
+            shown = without_reasoning(data_of(event) or b"")
+            if shown is None:
+                return None
+            event = event_of(shown)
+        if self._telling and self._is_last(choice, chunk):
+            event = event_of(with_key(data_of(event) or b"{}", "adjourn", self._note()))
+        return event
+
+    def _is_last(self, choice: Choice | None, chunk: Chunk) -> bool:
+        if self._note_on_usage:
+            return choice is None and chunk.usage is not None
+        return choice is not None and choice.finish_reason is not None
+
+    async def _flush(self) -> None:
+        """Send what is released, in order, whoever asks."""
+        async with self._lock:
+            released, pending = self.session.released, self._pending
+            ready = []
+            while pending and pending[0][0] <= released:
+                ready.append(pending.popleft()[1])
+            if ready:
+                if not self.times.first_write:
+                    self.times.first_write = time.perf_counter()
+                await self._sink.write(ready)
+
+    # -- beside the stream -----------------------------------------------------------------------
+
+    async def _carry_out(self, command: Ask | Cut | None) -> None:
+        try:
+            while isinstance(command, Ask):
+                command = await self._probe(command)
+            if command is not None:
+                await self._resume(command)
+        except Exception as error:
+            # A fault of ours must not become the client's.
+            log.exception("beside the stream: %s", type(error).__name__)
+            self._fail_open("internal-error")
+            self.session.give_up("internal-error")
+        await self._flush()
+
+    async def _probe(self, ask: Ask) -> Ask | Cut | None:
+        session, began = self.session, time.perf_counter()
+        inducer = session.marks.inducers.get(ask.probe.inducer)
+        prompt = [*session.prompt, *session.generated[: ask.kept], *ask.closing, *(inducer or ())]
+        outcome = "ok"
+        try:
+            if inducer is None:
+                raise BadReply(f"the dialect has no inducer {ask.probe.inducer!r}")
+            async with asyncio.timeout(self._engine.settings.probe_timeout):
+                drawn = await self._engine.probe(
+                    self._request.model, prompt, ask.probe, self._headers, self._sticky
+                )
+        except TimeoutError:
+            outcome = "timeout"
+        except BadReply:
+            outcome = "bad-reply"
+        except GatewayError:
+            outcome = "error"
+        now = time.perf_counter()
+        self._metrics.probes.labels(*self._labels, outcome).inc()
+        if outcome != "ok":
+            self._fail_open(f"probe-{outcome}")
+            return session.probe_failed(outcome, ask, now)
+        self._metrics.probe_seconds.labels(*self._labels).observe(now - began)
+        result = ProbeResult(
+            probe=ask.probe,
+            position=ask.position,
+            text=drawn.text,
+            tokens=drawn.tokens,
+            logprobs=drawn.logprobs,
+            finished=drawn.finished,
+            seconds=now - began,
+            at=now,
+        )
+        command = session.probed(result, prefilled=drawn.prefilled)
+        if isinstance(command, Cut):
+            self.times.triggered = now
+        return command
+
+    @property
+    def _sticky(self) -> dict[str, Raw]:
+        """What must be the same on all calls of a request, or the prefix cache is missed."""
+        return {k: v for k, v in self._request.fields.items() if k in ("cache_salt", "priority")}
+
+    async def _resume(self, cut: Cut) -> None:
+        """Open the answer from the kept prefix; only then is the main stream given up."""
+        session = self.session
+        prompt = [*session.prompt, *session.generated[: cut.kept], *cut.closing]
+        fields = self._answer_fields(prompt, cut)
+        if fields is None:
+            return self._refuse("no-token-left")
+        try:
+            async with asyncio.timeout(self._engine.settings.resume_timeout):
+                response = await self._open(fields, f"{self._request_id}-answer")
+                answer = await self._begin(response, prompt)
+        except (TimeoutError, GatewayError, httpx.TransportError):
+            return self._refuse("resume-failed")
+        if answer is None:
+            await response.aclose()
+            reason = "ids-not-honoured" if response.status_code == 200 else "resume-rejected"
+            return self._refuse(reason)
+        await self._flush()
+        session.resumed()
+        self._pending.clear()
+        self._finished = self._done = False
+        self._broken = None
+        self._answer = answer
+        self.times.resumed = time.perf_counter()
+        if self._pump is not None:
+            self._pump.cancel()
+
+    def _answer_fields(self, prompt: list[int], cut: Cut) -> dict[str, Raw] | None:
+        fields = dict(self._fields)
+        fields["kv_transfer_params"] = Raw(msgspec.json.encode({"prompt_token_ids": prompt}))
+        if self._request.limit is not None:
+            left = self._request.limit - cut.kept - len(cut.closing)
+            if left < 1:
+                return None
+            for name in ("max_completion_tokens", "max_tokens"):
+                if name in fields:
+                    fields[name] = Raw(b"%d" % left)
+        return fields
+
+    async def _begin(self, response: httpx.Response, prompt: list[int]) -> _Answer | None:
+        """Read up to the first chunk, which tells whether the engine took our ids."""
+        if response.status_code != 200:
+            return None
+        splitter = EventSplitter()
+        reads = response.stream.__aiter__()  # type: ignore[union-attr]
+        async for data in reads:
+            events = splitter.feed(data)
+            for index, event in enumerate(events):
+                content = data_of(event)
+                chunk = self._decode(content) if content not in (None, _DONE) else None
+                if chunk is None:
+                    continue
+                if chunk.prompt_token_ids != prompt:
+                    return None
+                return _Answer(
+                    response, reads, splitter, events[index + 1 :], Renamer(self._first, chunk)
+                )
+        return None
+
+    def _refuse(self, reason: str) -> None:
+        self._fail_open(reason)
+        self.session.refused(reason)
+
+    def _fail_open(self, reason: str) -> None:
+        self._metrics.fail_open.labels(self._labels[1], reason).inc()
+        self.session.mute(reason)
+
+    # -- the answer behind a cut -----------------------------------------------------------------
+
+    async def _pump_answer(self, answer: _Answer) -> None:
+        await self._send_answer(answer, answer.events)
+        try:
+            async for data in answer.reads:
+                await self._send_answer(answer, answer.splitter.feed(data))
+        except httpx.TimeoutException:
+            self._broken = "timeout"
+        except httpx.TransportError:
+            self._broken = "broken"
+        if answer.splitter.rest.strip():
+            await self._send_answer(answer, [answer.splitter.rest])
+
+    async def _send_answer(self, answer: _Answer, events: list[bytes]) -> None:
+        ready = [shown for event in events if (shown := self._take_answer(answer, event))]
+        if ready:
+            await self._sink.write(ready)
+
+    def _take_answer(self, answer: _Answer, event: bytes) -> bytes | None:
+        data = data_of(event)
+        chunk = None if data is None or data == _DONE else self._decode(data)
+        if data is None or chunk is None:
+            self._done = self._done or data == _DONE
+            return event
+        self._finished = self._finished or chunk.error is not None
+        event = answer.rename(event)
+        for choice in chunk.choices:
+            self.session.answered(len(choice.token_ids or ()))
+            self._finished = self._finished or choice.finish_reason is not None
+            if self._request.return_token_ids and answer.closing_due:
+                event = self._with_closing(event)
+                answer.closing_due = False
+        if chunk.usage is not None:
+            event = event_of(self._with_usage(data_of(event) or b"{}"))
+        return self._edited(event, data, chunk)
+
+    def _with_closing(self, event: bytes) -> bytes:
+        """A client that asked for ids gets those of the closing sequence with the first answer."""
+        chunk = msgspec.json.decode(data_of(event) or b"{}")
+        choice = chunk["choices"][0]
+        choice["token_ids"] = [*self.session.closing, *(choice.get("token_ids") or ())]
+        return event_of(msgspec.json.encode(chunk))
+
+    def _with_usage(self, data: bytes) -> bytes:
+        """One usage for the whole response: the prompt once, and all that the client got."""
+        chunk = msgspec.json.decode(data)
+        usage, ledger = chunk["usage"], self.session.ledger
+        usage["prompt_tokens"] = ledger.prompt
+        usage["completion_tokens"] = ledger.completion
+        usage["total_tokens"] = ledger.prompt + ledger.completion
+        if isinstance(details := usage.get("completion_tokens_details"), dict):
+            details["reasoning_tokens"] = ledger.reasoning
+        if isinstance(details := usage.get("prompt_tokens_details"), dict):
+            details["cached_tokens"] = min(details.get("cached_tokens") or 0, ledger.prompt)
+        return msgspec.json.encode(chunk)
+
+    # -- what was done -----------------------------------------------------------------------------
+
+    @property
+    def _telling(self) -> bool:
+        return self._request.explicit or self.session.trigger is not None
+
+    def _note(self) -> dict[str, Any]:
+        session, ledger = self.session, self.session.ledger
+        note: dict[str, Any] = {"stopped": session.stopped, "policy": session.policy.name}
+        if (trigger := session.trigger) is not None:
+            note["reason"] = trigger.stop.reason
+            note["action"] = trigger.action
+            if trigger.stop.confidence is not None:
+                note["confidence"] = round(trigger.stop.confidence, 6)
+            note["position"] = trigger.position
+        if session.muted is not None:
+            note["muted"] = session.muted
+        note["probes"] = session.probes
+        note["tokens"] = {
+            kind: getattr(ledger, kind)
+            for kind in ("prompt", "reasoning", "answer", "marker", "closing", "probe", "wasted")
+        }
+        return note
+
+
+@dataclass(slots=True)
+class _Answer:
+    """The stream behind a cut. ``events`` were read with its first chunk."""
+
+    response: httpx.Response
+    reads: AsyncIterator[bytes]
+    splitter: EventSplitter
+    events: list[bytes]
+    rename: Renamer
+    closing_due: bool = True

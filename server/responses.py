@@ -1,0 +1,148 @@
+"""Responses that carry an engine's work, and end that work when the client goes away.
+
+Bare ASGI tells of a client that left only to who asks: each response here watches for it while it
+works, before the first token, in mid-stream, and while an unstreamed reply is due.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from abc import abstractmethod
+from collections.abc import Sequence
+from typing import Any
+
+import httpx
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from server.engine import Engine
+from server.errors import GatewayError, UpstreamDown
+from server.metrics import Metrics
+from server.sinks import reply_headers
+
+__all__ = ["Abandonable", "Passage", "send_error"]
+
+log = logging.getLogger("adjourn.http")
+
+
+class Abandonable(Response):
+    """``work`` runs until it is done or the client left; then it is cancelled."""
+
+    def __init__(self, metrics: Metrics) -> None:
+        self.background = None
+        self.metrics = metrics
+        self.began = False
+
+    @abstractmethod
+    async def work(self, send: Send) -> None:
+        """Send the response. A GatewayError is answered with, if nothing was sent."""
+
+    @property
+    @abstractmethod
+    def phase(self) -> str:
+        """Where the work stands, for the count of clients that left."""
+
+    def ended(self, status: int) -> None:
+        """Called once, however it ended; 499 where the client left."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        work = asyncio.ensure_future(self._guarded(send))
+        watch = asyncio.ensure_future(self._watch(receive, work))
+        status = 499
+        try:
+            status = await work
+        except asyncio.CancelledError:
+            if not watch.done():
+                raise  # the server is shutting down
+            self.metrics.disconnects.labels(self.phase).inc()
+            self.metrics.aborts.labels("client-left").inc()
+        finally:
+            watch.cancel()
+            self.ended(status)
+
+    async def _guarded(self, send: Send) -> int:
+        sent = 0
+
+        async def noting(message: Any) -> None:
+            nonlocal sent
+            if message["type"] == "http.response.start":
+                sent = message["status"]
+                self.began = True
+            await send(message)
+
+        try:
+            await self.work(noting)
+        except GatewayError as error:
+            if isinstance(error, UpstreamDown):
+                self.metrics.upstream_errors.labels("down").inc()
+            if not sent:
+                await send_error(noting, error)
+        return sent
+
+    @staticmethod
+    async def _watch(receive: Receive, work: asyncio.Future[int]) -> None:
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        work.cancel()
+
+
+async def send_error(send: Send, error: GatewayError) -> None:
+    headers = [(k.encode(), v.encode()) for k, v in error.headers.items()]
+    headers.append((b"content-length", b"%d" % len(error.body)))
+    await send({"type": "http.response.start", "status": error.status, "headers": headers})
+    await send({"type": "http.response.body", "body": error.body})
+
+
+class Passage(Abandonable):
+    """Hand a request through: what comes back is the engine's, byte for byte."""
+
+    def __init__(
+        self,
+        metrics: Metrics,
+        engine: Engine,
+        method: str,
+        path: str,
+        headers: Sequence[tuple[bytes, bytes]],
+        body: bytes,
+        extra: Sequence[tuple[bytes, bytes]] = (),
+    ) -> None:
+        super().__init__(metrics)
+        self._engine = engine
+        self._call = (method, path, headers, body or None)
+        self._extra = extra
+
+    @property
+    def phase(self) -> str:
+        return "streaming" if self.began else "before-first-token"
+
+    async def work(self, send: Send) -> None:
+        response = await self._engine.send(*self._call)
+        try:
+            headers = reply_headers(response, self._extra)
+            if (length := response.headers.get("content-length")) is not None:
+                headers.append((b"content-length", length.encode()))
+            await send(
+                {
+                    "type": "http.response.start",
+                    "status": response.status_code,
+                    "headers": headers,
+                }
+            )
+            try:
+                async for data in response.stream:  # type: ignore[union-attr]
+                    await send({"type": "http.response.body", "body": data, "more_body": True})
+            except httpx.TransportError:
+                await self._broke_off(send, response)
+                return
+            await send({"type": "http.response.body", "body": b""})
+        finally:
+            await response.aclose()
+
+    async def _broke_off(self, send: Send, response: httpx.Response) -> None:
+        """An error event where a stream can carry one; the connection is broken in any case."""
+        self.metrics.upstream_errors.labels("broken").inc()
+        if response.headers.get("content-type", "").startswith("text/event-stream"):
+            error = UpstreamDown("the engine broke off in the middle of its response")
+            event = b"data: " + error.body + b"\n\n"
+            await send({"type": "http.response.body", "body": event, "more_body": True})

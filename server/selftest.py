@@ -1,0 +1,180 @@
+"""What can this engine do? Asked once, when it is first seen, of the engine itself.
+
+Whatever is missing is said plainly, and what needs it is off; requests are then handed through.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fnmatch
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+
+from policies.dialect import Dialect, Marks
+from policies.events import Probe
+from server.engine import BadReply, Engine, Model
+from server.errors import GatewayError
+from server.sse import EventSplitter, data_of
+from server.wire import Chunk, decode_chunk
+
+__all__ = ["Report", "examine"]
+
+log = logging.getLogger("adjourn.selftest")
+
+_HEADERS = [(b"content-type", b"application/json")]
+_MESSAGES = [{"role": "user", "content": "Hi"}]
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """``models`` by id; ``missing`` maps what the engine can't do to what is off for it."""
+
+    version: str
+    models: Mapping[str, Model]
+    missing: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def can_probe(self) -> bool:
+        return "token-id probes" not in self.missing
+
+    @property
+    def can_cut(self) -> bool:
+        return not {"token ids", "resuming from token ids"} & set(self.missing)
+
+
+class _Card(msgspec.Struct):
+    id: str
+    max_model_len: int | None = None
+
+
+class _Cards(msgspec.Struct):
+    data: list[_Card]
+
+
+async def examine(engine: Engine, dialects: Mapping[str, Dialect], forced: str | None) -> Report:
+    """Ask everything. Raises GatewayError where the engine is not there."""
+    headers = [*_HEADERS, *_authorization(engine)]
+    status, content = await engine.get("/v1/models", headers)
+    if status != 200:
+        raise BadReply(f"/v1/models answered {status}")
+    cards = msgspec.json.decode(content, type=_Cards).data
+    status, content = await engine.get("/version", headers)
+    version = "unknown"
+    if status == 200:
+        with contextlib.suppress(msgspec.MsgspecError, AttributeError):
+            version = str(msgspec.json.decode(content).get("version", version))
+    missing: dict[str, str] = {}
+    models = {}
+    for card in cards:
+        marks = await _marks(engine, card.id, dialects, forced, headers, missing)
+        skeleton: dict[str, Any] = {}
+        if card is cards[0]:
+            skeleton = await _talk(engine, card.id, marks, headers, missing)
+        models[card.id] = Model(card.id, card.max_model_len, marks, skeleton)
+    for what, off in missing.items():
+        log.warning("the engine lacks %s: %s", what, off)
+    return Report(version, models, missing)
+
+
+def _authorization(engine: Engine) -> list[tuple[bytes, bytes]]:
+    key = engine.settings.upstream_api_key
+    return [(b"authorization", f"Bearer {key}".encode())] if key else []
+
+
+async def _marks(
+    engine: Engine,
+    model: str,
+    dialects: Mapping[str, Dialect],
+    forced: str | None,
+    headers: Sequence[tuple[bytes, bytes]],
+    missing: dict[str, str],
+) -> Marks | None:
+    """The model's dialect: markers that are single tokens of its vocabulary, a name that matches
+    before one that doesn't."""
+    candidates = [dialects[forced]] if forced else list(dialects.values())
+    name = model.lower()
+    candidates.sort(key=lambda d: not any(fnmatch.fnmatch(name, p) for p in d.models))
+
+    async def ids(text: str) -> tuple[int, ...]:
+        return tuple(await engine.tokenize(model, text, headers))
+
+    try:
+        known: dict[str, tuple[int, ...]] = {}
+        for dialect in candidates:
+            for marker in (dialect.start, dialect.end):
+                if marker not in known:
+                    known[marker] = await ids(marker)
+            if len(known[dialect.start]) == len(known[dialect.end]) == 1:
+                return Marks(
+                    dialect=dialect,
+                    start=known[dialect.start][0],
+                    end=known[dialect.end][0],
+                    closing=await ids(dialect.closing),
+                    closing_on_newline=await ids(dialect.closing.removeprefix("\n")),
+                    inducers={n: await ids(text) for n, text in dialect.inducers.items()},
+                )
+    except (GatewayError, BadReply) as error:
+        missing["/tokenize"] = f"no dialect can be told, so nothing is stopped ({error})"
+        return None
+    log.warning("model %s has the markers of no known dialect: it is handed through", model)
+    return None
+
+
+async def _talk(
+    engine: Engine,
+    model: str,
+    marks: Marks | None,
+    headers: Sequence[tuple[bytes, bytes]],
+    missing: dict[str, str],
+) -> dict[str, Any]:
+    """Try the three calls; returns the keys of an unstreamed reply."""
+    request = {"model": model, "messages": _MESSAGES, "max_tokens": 2, "temperature": 0}
+    skeleton: dict[str, Any] = {}
+    try:
+        content = await engine.post("/v1/chat/completions", msgspec.json.encode(request), headers)
+        skeleton = msgspec.json.decode(content)
+    except (GatewayError, BadReply, msgspec.MsgspecError) as error:
+        missing["chat completions"] = f"nothing can be stopped ({error})"
+        return {}
+    streamed = {**request, "stream": True, "return_token_ids": True, "include_reasoning": True}
+    chunks = await _stream(engine, streamed, headers)
+    prompt = next((c.prompt_token_ids for c in chunks if c.prompt_token_ids), None)
+    if prompt is None or not any(c.choices and c.choices[0].token_ids for c in chunks):
+        missing["token ids"] = "nothing can be stopped (return_token_ids brings none)"
+        return skeleton
+    if marks is not None:
+        resumed = [*prompt, marks.start, *marks.closing]
+        body = {**streamed, "kv_transfer_params": {"prompt_token_ids": resumed}}
+        chunks = await _stream(engine, body, headers)
+        echoed = next((c.prompt_token_ids for c in chunks if c.prompt_token_ids), None)
+        if echoed != resumed:
+            missing["resuming from token ids"] = "nothing can be stopped (they are not honoured)"
+        elif any(c.choices and c.choices[0].delta.thought for c in chunks):
+            missing["a reasoning parser"] = "answers behind a cut would be taken for reasoning"
+    try:
+        await engine.probe(model, prompt, Probe(max_tokens=1), headers, {})
+    except (GatewayError, BadReply) as error:
+        missing["token-id probes"] = f"policies that probe are off ({error})"
+    return skeleton
+
+
+async def _stream(
+    engine: Engine, request: dict[str, Any], headers: Sequence[tuple[bytes, bytes]]
+) -> list[Chunk]:
+    try:
+        content = await engine.post("/v1/chat/completions", msgspec.json.encode(request), headers)
+    except (GatewayError, BadReply):
+        return []
+    chunks = []
+    for event in EventSplitter().feed(content):
+        data = data_of(event)
+        if data and data != b"[DONE]":
+            try:
+                chunks.append(decode_chunk(data))
+            except msgspec.MsgspecError:
+                return []
+    return chunks

@@ -1,0 +1,207 @@
+"""Where a judged response goes: straight into the client's stream, or into one JSON document."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import httpx
+import msgspec
+from starlette.types import Send
+
+from server.engine import forwarded_headers
+from server.errors import GatewayError
+from server.sse import data_of
+
+__all__ = ["Assembler", "StreamSink", "reply_headers"]
+
+_STREAM_HEADERS = (
+    (b"cache-control", b"no-cache"),
+    (b"x-accel-buffering", b"no"),  # nginx would hold a stream back
+)
+# The server in front of us writes its own, and lengths change with what is edited.
+_DROPPED = (b"date", b"content-length")
+
+
+def reply_headers(
+    response: httpx.Response, extra: Sequence[tuple[bytes, bytes]]
+) -> list[tuple[bytes, bytes]]:
+    """An engine's reply headers for the client, ours going before its own."""
+    ours = {name for name, _ in extra}
+    raw = [(name.lower(), value) for name, value in response.headers.raw]
+    kept = forwarded_headers(raw, ours=False)
+    return [(n, v) for n, v in kept if n not in _DROPPED and n not in ours] + list(extra)
+
+
+class StreamSink:
+    """The client streams. The head is sent with the first events, so that an engine that fails
+    before them still gets a proper status."""
+
+    def __init__(self, send: Send, extra: Sequence[tuple[bytes, bytes]]) -> None:
+        self.began = False
+        self._send = send
+        self._extra = extra
+        self._headers: list[tuple[bytes, bytes]] = []
+
+    def open(self, response: httpx.Response) -> None:
+        self._headers = reply_headers(response, (*_STREAM_HEADERS, *self._extra))
+
+    async def hand_through(self, response: httpx.Response) -> None:
+        self.began = True
+        await _hand_through(self._send, response, self._extra)
+
+    async def write(self, events: list[bytes]) -> None:
+        if not self.began:
+            self.began = True
+            await self._send(
+                {"type": "http.response.start", "status": 200, "headers": self._headers}
+            )
+        body = events[0] if len(events) == 1 else b"".join(events)
+        await self._send({"type": "http.response.body", "body": body, "more_body": True})
+
+    async def end(self, note: dict[str, Any] | None) -> None:
+        await self._send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def fail(self, error: GatewayError) -> None:
+        # An error event, and then no proper end: an SDK takes a clean one for a whole answer.
+        event = b"data: " + error.body + b"\n\n"
+        await self._send({"type": "http.response.body", "body": event, "more_body": True})
+
+
+class Assembler:
+    """The client wants one document: put the stream's chunks together as the engine would have.
+
+    Texts are joined and lists put end to end; what is not known here is kept as it came last.
+    ``skeleton`` is a whole reply of this engine's, for the keys that a stream does not bring.
+    """
+
+    def __init__(
+        self, send: Send, extra: Sequence[tuple[bytes, bytes]], skeleton: Mapping[str, Any]
+    ) -> None:
+        self.began = False
+        self._send = send
+        self._extra = list(extra)
+        self._skeleton = skeleton
+        self._headers: list[tuple[bytes, bytes]] = []
+        self._reply: dict[str, Any] = {}
+        self._choice: dict[str, Any] = {}
+        self._message: dict[str, Any] = {}
+        self._calls: dict[int, dict[str, Any]] = {}
+        self._error: bytes | None = None
+
+    def open(self, response: httpx.Response) -> None:
+        self._headers = [
+            (name, b"application/json" if name == b"content-type" else value)
+            for name, value in reply_headers(response, self._extra)
+        ]
+
+    async def hand_through(self, response: httpx.Response) -> None:
+        self.began = True
+        await _hand_through(self._send, response, self._extra)
+
+    async def write(self, events: list[bytes]) -> None:
+        for event in events:
+            data = data_of(event)
+            if data is None or data == b"[DONE]":
+                continue
+            chunk = msgspec.json.decode(data)
+            if "error" in chunk:
+                self._error = data
+                continue
+            for choice in chunk.pop("choices", ()):
+                self._add(choice)
+            for key, value in chunk.items():
+                if value is not None or key not in self._reply:
+                    self._reply[key] = value
+
+    def _add(self, choice: dict[str, Any]) -> None:
+        for key, value in choice.pop("delta", {}).items():
+            if key == "tool_calls":
+                for call in value or ():
+                    self._add_call(call)
+            else:
+                _join(self._message, key, value)
+        logprobs = choice.pop("logprobs", None)
+        if logprobs:
+            merged = self._choice.setdefault("logprobs", {})
+            for key, value in logprobs.items():
+                _join(merged, key, value)
+        for key, value in choice.items():
+            if key == "token_ids" and value is not None:
+                _join(self._choice, key, value)
+            elif value is not None or key not in self._choice:
+                self._choice[key] = value
+
+    def _add_call(self, delta: dict[str, Any]) -> None:
+        call = self._calls.setdefault(delta.pop("index", 0), {})
+        function = delta.pop("function", None) or {}
+        for key, value in delta.items():
+            if value is not None:
+                call[key] = value
+        for key, value in function.items():
+            _join(call.setdefault("function", {}), key, value)
+
+    def document(self) -> dict[str, Any]:
+        """The reply so far, in the shape of the engine's own."""
+        message = dict(self._message)
+        message["content"] = message.get("content") or None
+        if self._calls:
+            message["tool_calls"] = [self._calls[index] for index in sorted(self._calls)]
+        choice = {**self._choice, "message": message}
+        reply = {**self._reply, "object": "chat.completion"}
+        empty = self._skeleton
+        shape = (empty.get("choices") or [{}])[0]
+        choice["message"] = _filled(message, shape.get("message", {}))
+        reply["choices"] = [_filled(choice, shape)]
+        if isinstance(usage := reply.get("usage"), dict):
+            reply["usage"] = _filled(usage, empty.get("usage") or {})
+        return _filled(reply, empty)
+
+    async def end(self, note: dict[str, Any] | None) -> None:
+        self.began = True
+        status, body = 200, self._error
+        if body is None:
+            reply = self.document()
+            if note is not None:
+                reply["adjourn"] = note
+                self._headers.append((b"x-adjourn", msgspec.json.encode(note)))
+            body = msgspec.json.encode(reply)
+        else:
+            code = msgspec.json.decode(body)["error"].get("code")
+            status = code if isinstance(code, int) and 400 <= code < 600 else 502
+        await self._send(
+            {
+                "type": "http.response.start",
+                "status": status,
+                "headers": [*self._headers, (b"content-length", b"%d" % len(body))],
+            }
+        )
+        await self._send({"type": "http.response.body", "body": body})
+
+    async def fail(self, error: GatewayError) -> None:
+        raise error
+
+
+def _join(target: dict[str, Any], key: str, value: Any) -> None:
+    old = target.get(key)
+    if isinstance(old, str) and isinstance(value, str) and key != "role":
+        target[key] = old + value
+    elif isinstance(old, list) and isinstance(value, list):
+        old.extend(value)
+    elif value is not None or key not in target:
+        target[key] = value
+
+
+def _filled(value: dict[str, Any], shape: Mapping[str, Any]) -> dict[str, Any]:
+    """``value`` in the order of ``shape``, with null for what only ``shape`` has."""
+    return {key: value.get(key) for key in shape} | value
+
+
+async def _hand_through(
+    send: Send, response: httpx.Response, extra: Sequence[tuple[bytes, bytes]]
+) -> None:
+    headers = reply_headers(response, extra)
+    await send({"type": "http.response.start", "status": response.status_code, "headers": headers})
+    async for data in response.stream:  # type: ignore[union-attr]
+        await send({"type": "http.response.body", "body": data, "more_body": True})
+    await send({"type": "http.response.body", "body": b""})

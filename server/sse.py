@@ -1,0 +1,58 @@
+"""Split a byte stream into server-sent events, without touching a byte of them."""
+
+from __future__ import annotations
+
+import re
+
+__all__ = ["EventSplitter", "data_of"]
+
+_END = re.compile(rb"\n\n|\r\n\r\n|\r\r|\n\r\n|\r\n\n")
+
+
+class EventSplitter:
+    """Feed it what was read; it gives the events that are whole, terminators included.
+
+    The events it gave and ``rest`` are, put together, exactly what was fed.
+    """
+
+    __slots__ = ("_rest",)
+
+    def __init__(self) -> None:
+        self._rest = b""
+
+    def feed(self, data: bytes) -> list[bytes]:
+        if (
+            not self._rest
+            and data.endswith(b"\n\n")
+            and data.count(b"\n\n") == 1
+            and b"\r" not in data
+        ):
+            return [data]  # one event a read: nearly always
+        text = self._rest + data
+        events, start = [], 0
+        # What was searched before holds no terminator but one that was cut in two.
+        for match in _END.finditer(text, max(len(self._rest) - 3, 0)):
+            end = match.end()
+            if text[match.start() : end] == b"\r\r" and end == len(text):
+                break
+            events.append(text[start:end])
+            start = end
+        self._rest = text[start:]
+        return events
+
+    @property
+    def rest(self) -> bytes:
+        """What is left behind the last whole event."""
+        return self._rest
+
+
+def data_of(event: bytes) -> bytes | None:
+    """The event's data, or None where it has none (a keep-alive comment)."""
+    if event.startswith(b"data: ") and event.endswith(b"\n\n") and event.count(b"\n") == 2:
+        return event[6:-2]
+    lines = [
+        line[5:].removeprefix(b" ")
+        for line in re.split(rb"\r\n|\n|\r", event)
+        if line.startswith(b"data:")
+    ]
+    return b"\n".join(lines) if lines else None

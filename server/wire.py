@@ -1,0 +1,125 @@
+"""The few fields of a chat stream that the gateway reads, and the few bytes that it edits.
+
+A chunk is decoded into these types and forwarded as the bytes it came in: what is not known here
+is not lost. A quote inside a JSON string is always escaped, so ``"token_ids":[`` in the bytes of a
+chunk is a key and never a piece of somebody's text.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+__all__ = [
+    "Chunk",
+    "Delta",
+    "Renamer",
+    "decode_chunk",
+    "event_of",
+    "hide_ids",
+    "is_padding",
+    "with_key",
+    "without_reasoning",
+]
+
+
+class Delta(msgspec.Struct):
+    role: str | None = None
+    content: str | None = None
+    reasoning: str | None = None
+    reasoning_content: str | None = None
+    tool_calls: msgspec.Raw | None = None
+
+    @property
+    def thought(self) -> str:
+        return self.reasoning or self.reasoning_content or ""
+
+
+class Choice(msgspec.Struct):
+    index: int = 0
+    delta: Delta = msgspec.field(default_factory=Delta)
+    finish_reason: str | None = None
+    logprobs: msgspec.Raw | None = None
+    token_ids: list[int] | None = None
+
+
+class Chunk(msgspec.Struct):
+    id: str = ""
+    created: int = 0
+    choices: list[Choice] = []
+    usage: dict[str, Any] | None = None
+    prompt_token_ids: list[int] | None = None
+    error: msgspec.Raw | None = None
+
+
+decode_chunk = msgspec.json.Decoder(Chunk).decode
+"""Raises msgspec.MsgspecError where the bytes are no chunk."""
+
+
+def event_of(data: bytes) -> bytes:
+    return b"data: " + data + b"\n\n"
+
+
+def is_padding(event: bytes, choice: Choice) -> bool:
+    """A chunk that the engine sends only because token ids were asked for: it holds no more."""
+    return (
+        choice.finish_reason is None
+        and (choice.logprobs is None or choice.logprobs == b"null")
+        and b'"delta":{}' in event
+    )
+
+
+def hide_ids(event: bytes) -> bytes:
+    """The event as it would have come had no token ids been asked for."""
+    event = _nulled(event, b'"token_ids":[')
+    return _nulled(event, b'"prompt_token_ids":[')
+
+
+def _nulled(event: bytes, key: bytes) -> bytes:
+    begin = event.rfind(key)
+    if begin < 0:
+        return event
+    begin += len(key) - 1
+    end = event.index(b"]", begin) + 1
+    return event[:begin] + b"null" + event[end:]
+
+
+def with_key(data: bytes, key: str, value: Any) -> bytes:
+    """A JSON object's bytes with one more key at its end; the object is not empty."""
+    body = data.rstrip()
+    return body[:-1] + b"," + msgspec.json.encode(key) + b":" + msgspec.json.encode(value) + b"}"
+
+
+def without_reasoning(data: bytes) -> bytes | None:
+    """A chunk for a client that wants no reasoning, nor what would give it away; None where
+    nothing else is in it."""
+    chunk = msgspec.json.decode(data)
+    for choice in chunk["choices"]:
+        delta = choice.get("delta", {})
+        thought = [delta.pop(key, None) for key in ("reasoning", "reasoning_content")]
+        if any(thought) and not delta and choice.get("finish_reason") is None:
+            return None
+        choice["logprobs"] = None
+        if "token_ids" in choice:
+            choice["token_ids"] = None
+    return msgspec.json.encode(chunk)
+
+
+class Renamer:
+    """Give the chunks of a second stream the id and the time of the first."""
+
+    __slots__ = ("_pairs",)
+
+    def __init__(self, first: Chunk, second: Chunk) -> None:
+        encode = msgspec.json.encode
+        self._pairs = [
+            (b'"id":' + encode(second.id), b'"id":' + encode(first.id)),
+            (b'"created":' + encode(second.created), b'"created":' + encode(first.created)),
+        ]
+
+    def __call__(self, event: bytes) -> bytes:
+        # Both keys stand before the choices, so the first place is theirs.
+        for old, new in self._pairs:
+            event = event.replace(old, new, 1)
+        return event
