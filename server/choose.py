@@ -58,8 +58,8 @@ class _Message(msgspec.Struct):
 class _Known(msgspec.Struct):
     """The fields that are read, with their types. A wrong one is the client's error."""
 
-    model: str
     messages: list[_Message]
+    model: str | None = None
     stream: bool | None = None
     n: int | None = None
     max_tokens: int | None = None
@@ -96,15 +96,18 @@ def read_chat(
         known = _decode_known(body)
     except msgspec.ValidationError as error:
         message, _, path = str(error).partition(" - at `$.")
-        missing = message.partition("missing required field `")[2].rstrip("`")
-        param = missing or path.rstrip("`").partition("[")[0].partition(".")[0] or None
-        raise BadRequest(f"{message}" + (f" in {param!r}" if path else ""), param=param) from None
+        where = path.rstrip("`")
+        if missing := message.partition("missing required field `")[2].rstrip("`"):
+            message = f"{missing!r} is required"
+        if where:
+            message += f" at {where!r}"
+        raise BadRequest(message, param=where or missing or None) from None
     if not known.messages:
         raise BadRequest("messages must not be empty", param="messages")
     options = dict(known.adjourn or {})
     fields.pop("adjourn", None)
-    model, aliased = _model(known.model, settings, models)
-    if model != known.model:
+    model, aliased = _model(known.model or "", settings, models)
+    if model != (known.model or ""):
         fields["model"] = Raw(msgspec.json.encode(model))
     named = options.pop("policy", None) or headers.get("x-adjourn-policy") or aliased
     if named is not None and not isinstance(named, str):
@@ -127,7 +130,10 @@ def read_chat(
 
 
 def _model(name: str, settings: Settings, models: Mapping[str, Any]) -> tuple[str, str | None]:
-    """(the engine's name, the policy that an alias names or None)."""
+    """(the engine's name, the policy that an alias names or None). No name at all is the
+    engine's only model."""
+    if not name:
+        return next(iter(models)) if len(models) == 1 else "", None
     name = settings.aliases.get(name, name)
     base, colon, policy = name.partition(":")
     if colon and name not in models and (base in models or not models):

@@ -33,6 +33,7 @@ from server.wire import (
     Renamer,
     decode_chunk,
     event_of,
+    given,
     hide_ids,
     is_padding,
     with_key,
@@ -45,7 +46,6 @@ log = logging.getLogger("adjourn.relay")
 
 _DONE = b"[DONE]"
 _PATH = "/v1/chat/completions"
-_NO_CALL = (None, b"null", b"[]")
 Headers = Sequence[tuple[bytes, bytes]]
 
 
@@ -226,7 +226,7 @@ class Relay:
             self._first = chunk
         if chunk.prompt_token_ids is not None and not self.session.prompt:
             self.session.opened(chunk.prompt_token_ids)
-        self._finished = self._finished or chunk.error is not None
+        self._finished = self._finished or given(chunk.error)
         command = None
         if chunk.choices:
             choice = chunk.choices[0]
@@ -236,7 +236,7 @@ class Relay:
                 delta.thought,
                 choice.token_ids or (),
                 at,
-                answering=bool(delta.content) or delta.tool_calls not in _NO_CALL,
+                answering=bool(delta.content) or given(delta.tool_calls),
                 ending=choice.finish_reason,
             )
             self._finished = self._finished or choice.finish_reason is not None
@@ -327,7 +327,7 @@ class Relay:
         now = time.perf_counter()
         self._metrics.probes.labels(*self._labels, outcome).inc()
         if outcome != "ok":
-            self._fail_open(f"probe-{outcome}")
+            self._metrics.fail_open.labels(self._labels[1], f"probe-{outcome}").inc()
             return session.probe_failed(outcome, ask, now)
         self._metrics.probe_seconds.labels(*self._labels).observe(now - began)
         result = ProbeResult(
@@ -442,7 +442,7 @@ class Relay:
         if data is None or chunk is None:
             self._done = self._done or data == _DONE
             return event
-        self._finished = self._finished or chunk.error is not None
+        self._finished = self._finished or given(chunk.error)
         event = answer.rename(event)
         for choice in chunk.choices:
             self.session.answered(len(choice.token_ids or ()))

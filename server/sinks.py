@@ -154,7 +154,13 @@ class Assembler:
         choice["message"] = _filled(message, shape.get("message", {}))
         reply["choices"] = [_filled(choice, shape)]
         if isinstance(usage := reply.get("usage"), dict):
-            reply["usage"] = _filled(usage, empty.get("usage") or {})
+            like = empty.get("usage") or {}
+            details = {
+                key: _filled(value, like.get(key) or {})
+                for key, value in usage.items()
+                if isinstance(value, dict)
+            }
+            reply["usage"] = _filled(usage | details, like)
         return _filled(reply, empty)
 
     async def end(self, note: dict[str, Any] | None) -> None:

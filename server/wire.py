@@ -17,6 +17,7 @@ __all__ = [
     "Renamer",
     "decode_chunk",
     "event_of",
+    "given",
     "hide_ids",
     "is_padding",
     "with_key",
@@ -24,12 +25,21 @@ __all__ = [
 ]
 
 
+_ABSENT = msgspec.Raw()
+_EMPTY = (b"", b"null", b"[]")
+
+
+def given(value: msgspec.Raw) -> bool:
+    """Whether a value that is not decoded holds anything."""
+    return bytes(value) not in _EMPTY
+
+
 class Delta(msgspec.Struct):
     role: str | None = None
     content: str | None = None
     reasoning: str | None = None
     reasoning_content: str | None = None
-    tool_calls: msgspec.Raw | None = None
+    tool_calls: msgspec.Raw = _ABSENT
 
     @property
     def thought(self) -> str:
@@ -40,7 +50,7 @@ class Choice(msgspec.Struct):
     index: int = 0
     delta: Delta = msgspec.field(default_factory=Delta)
     finish_reason: str | None = None
-    logprobs: msgspec.Raw | None = None
+    logprobs: msgspec.Raw = _ABSENT
     token_ids: list[int] | None = None
 
 
@@ -50,7 +60,7 @@ class Chunk(msgspec.Struct):
     choices: list[Choice] = []
     usage: dict[str, Any] | None = None
     prompt_token_ids: list[int] | None = None
-    error: msgspec.Raw | None = None
+    error: msgspec.Raw = _ABSENT
 
 
 decode_chunk = msgspec.json.Decoder(Chunk).decode
@@ -63,11 +73,7 @@ def event_of(data: bytes) -> bytes:
 
 def is_padding(event: bytes, choice: Choice) -> bool:
     """A chunk that the engine sends only because token ids were asked for: it holds no more."""
-    return (
-        choice.finish_reason is None
-        and (choice.logprobs is None or choice.logprobs == b"null")
-        and b'"delta":{}' in event
-    )
+    return choice.finish_reason is None and not given(choice.logprobs) and b'"delta":{}' in event
 
 
 def hide_ids(event: bytes) -> bytes:

@@ -1,0 +1,38 @@
+# What one does with this project, one line each. `make` alone lists it.
+.DEFAULT_GOAL := help
+.PHONY: help install engine demo serve test check lock pocket bench
+
+help:  ## this list
+	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile | expand -t 10
+
+install:  ## the gateway, into .venv
+	@scripts/install
+
+engine:  ## vLLM for the CPU, into .engine
+	@scripts/engine
+
+.venv-dev:
+	@scripts/install dev
+
+.PHONY: .venv-dev
+
+demo: .venv-dev engine  ## install all, then show the main job on a real engine
+	@.venv/bin/python -m benchmarks.demo
+
+serve: .venv-dev engine  ## install all, then serve the pocket model until interrupted
+	@.venv/bin/python -m benchmarks.demo --serve
+
+test: .venv-dev engine  ## install all, then run every test
+	@scripts/test
+
+check: .venv-dev  ## formatting, lint and types
+	@scripts/check
+
+bench: .venv-dev engine  ## quality, latency and overhead, into benchmarks/results
+	@scripts/bench
+
+pocket: .venv-dev engine  ## train the pocket model anew (about an hour)
+	@.engine/bin/python -m benchmarks.pocket.train
+
+lock:  ## pin every dependency anew
+	@scripts/lock

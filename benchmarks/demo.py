@@ -1,0 +1,149 @@
+"""``make demo``: the main job, shown. Held-out problems through a real engine, with full thinking
+and with a policy; a table of what it cost and brought, and one trace with the place of its cut."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+
+from rich.console import Console
+from rich.panel import Panel
+from rich.table import Table
+from rich.text import Text
+
+from benchmarks.client import Run, ask_all, progress
+from benchmarks.pocket.task import held_out
+from benchmarks.services import engine, free_port, gateway
+from benchmarks.statistics import mean_interval, paired_difference, share_interval
+
+__all__ = ["main", "table"]
+
+console = Console()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--problems", type=int, default=200)
+    parser.add_argument("--concurrency", type=int, default=8)
+    parser.add_argument("--policy", default="deer")
+    parser.add_argument("--serve", action="store_true", help="stay up instead, until interrupted")
+    parser.add_argument("--port", type=int, default=8000, help="the gateway's, with --serve")
+    options = parser.parse_args()
+    with contextlib.suppress(KeyboardInterrupt):
+        run(options)
+
+
+def run(options: argparse.Namespace) -> None:
+    port = options.port if options.serve else free_port()
+    with contextlib.ExitStack() as stack:
+        with console.status("starting vLLM on the CPU with the pocket model (about a minute)…"):
+            upstream = stack.enter_context(engine(free_port()))
+        hold_out = ("--hold-out", "0") if not options.serve else ()
+        url = stack.enter_context(
+            gateway(upstream, port, "--policy", options.policy, *hold_out)
+        )
+        console.print(f"vLLM at {upstream}, Adjourn at {url}, policy {options.policy}")
+        if options.serve:
+            _stay(url)
+        else:
+            asyncio.run(_compare(url, options))
+
+
+def _stay(url: str) -> None:
+    console.print(
+        f"point any OpenAI client at {url}/v1, model [b]pocket[/b]; Ctrl-C ends it, e.g.\n"
+        f"  curl {url}/v1/chat/completions -H 'content-type: application/json' -d "
+        """'{"model":"pocket","messages":[{"role":"user","content":"""
+        """"Start with 47. Add 38. Multiply by 3. What is the result?"}]}'"""
+    )
+    import signal
+
+    signal.pause()
+
+
+async def _compare(url: str, options: argparse.Namespace) -> None:
+    problems = held_out(options.problems)
+    with progress() as bar:
+        # A few first, so that neither side pays for the engine's warming up.
+        await ask_all(url, problems[:16], "off", concurrency=8, bar=bar, label="warming up")
+        full, full_seconds = await ask_all(
+            url, problems, "off", concurrency=options.concurrency, bar=bar, label="full thinking"
+        )
+        ours, our_seconds = await ask_all(
+            url, problems, options.policy, concurrency=options.concurrency, bar=bar
+        )
+    console.print(table({"full thinking": (full, full_seconds), options.policy: (ours, our_seconds)}))
+    delta, low, high = paired_difference([r.right for r in ours], [r.right for r in full])
+    console.print(
+        f"accuracy difference {100 * delta:+.1f} points, 95 % interval "
+        f"[{100 * low:+.1f}, {100 * high:+.1f}]; temperature 0.6, {len(problems)} held-out problems, "
+        f"{options.concurrency} at a time"
+    )
+    _show_example(full, ours)
+
+
+def table(arms: dict[str, tuple[list[Run], float]]) -> Table:
+    """A row a policy; the first is the one that the others are compared with."""
+    shown = Table(title="What it cost and what it brought (means per request)")
+    for column in (
+        "policy", "right", "stopped", "reasoning", "answer", "probe", "wasted", "net", "CR", "CRT",
+        "median s", "p95 s", "requests/s",
+    ):  # fmt: skip
+        shown.add_column(column, justify="left" if column == "policy" else "right")
+    base = next(iter(arms.values()))[0]
+    for name, (runs, seconds) in arms.items():
+        right, low, high = share_interval([r.right for r in runs])
+        crt, crt_low, crt_high = paired_difference(
+            [r.net for r in runs], [r.net for r in base], ratio=True
+        )
+        cr, _, _ = paired_difference(
+            [r.completion for r in runs], [r.completion for r in base], ratio=True
+        )
+        times = sorted(r.seconds for r in runs)
+
+        def mean(kind: str, runs: list[Run] = runs) -> str:
+            return f"{mean_interval([getattr(r, kind) for r in runs])[0]:.1f}"
+
+        shown.add_row(
+            name,
+            f"{100 * right:.1f} % [{100 * low:.1f}, {100 * high:.1f}]",
+            f"{100 * sum(bool(r.note.get('stopped')) for r in runs) / len(runs):.0f} %",
+            *(mean(kind) for kind in ("reasoning", "answer", "probe", "wasted", "net")),
+            f"{cr:.3f}",
+            f"{crt:.3f}" + (f" [{crt_low:.3f}, {crt_high:.3f}]" if runs is not base else ""),
+            f"{times[len(times) // 2]:.2f}",
+            f"{times[int(len(times) * 0.95)]:.2f}",
+            f"{len(runs) / seconds:.2f}",
+        )
+    return shown
+
+
+def _show_example(full: list[Run], ours: list[Run]) -> None:
+    """The request that the cut shortened most, where both are right."""
+    pairs = [
+        (f, o)
+        for f, o in zip(full, ours, strict=True)
+        if o.note.get("stopped") and f.right and o.right
+    ]
+    if not pairs:
+        return
+    whole, cut = max(pairs, key=lambda pair: pair[0].reasoning - pair[1].reasoning)
+    text = Text()
+    text.append(cut.problem.prompt + "\n\n", style="bold")
+    text.append(cut.reasoning_text.rstrip() + "\n")
+    note = cut.note
+    text.append(
+        f"─── cut after {note['tokens']['reasoning']} tokens: {note['reason']}"
+        f", confidence {note.get('confidence', 0):.3f} ───\n",
+        style="bold red",
+    )
+    text.append(cut.answer_text.strip() + "\n\n", style="bold green")
+    left = whole.reasoning - cut.reasoning
+    text.append(f"with full thinking it went on for {left} more tokens, to the same answer:\n")
+    text.append("… " + whole.reasoning_text[-400:].strip(), style="dim")
+    console.print(Panel(text, title="one trace"))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,123 @@
+"""Start the engine and the gateway as a user would, wait until they answer, end them after."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+__all__ = ["ENGINE_ARGUMENTS", "ROOT", "engine", "free_port", "gateway", "running"]
+
+ROOT = Path(__file__).resolve().parent.parent
+MODEL = ROOT / "benchmarks" / "pocket" / "model"
+ENGINE_ARGUMENTS = (
+    "--served-model-name=pocket",
+    "--block-size=32",
+    "--max-model-len=4096",
+    "--reasoning-parser=qwen3",
+    "--enable-prompt-tokens-details",
+    "--disable-uvicorn-access-log",
+)
+_STARTUP = 300.0
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@contextlib.contextmanager
+def running(
+    command: list[str],
+    ready: str,
+    *,
+    env: dict[str, str] | None = None,
+    log: Path | None = None,
+    within: float = _STARTUP,
+) -> Iterator[subprocess.Popen[bytes]]:
+    """A process in a group of its own, from its first 200 at ``ready`` to the end of the block.
+
+    Raises RuntimeError with the end of its output where it does not come up.
+    """
+    path = log or Path(tempfile.mkstemp(suffix=".log", prefix="adjourn-")[1])
+    with path.open("wb") as output:
+        process = subprocess.Popen(
+            command,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            cwd=ROOT,
+            env={**os.environ, **(env or {})},
+            start_new_session=True,
+        )
+    try:
+        _await(process, ready, path, within)
+        yield process
+    finally:
+        _end(process)
+
+
+def _await(process: subprocess.Popen[bytes], url: str, log: Path, within: float) -> None:
+    limit = time.monotonic() + within
+    while time.monotonic() < limit:
+        if process.poll() is not None:
+            break
+        try:
+            with urllib.request.urlopen(url, timeout=2):
+                return
+        except (urllib.error.URLError, OSError):
+            time.sleep(0.2)
+    tail = log.read_text(errors="replace")[-3000:]
+    raise RuntimeError(f"{process.args!r} did not come up:\n{tail}")
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    for sign, patience in ((signal.SIGTERM, 15.0), (signal.SIGKILL, 5.0)):
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, sign)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(patience)
+            return
+
+
+@contextlib.contextmanager
+def engine(
+    port: int, *, model: Path = MODEL, arguments: tuple[str, ...] = ENGINE_ARGUMENTS
+) -> Iterator[str]:
+    """vLLM on the CPU with the pocket model; gives its base URL."""
+    python = ROOT / ".engine" / "bin" / "python"
+    if not python.exists():
+        raise RuntimeError("no engine here: run `make engine` first")
+    command = [
+        str(python), "-m", "vllm.entrypoints.openai.api_server", f"--model={model}",
+        "--host=127.0.0.1", f"--port={port}", *arguments,
+    ]  # fmt: skip
+    env = {
+        "VLLM_CPU_KVCACHE_SPACE": "2",
+        "HF_HUB_OFFLINE": "1",
+        "VLLM_NO_USAGE_STATS": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+    }
+    url = f"http://127.0.0.1:{port}"
+    with running(command, f"{url}/health", env=env):
+        yield url
+
+
+@contextlib.contextmanager
+def gateway(upstream: str, port: int, *options: str) -> Iterator[str]:
+    """The gateway before ``upstream``; gives its base URL once it has examined the engine."""
+    command = [
+        str(ROOT / ".venv" / "bin" / "adjourn"), "serve", "--upstream", upstream,
+        "--port", str(port), *options,
+    ]  # fmt: skip
+    url = f"http://127.0.0.1:{port}"
+    with running(command, f"{url}/ready", within=60.0):
+        yield url
