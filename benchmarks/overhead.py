@@ -1,0 +1,204 @@
+"""What the gateway costs: CPU per token, time to first token, throughput, memory.
+
+    python -m benchmarks.overhead [--quick] [--out benchmarks/results]
+
+Each gateway stands before the same stand-in for vLLM and is measured in turn, round after round,
+so that what else the machine does falls on all of them. Numbers are compared within one run only.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from benchmarks.overhead_gateways import (
+    ROOT,
+    Gateway,
+    Missing,
+    gateways,
+    standin,
+    still_active,
+)
+from benchmarks.overhead_load import Load, cpu_seconds
+from benchmarks.overhead_report import Measures, plot, summary, tables
+
+NAMES = ["direct", "nginx", "adjourn", "litellm"]
+RATE = 30.0  # tokens per second of a paced stream
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """How long everything takes, in seconds."""
+
+    rounds: int = 3
+    warmup: float = 3.0
+    paced: float = 15.0
+    flood: float = 6.0
+    first: float = 15.0
+    idle: float = 5.0
+    long_tokens: int = 32_000
+    long_window: int = 4_000
+    long_rate: float = 1_000.0
+
+    @property
+    def long(self) -> float:
+        return self.long_tokens / self.long_rate
+
+
+QUICK = Plan(1, 1.5, 4.0, 2.0, 4.0, 1.0, 8_000, 1_500, 1_000.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """One measurement of one gateway. ``key`` is where its results go."""
+
+    key: str
+    load: Load
+    seconds: float
+
+
+def tasks(plan: Plan, gateway: Gateway) -> Iterator[Task]:
+    paced = [plan.warmup, plan.warmup + plan.paced]
+    usual = {"tokens": [250, 750], "rate": RATE}  # so a request's own cost is shared by 500 tokens
+    if gateway.process is not None:
+        yield Task("cpu_32", Load(gateway.port, 32, paced, usual), paced[1])
+        if gateway.name != "litellm":  # it can't keep up with 256
+            yield Task("cpu_256", Load(gateway.port, 256, paced, usual), paced[1])
+    flood = [plan.warmup / 2, plan.warmup / 2 + plan.flood]
+    yield Task("flood_64", Load(gateway.port, 64, flood, {"tokens": 2_000}), flood[1])
+    first = [plan.warmup, plan.warmup + plan.first]
+    short = {"tokens": [15, 45], "answer_tokens": 4, "rate": RATE}
+    yield Task("first_32", Load(gateway.port, 32, first, short, spread=1.0), first[1])
+    if gateway.name in ("adjourn", "nginx"):
+        early, late, window = 100, plan.long_tokens - plan.long_window, plan.long_window
+        marks = [early, early + window, late - 100, plan.long_tokens - 100]
+        steady = {"tokens": plan.long_tokens + 1_000, "rate": plan.long_rate}
+        yield Task("long", Load(gateway.port, 8, marks, steady, by_tokens=True), plan.long)
+
+
+def measure(task: Task, gateway: Gateway, upstream: int, found: Measures) -> None:
+    pids = gateway.tree()
+    load = asdict(task.load) | {"pids": pids, "give_up": 4 * task.seconds + 30}
+    command = [sys.executable, "-m", "benchmarks.overhead_load", json.dumps(load)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"the load on {gateway.name} failed:\n{done.stderr[-2000:]}")
+    result = json.loads(done.stdout)
+    name = gateway.name
+    if left := still_active(upstream):
+        found.errors[name].append(f"{task.key}: {left} streams went on after their clients left")
+    if result["errors"]:
+        found.errors[name].append(f"{task.key}: {result['errors']} x {result['error']}")
+
+    def cost(begin: int, end: int) -> float:
+        """CPU microseconds per token between two marks, without what idling costs."""
+        a, b = result["marks"][begin], result["marks"][end]
+        cpu = b["cpu"] - a["cpu"] - gateway.idle * (b["seconds"] - a["seconds"])
+        return float(cpu / max(b["tokens"] - a["tokens"], 1) * 1e6)
+
+    a, b = result["marks"][0], result["marks"][-1]
+    speed = (b["tokens"] - a["tokens"]) / (b["seconds"] - a["seconds"])
+    if task.key.startswith("cpu"):
+        found.add(task.key, name, cost(0, 1))
+        share = speed / (task.load.streams * RATE)
+        found.add(f"share_{task.load.streams}", name, share)
+        if share < 0.97:
+            found.errors[name].append(f"{task.key}: kept up with {share:.0%} of the tokens")
+    elif task.key == "flood_64":
+        found.add("flood_64", name, speed)
+    elif task.key == "first_32":
+        found.first[name].append([1e3 * seconds for seconds in result["first_bytes"]])
+    else:
+        found.add("early", name, cost(0, 1))
+        found.add("late", name, cost(2, 3))
+
+
+def run(plan: Plan, names: list[str], console: Console) -> Measures:
+    found = Measures(defaultdict(lambda: defaultdict(list)), defaultdict(list), defaultdict(list))
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    with (
+        tempfile.TemporaryDirectory(prefix="overhead-") as folder,
+        Progress(*columns, console=console) as progress,
+    ):
+        bar = progress.add_task("starting the gateways", total=None)
+        with standin() as upstream, gateways(names, upstream, Path(folder)) as running:
+            planned = [task for gateway in running for task in tasks(plan, gateway)]
+            total = plan.rounds * sum(task.seconds for task in planned) + plan.idle
+            progress.update(bar, total=total, description="idle")
+            _measure_idle(running, plan.idle)
+            progress.advance(bar, plan.idle)
+            for turn in range(plan.rounds):
+                for key in ("cpu_32", "cpu_256", "flood_64", "first_32", "long"):
+                    for gateway in running[turn % len(running) :] + running[: turn % len(running)]:
+                        for task in tasks(plan, gateway):
+                            if task.key == key:
+                                what = f"round {turn + 1}/{plan.rounds} {key:9}{gateway.name}"
+                                progress.update(bar, description=what)
+                                measure(task, gateway, upstream, found)
+                                progress.advance(bar, task.seconds)
+            for gateway in running:
+                found.versions[gateway.name] = gateway.version
+                if gateway.process is not None:
+                    found.add("memory", gateway.name, gateway.memory())
+    return found
+
+
+def _measure_idle(running: list[Gateway], seconds: float) -> None:
+    before = [cpu_seconds(gateway.tree()) for gateway in running]
+    time.sleep(seconds)
+    for gateway, cpu in zip(running, before, strict=True):
+        gateway.idle = (cpu_seconds(gateway.tree()) - cpu) / seconds
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.overhead")
+    parser.add_argument("--quick", action="store_true", help="one short round: does it all run?")
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
+    parser.add_argument("--rounds", type=int, help="(default: 3, quick: 1)")
+    parser.add_argument("--gateways", nargs="+", choices=NAMES, default=NAMES)
+    options = parser.parse_args()
+    console = Console(width=None if sys.stdout.isatty() else 140)
+    plan = QUICK if options.quick else Plan()
+    if options.rounds:
+        plan = Plan(**(asdict(plan) | {"rounds": options.rounds}))
+    try:
+        found = run(plan, [name for name in NAMES if name in options.gateways], console)
+    except Missing as missing:
+        console.print(f"[red]Not installed.[/] {missing}\nOr leave it out with --gateways.")
+        sys.exit(2)
+    except RuntimeError as failure:
+        console.print(f"[red]Failed.[/] {failure}", highlight=False)
+        sys.exit(1)
+    machine = {"system": platform.platform(), "cores": os.cpu_count(), "python": sys.version}
+    whole = {"machine": machine, "plan": asdict(plan), **summary(found)}
+    options.out.mkdir(parents=True, exist_ok=True)
+    (options.out / "overhead.json").write_text(json.dumps(whole, indent=1) + "\n")
+    plot(found, whole, options.out / "overhead.png")
+    for table in tables(whole):
+        console.print(table)
+    for name, errors in found.errors.items():
+        for error in errors:
+            console.print(f"[red]{name}[/] {error}")
+    console.print(f"{options.out / 'overhead.json'}, {options.out / 'overhead.png'}")
+
+
+if __name__ == "__main__":
+    main()

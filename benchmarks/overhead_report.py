@@ -1,0 +1,236 @@
+"""The numbers of `benchmarks.overhead`: medians, ratios with intervals, goals, tables, a plot."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.table import Table
+
+__all__ = ["Measures", "plot", "summary", "tables"]
+
+RESAMPLES = 2_000
+
+
+@dataclass(slots=True)
+class Measures:
+    """What was measured: a value per round, or milliseconds to the first byte per round."""
+
+    values: dict[str, dict[str, list[float]]]
+    first: dict[str, list[list[float]]]
+    errors: dict[str, list[str]]
+    versions: dict[str, str] = field(default_factory=dict)
+
+    def add(self, key: str, name: str, value: float) -> None:
+        self.values[key][name].append(value)
+
+
+@dataclass(frozen=True, slots=True)
+class Goal:
+    """A number to reach, at most or at least."""
+
+    what: str
+    key: str
+    limit: float
+    at_most: bool = True
+
+    def met(self, value: float) -> bool:
+        return value <= self.limit if self.at_most else value >= self.limit
+
+
+GOALS = [
+    Goal("CPU per token at 256 streams, x nginx", "cpu_256 / nginx", 4.0),
+    Goal("CPU per token at 32 streams, x LiteLLM", "cpu_32 / litellm", 1 / 15),
+    Goal("added time to first token at 32 streams, p50, ms", "added p50", 2.0),
+    Goal("added time to first token at 32 streams, p99, ms", "added p99", 15.0),
+    Goal("resident memory after the run, MB", "memory", 120.0),
+    Goal("unpaced tokens per second at 64 streams, x nginx", "flood_64 / nginx", 0.5, False),
+    Goal("CPU per token late / early in a long stream", "late / early", 1.2),
+]
+
+
+def _interval(values: list[float]) -> dict[str, float]:
+    """The median of the rounds, and their range."""
+    return {"median": float(np.median(values)), "low": min(values), "high": max(values)}
+
+
+def _added(found: Measures, name: str, percent: float) -> dict[str, float]:
+    """What a gateway adds to a percentile of the time to first token: a bootstrap over all."""
+    rng = np.random.default_rng(0)
+    through, direct = (np.concatenate(found.first[key]) for key in (name, "direct"))
+
+    def drawn(sample: np.ndarray) -> np.ndarray:
+        picked = rng.integers(0, len(sample), (RESAMPLES, len(sample)))
+        return np.asarray(np.percentile(sample[picked], percent, axis=1))
+
+    added = drawn(through) - drawn(direct)
+    low, high = np.percentile(added, [2.5, 97.5])
+    value = np.percentile(through, percent) - np.percentile(direct, percent)
+    return {"median": float(value), "low": float(low), "high": float(high)}
+
+
+def summary(found: Measures) -> dict[str, Any]:
+    """Each gateway's numbers, its ratios to the others in the same round, and the goals."""
+    rows: dict[str, dict[str, dict[str, float]]] = {name: {} for name in found.versions}
+    for key, by_name in found.values.items():
+        for name, values in by_name.items():
+            rows[name][key] = _interval(values)
+            for other in ("nginx", "litellm"):
+                if other != name and other in by_name:
+                    ratios = [a / b for a, b in zip(values, by_name[other], strict=True)]
+                    rows[name][f"{key} / {other}"] = _interval(ratios)
+    for name, early in found.values["early"].items():
+        late = found.values["late"][name]
+        rows[name]["late / early"] = _interval([b / a for a, b in zip(early, late, strict=True)])
+    for name, rounds in found.first.items():
+        for percent in (50, 99):
+            here = [float(np.percentile(times, percent)) for times in rounds]
+            rows[name][f"first p{percent}"] = _interval(here)
+            if name != "direct" and "direct" in found.first:
+                rows[name][f"added p{percent}"] = _added(found, name, percent)
+    ours = rows.get("adjourn", {})
+    return {
+        "versions": found.versions,
+        "errors": dict(found.errors),
+        "numbers": rows,
+        "goals": [
+            {
+                "goal": goal.what,
+                "limit": goal.limit,
+                "at_most": goal.at_most,
+                "reached": ours.get(goal.key),
+                "met": goal.met(ours[goal.key]["median"]) if goal.key in ours else None,
+            }
+            for goal in GOALS
+        ],
+        "rounds": {key: dict(by_name) for key, by_name in found.values.items()},
+        "first_bytes_ms": {
+            name: [[round(ms, 3) for ms in times] for times in rounds]
+            for name, rounds in found.first.items()
+        },
+    }
+
+
+_COLOURS = {
+    "direct": "#8a8a8a",
+    "nginx": "#4c9f70",
+    "adjourn": "#3f6fb5",
+    "litellm": "#c8553d",
+}
+_COLUMNS = {
+    "cpu_32": "CPU µs/token\n32 streams",
+    "cpu_256": "CPU µs/token\n256 streams",
+    "flood_64": "unpaced\ntokens/s, 64",
+    "first p50": "first token\np50 ms",
+    "first p99": "first token\np99 ms",
+    "added p50": "added\np50 ms",
+    "added p99": "added\np99 ms",
+    "late / early": "late / early\nCPU",
+    "memory": "memory\nMB",
+}
+
+
+def _text(value: dict[str, float] | None, *, brief: bool = False) -> str:
+    if value is None:
+        return "-"
+
+    def number(x: float) -> str:
+        return f"{x:,.0f}" if abs(x) >= 100 else f"{x:.3g}"
+
+    if brief or value["low"] == value["high"]:
+        return number(value["median"])
+    return f"{number(value['median'])}\n{number(value['low'])} to {number(value['high'])}"
+
+
+def tables(whole: dict[str, Any]) -> Iterator[Table]:
+    rows = whole["numbers"]
+    table = Table(title="Medians of the rounds, with their range (added: 95 % interval)")
+    table.add_column("gateway")
+    for title in _COLUMNS.values():
+        table.add_column(title, justify="right")
+    for name, row in rows.items():
+        table.add_row(name, *(_text(row.get(key)) for key in _COLUMNS))
+    yield table
+
+    table = Table(title="Ratios within a round")
+    table.add_column("gateway")
+    keys = [
+        f"{key} / {other}"
+        for other in ("nginx", "litellm")
+        for key in ("cpu_32", "cpu_256", "flood_64", "memory")
+        if any(f"{key} / {other}" in row for row in rows.values())
+    ]
+    for key in keys:
+        table.add_column(key.replace(" / ", "\nx "), justify="right")
+    for name, row in rows.items():
+        table.add_row(name, *(_text(row.get(key)) for key in keys))
+    yield table
+
+    table = Table(title="Goals for adjourn")
+    for title in ("goal", "limit", "reached", ""):
+        table.add_column(title, justify="left" if title == "goal" else "right")
+    for goal in whole["goals"]:
+        verdict = {None: "-", True: "[green]met[/]", False: "[red]missed[/]"}[goal["met"]]
+        limit = f"{'≤' if goal['at_most'] else '≥'} {goal['limit']:.3g}"
+        table.add_row(goal["goal"], limit, _text(goal["reached"]).replace("\n", "  "), verdict)
+    yield table
+
+
+def plot(found: Measures, whole: dict[str, Any], path: Path) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot, ticker
+
+    figure, (costs, waits, speeds) = pyplot.subplots(1, 3, figsize=(13, 4), layout="constrained")
+    rows = whole["numbers"]
+    spots: list[tuple[str, str]] = [
+        (key, name) for key in ("cpu_32", "cpu_256") for name in rows if key in rows[name]
+    ]
+    _bars(costs, rows, spots)
+    costs.set_yscale("log")
+    costs.set_title("CPU per streamed token, µs (32 and 256 paced streams)")
+    for name, rounds in found.first.items():
+        times = np.sort(np.concatenate(rounds))
+        waits.plot(
+            times, np.arange(1, len(times) + 1) / len(times), label=name, color=_COLOURS[name]
+        )
+    waits.set_xscale("log")
+    waits.set_title("Time to first token at 32 streams, ms")
+    waits.set_ylabel("share of requests")
+    waits.legend(frameon=False)
+    _bars(speeds, rows, [("flood_64", name) for name in rows if "flood_64" in rows[name]])
+    speeds.set_yscale("log")
+    speeds.set_title("Tokens per second, 64 unpaced streams")
+    plain = ticker.FuncFormatter(lambda value, _: f"{value:,g}")
+    for axis in (costs.yaxis, waits.xaxis, speeds.yaxis):
+        axis.set_major_locator(ticker.LogLocator(subs=(1.0, 3.0)))
+        axis.set_major_formatter(plain)
+        axis.set_minor_formatter(ticker.NullFormatter())
+    for axes in (costs, waits, speeds):
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.title.set_fontsize(10)
+    figure.savefig(path, dpi=150)
+    pyplot.close(figure)
+
+
+def _bars(axes: Any, rows: dict[str, Any], spots: list[tuple[str, str]]) -> None:
+    for place, (key, name) in enumerate(spots):
+        value = rows[name][key]
+        middle = value["median"]
+        spread = [[middle - value["low"]], [value["high"] - middle]]
+        axes.bar(place, middle, yerr=spread, color=_COLOURS[name], capsize=3)
+        axes.annotate(
+            _text(value, brief=True),
+            (place, value["high"]),
+            xytext=(0, 3),
+            textcoords="offset points",
+            ha="center",
+            fontsize=8,
+        )
+    several = len({key for key, _ in spots}) > 1
+    labels = [f"{name}\n{key.split('_')[1]}" if several else name for key, name in spots]
+    axes.set_xticks(range(len(spots)), labels)

@@ -1,0 +1,91 @@
+"""What a probe gets: a request to /v1/completions, answered at once with a trial answer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from benchmarks.standin import vocabulary as v
+from benchmarks.standin import wire
+from benchmarks.standin.chat import Refused
+
+__all__ = ["Probe"]
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """A request to /v1/completions: the trial answer, cut as the request wants it."""
+
+    name: str
+    body: Mapping[str, Any]
+    prompts: list[list[int]]
+
+    @classmethod
+    def read(cls, body: Mapping[str, Any], name: str) -> Probe:
+        prompt = body.get("prompt")
+        if not prompt:
+            what = "Either prompt or prompt_embeds must be provided and non-empty."
+            raise Refused(400, what, param="prompt")
+        if isinstance(prompt, str):
+            return cls(name, body, [v.encode(prompt)])
+        if isinstance(prompt[0], int):
+            return cls(name, body, [prompt])
+        return cls(name, body, [v.encode(x) if isinstance(x, str) else x for x in prompt])
+
+    def answer(self, model: str, trials: list[tuple[str, float]], *, stream: bool) -> list[bytes]:
+        choices = [
+            self._choice(prompt, *trial) for prompt, trial in zip(self.prompts, trials, strict=True)
+        ]
+        said = sum(len(choice["tokens"]) for choice in choices)
+        asked = sum(len(prompt) for prompt in self.prompts)
+        hit = len(self.prompts[-1]) // 16 * 16
+        if stream:
+            wanted = (self.body.get("stream_options") or {}).get("include_usage")
+            used = wire.usage(asked, said, None, {"cached_tokens": hit}, nulls=False)
+            return wire.completion_events(self.name, model, choices[0], used if wanted else None)
+        cached = {"cached_tokens": hit, "created_cache_tokens": None, "multimodal_tokens": None}
+        used = wire.usage(asked, said, None, cached, nulls=True)
+        return [wire.completion(self.name, model, choices, used)]
+
+    def _choice(self, prompt: list[int], trial: str, logprob: float) -> dict[str, Any]:
+        body = self.body
+        tokens = [*v.encode(trial), v.END]
+        stop, tokens = _stopped(tokens, body.get("stop"))
+        limit = 16 if body.get("max_tokens") is None else body["max_tokens"]
+        finish = "stop" if len(tokens) <= limit else "length"
+        tokens = tokens[:limit]
+        text = v.decode([token for token in tokens if token != v.END])
+        if stop is not None and finish == "stop":
+            text = text[: text.index(stop)]
+        ids = bool(body.get("return_token_ids"))
+        top = body.get("logprobs")
+        return {
+            "tokens": tokens,
+            "text": text,
+            "logprobs": None
+            if top is None
+            else wire.completion_logprobs(
+                tokens,
+                logprob,
+                top,
+                body.get("logprob_token_ids"),
+                as_ids=bool(body.get("return_tokens_as_token_ids")),
+            ),
+            "finish_reason": finish,
+            "stop_reason": stop if finish == "stop" else None,
+            "token_ids": tokens if ids else None,
+            "prompt_token_ids": prompt if ids else None,
+        }
+
+
+def _stopped(tokens: list[int], stops: str | list[str] | None) -> tuple[str | None, list[int]]:
+    """The stop string that ends these tokens first, and the tokens up to the one that held it."""
+    stops = [stops] if isinstance(stops, str) else stops or []
+    text = ""
+    for count, token in enumerate(tokens, start=1):
+        text += v.PIECES.get(token, "") if token != v.END else ""
+        for stop in stops:
+            if stop in text:
+                return stop, tokens[:count]
+    return None, tokens

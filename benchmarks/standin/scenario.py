@@ -1,0 +1,90 @@
+"""What one request is to see: how much, how fast, with which probes' results and which faults."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+from benchmarks.standin import vocabulary as v
+
+__all__ = ["BadScenario", "Scenario"]
+
+
+class BadScenario(ValueError):
+    """A `standin` field that is not one of Scenario's."""
+
+
+@dataclass(frozen=True, slots=True)
+class Scenario:
+    # The stream
+    tokens: int = 512  # of reasoning
+    answer: str | None = None
+    answer_tokens: int = 16  # where no answer is given
+    rate: float = 0.0  # chunks per second; 0: as fast as they are read
+    multi: int = 1  # tokens per chunk
+    cues: tuple[int, ...] = ()  # positions of " Wait" in the reasoning, each followed by a comma
+    writes_marker: bool = False  # the model opens the think block, not the prompt
+    both_fields: bool = False  # end of reasoning and start of content in one chunk
+    empty: int = 0  # every n-th token holds its text back
+    usage_each: bool = False  # usage on every chunk
+    # Probes: one for all, or one after the other; the last goes on
+    trial: str | tuple[str, ...] = "42"
+    trial_logprob: float | tuple[float, ...] = -0.01  # of each token
+    probe_delay: float = 0.0
+    probe_status: int | None = None
+    # Faults
+    delay_first: float = 0.0  # seconds from the headers to the first chunk
+    status: int | None = None  # answer with this status
+    retry_after: int | None = None
+    die_after: int | None = None  # drop the connection after n tokens
+    stall_after: int | None = None  # say nothing more after n tokens
+    error_event_after: int | None = None  # as vLLM does: an error event, then [DONE]
+    no_done: bool = False  # end cleanly without [DONE]
+    ignore_prompt_ids: bool = False  # render the messages, whatever ids came with them
+    # The byte stream
+    crlf: bool = False
+    comments: int = 0  # a keep-alive comment before every n-th chunk
+    tiny_writes: bool = False  # in pieces of random size
+    split_utf8: bool = False  # cut within each character that has several bytes
+    seed: int = 0  # of the random sizes
+
+    def updated(self, given: Mapping[str, Any]) -> Scenario:
+        """With the fields of a request's `standin`."""
+        known = {field.name for field in fields(self)}
+        if unknown := sorted(set(given) - known):
+            raise BadScenario(f"no such standin field: {', '.join(unknown)}")
+        changes: dict[str, Any] = {
+            key: tuple(value) if isinstance(value, list) else value for key, value in given.items()
+        }
+        return replace(self, **changes)
+
+    def thought(self) -> list[int]:
+        """The reasoning's ids."""
+        repeats = -(-self.tokens // len(v.REASONING))
+        tokens = list((v.REASONING * repeats)[: self.tokens])
+        for position in self.cues:
+            tokens[position : position + 2] = v.encode(" Wait,")[: max(len(tokens) - position, 0)]
+        if self.empty:
+            tokens[:: self.empty] = [v.HELD] * len(tokens[:: self.empty])
+        return tokens
+
+    def spoken(self) -> list[int]:
+        """The answer's ids."""
+        if self.answer is not None:
+            return v.encode(self.answer)
+        return (v.encode("The answer is 42.") * self.answer_tokens)[: self.answer_tokens]
+
+    def output(self, *, thinking: bool) -> list[int]:
+        """All that the model writes behind a prompt that ends in thinking, or behind it."""
+        if not thinking:
+            return [*self.spoken(), v.END]
+        opening = [v.THINK, v.NEWLINE] if self.writes_marker else []
+        return [*opening, *self.thought(), v.END_THINK, v.BLANK, *self.spoken(), v.END]
+
+    def probe(self, turn: int) -> tuple[str, float]:
+        """The trial answer of the turn-th probe, and its tokens' log-probability."""
+        trials = (self.trial,) if isinstance(self.trial, str) else self.trial
+        logprobs = self.trial_logprob
+        logprobs = logprobs if isinstance(logprobs, tuple) else (logprobs,)
+        return trials[min(turn, len(trials) - 1)], logprobs[min(turn, len(logprobs) - 1)]

@@ -1,0 +1,327 @@
+"""vLLM 0.32's bytes: HTTP heads, JSON bodies and stream events, key for key."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from email.utils import formatdate
+from http import HTTPStatus
+from typing import Any
+
+from benchmarks.standin import vocabulary as v
+
+__all__ = [
+    "DONE",
+    "FINGERPRINT",
+    "LAST_CHUNK",
+    "ChatEvents",
+    "chat",
+    "chat_logprobs",
+    "chunk",
+    "completion",
+    "completion_events",
+    "completion_logprobs",
+    "dump",
+    "error",
+    "http",
+    "models",
+    "stream_head",
+    "usage",
+]
+
+FINGERPRINT = "vllm-0.32.0-0a7cf6da"
+DONE = b"data: [DONE]\n\n"
+LAST_CHUNK = b"0\r\n\r\n"
+
+
+def dump(value: Any) -> bytes:
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode(
+        "utf-8", "surrogatepass"
+    )
+
+
+# HTTP
+
+
+def chunk(data: bytes) -> bytes:
+    return b"%x\r\n%b\r\n" % (len(data), data)
+
+
+def _head(status: int, fields: str) -> bytes:
+    phrase = HTTPStatus(status).phrase
+    return (
+        f"HTTP/1.1 {status} {phrase}\r\ndate: {formatdate(usegmt=True)}\r\nserver: uvicorn\r\n"
+        f"{fields}vary: Origin\r\n"
+    ).encode()
+
+
+def stream_head() -> bytes:
+    fields = "content-type: text/event-stream; charset=utf-8\r\n"
+    return _head(200, fields) + b"transfer-encoding: chunked\r\n\r\n"
+
+
+def http(status: int, body: bytes = b"", extra: str = "") -> bytes:
+    kind = "content-type: application/json\r\n" if body else ""
+    return _head(status, f"{extra}content-length: {len(body)}\r\n{kind}") + b"\r\n" + body
+
+
+def error(status: int, message: str, kind: str | None = None, param: str | None = None) -> bytes:
+    """An error body. vLLM's `type` is a class's name or, from FastAPI's handlers, a phrase."""
+    kind = kind or {
+        400: "BadRequestError",
+        404: "NotFoundError",
+        500: "InternalServerError",
+        503: "ServiceUnavailableError",
+    }.get(status, HTTPStatus(status).phrase)
+    return dump({"error": {"message": message, "type": kind, "param": param, "code": status}})
+
+
+def models(name: str, max_model_len: int) -> bytes:
+    now = int(time.time())
+    permission = {
+        "id": "modelperm-0123456789abcdef",
+        "object": "model_permission",
+        "created": now,
+        "allow_create_engine": False,
+        "allow_sampling": True,
+        "allow_logprobs": True,
+        "allow_search_indices": False,
+        "allow_view": True,
+        "allow_fine_tuning": False,
+        "organization": "*",
+        "group": None,
+        "is_blocking": False,
+    }
+    card = {
+        "id": name,
+        "object": "model",
+        "created": now,
+        "owned_by": "vllm",
+        "root": name,
+        "parent": None,
+        "max_model_len": max_model_len,
+        "permission": [permission],
+    }
+    return dump({"object": "list", "data": [card]})
+
+
+def usage(
+    prompt: int,
+    completion: int,
+    reasoning: int | None,
+    cached: dict[str, int | None] | None,
+    *,
+    nulls: bool,
+) -> dict[str, Any]:
+    """A usage object; where `nulls`, what is unknown stands there as null."""
+    details = None if reasoning is None else {"reasoning_tokens": reasoning}
+    whole = {
+        "prompt_tokens": prompt,
+        "total_tokens": prompt + completion,
+        "completion_tokens": completion,
+        "prompt_tokens_details": cached,
+        "completion_tokens_details": details,
+    }
+    return whole if nulls else {key: value for key, value in whole.items() if value is not None}
+
+
+# Chat completions
+
+
+class ChatEvents:
+    """The events of one chat stream. What was not asked for is null, not absent."""
+
+    def __init__(self, name: str, model: str) -> None:
+        self._head = (
+            b'data: {"id":%b,"object":"chat.completion.chunk","created":%d,"model":%b,"choices":['
+            % (dump(name), int(time.time()), dump(model))
+        )
+
+    def role(self, prompt: list[int] | None, used: dict[str, Any] | None = None) -> bytes:
+        """The first event: it has no `token_ids`, and the only `prompt_token_ids`."""
+        choice = b'{"index":0,"delta":{"role":"assistant","content":""},"logprobs":null,'
+        tail = b'"finish_reason":null}]%b,"prompt_token_ids":%b,"prompt_text":null}\n\n'
+        return self._head + choice + tail % (_with_usage(used), dump(prompt))
+
+    def delta(
+        self,
+        delta: dict[str, str],
+        tokens: list[int] | None,
+        logprobs: dict[str, Any] | None = None,
+        finish: str | None = None,
+        used: dict[str, Any] | None = None,
+        *,
+        last: bool = False,
+    ) -> bytes:
+        """`stop_reason` comes with a `finish_reason`, the fingerprint with the last event."""
+        reason = b"null"
+        if finish is not None:
+            reason = b'"%b","stop_reason":null' % finish.encode()
+        choice = b'{"index":0,"delta":%b,"logprobs":%b,"finish_reason":%b,"token_ids":%b}]%b%b}\n\n'
+        return self._head + choice % (
+            dump(delta),
+            dump(logprobs),
+            reason,
+            dump(tokens),
+            _with_usage(used),
+            b',"system_fingerprint":"%b"' % FINGERPRINT.encode() if last else b"",
+        )
+
+    def usage(self, used: dict[str, Any]) -> bytes:
+        """The event behind the last one of the choice, where usage was asked for."""
+        tail = b'],"usage":%b,"system_fingerprint":"%b"}\n\n'
+        return self._head + tail % (dump(used), FINGERPRINT.encode())
+
+    @staticmethod
+    def error(status: int, message: str) -> bytes:
+        # The one place where vLLM writes spaces behind its colons and commas.
+        return b"data: %b\n\n" % json.dumps(json.loads(error(status, message))).encode()
+
+
+def _with_usage(used: dict[str, Any] | None) -> bytes:
+    return b"" if used is None else b',"usage":%b' % dump(used)
+
+
+def chat_logprobs(tokens: list[int], top: int) -> dict[str, Any]:
+    def entry(token: int, logprob: float) -> dict[str, Any]:
+        piece = v.decode([token])
+        return {"token": piece, "logprob": logprob, "bytes": list(piece.encode())}
+
+    return {
+        "content": [
+            {
+                **entry(token, -0.1),
+                "top_logprobs": [entry(x, y) for x, y in _ranked(token, -0.1, top)],
+            }
+            for token in tokens
+        ]
+    }
+
+
+def _ranked(token: int, logprob: float, top: int) -> list[tuple[int, float]]:
+    """The token and others that share what it leaves."""
+    rest = max(1.0 - math.exp(logprob), 1e-12)
+    others = [300 + i for i in range(top + 1) if 300 + i != token][: max(top - 1, 0)]
+    return [(token, logprob), *((x, math.log(rest / (i + 2) ** 2)) for i, x in enumerate(others))]
+
+
+def chat(
+    name: str,
+    model: str,
+    message: dict[str, str | None],
+    finish: str,
+    used: dict[str, Any],
+    tokens: list[int] | None,
+    prompt: list[int] | None,
+) -> bytes:
+    """The unstreamed answer."""
+    choice = {
+        "index": 0,
+        "message": {
+            "role": "assistant",
+            "content": message["content"],
+            "refusal": None,
+            "annotations": None,
+            "audio": None,
+            "function_call": None,
+            "reasoning": message["reasoning"],
+        },
+        "logprobs": None,
+        "finish_reason": finish,
+        "stop_reason": None,
+        "token_ids": tokens,
+        "routed_experts": None,
+    }
+    return dump(
+        {
+            "id": name,
+            "object": "chat.completion",
+            "created": int(time.time()),
+            "model": model,
+            "choices": [choice],
+            "service_tier": None,
+            "system_fingerprint": FINGERPRINT,
+            "usage": used,
+            "prompt_logprobs": None,
+            "prompt_token_ids": prompt,
+            "prompt_text": None,
+            "kv_transfer_params": None,
+            "ec_transfer_params": None,
+            "metrics": None,
+        }
+    )
+
+
+# Completions: the probes
+
+
+def completion(name: str, model: str, choices: list[dict[str, Any]], used: dict[str, Any]) -> bytes:
+    order = ("text", "logprobs", "finish_reason", "stop_reason", "token_ids")
+    return dump(
+        {
+            "id": name,
+            "object": "text_completion",
+            "created": int(time.time()),
+            "model": model,
+            "choices": [
+                {
+                    "index": index,
+                    **{key: choice[key] for key in order},
+                    "prompt_logprobs": None,
+                    "prompt_token_ids": choice["prompt_token_ids"],
+                    "routed_experts": None,
+                }
+                for index, choice in enumerate(choices)
+            ],
+            "service_tier": None,
+            "system_fingerprint": FINGERPRINT,
+            "usage": used,
+            "kv_transfer_params": None,
+            "ec_transfer_params": None,
+            "metrics": None,
+        }
+    )
+
+
+def completion_events(
+    name: str, model: str, choice: dict[str, Any], used: dict[str, Any] | None
+) -> list[bytes]:
+    """The same as a stream, in one event of all tokens."""
+    base = {"id": name, "object": "text_completion", "created": int(time.time()), "model": model}
+    order = ("text", "logprobs", "finish_reason", "stop_reason", "prompt_token_ids", "token_ids")
+    first: dict[str, Any] = {
+        **base,
+        "choices": [{"index": 0, **{key: choice[key] for key in order}}],
+    }
+    if used is None:
+        first["system_fingerprint"] = FINGERPRINT
+    last = {**base, "choices": [], "usage": used, "system_fingerprint": FINGERPRINT}
+    events = [first] if used is None else [first, last]
+    return [*(b"data: %b\n\n" % dump(event) for event in events), DONE]
+
+
+def completion_logprobs(
+    tokens: list[int], logprob: float, top: int, wanted: list[int] | None, *, as_ids: bool
+) -> dict[str, Any]:
+    """Log-probabilities in the shape of /v1/completions: `wanted` ids in place of the top ones."""
+
+    def spell(token: int) -> str:
+        return f"token_id:{token}" if as_ids else v.decode([token])
+
+    offsets, ranked, spelled = [], [], [spell(token) for token in tokens]
+    offset = 0
+    for token, name in zip(tokens, spelled, strict=True):
+        offsets.append(offset)
+        offset += len(name)
+        pairs = _ranked(token, logprob, max(top, 1))
+        if wanted is not None:
+            low = math.log(max(1.0 - math.exp(logprob), 1e-12) / max(len(wanted), 1))
+            pairs = [(token, logprob), *((x, low) for x in wanted if x != token)]
+        ranked.append({spell(x): y for x, y in pairs})
+    return {
+        "text_offset": offsets,
+        "token_logprobs": [logprob] * len(tokens),
+        "tokens": spelled,
+        "top_logprobs": ranked,
+    }
