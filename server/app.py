@@ -27,6 +27,7 @@ from server.responses import Passage
 __all__ = ["create_app"]
 
 _METHODS = ["GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "HEAD"]
+_ENDPOINTS = {ENDPOINT, "/v1/completions", "/v1/responses", "/v1/messages", "/v1/models"}
 _REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
 
 
@@ -87,10 +88,14 @@ def create_app(settings: Settings, transport: httpx.AsyncBaseTransport | None = 
 
     @app.api_route("/{path:path}", methods=_METHODS, include_in_schema=False)
     async def anything(request: Request) -> Response:
+        arrived = time.perf_counter()
         body = await _body(request, settings.max_body_bytes)
         path = request.url.path + (f"?{request.url.query}" if request.url.query else "")
         headers = _authorized(settings, forwarded_headers(request.headers.raw))
-        return Passage(gateway.metrics, gateway.engine, request.method, path, headers, body)
+        labels = (_endpoint(request.url.path), "other", "none")
+        return Passage(
+            gateway.metrics, labels, arrived, gateway.engine, request.method, path, headers, body
+        )
 
     return app
 
@@ -121,7 +126,10 @@ def _answer(
         extra.append((b"x-adjourn-policy", b"off"))
     headers.append((b"x-request-id", request_id.encode()))
     content = msgspec.json.encode(asked.fields)
-    return Passage(gateway.metrics, gateway.engine, "POST", ENDPOINT, headers, content, extra)
+    labels = (ENDPOINT, label, "off" if policy is None else "passed-through")
+    return Passage(
+        gateway.metrics, labels, arrived, gateway.engine, "POST", ENDPOINT, headers, content, extra
+    )
 
 
 def _authorized(
@@ -149,4 +157,4 @@ async def _body(request: Request, limit: int) -> bytes:
 
 
 def _endpoint(path: str) -> str:
-    return ENDPOINT if path == ENDPOINT else "other"
+    return path if path in _ENDPOINTS else "other"

@@ -53,7 +53,7 @@ class JudgedChat(Abandonable):
         extra: Sequence[tuple[bytes, bytes]],
         arrived: float,
     ) -> None:
-        super().__init__(gateway.metrics)
+        super().__init__(gateway.metrics, (ENDPOINT, model.id, policy.name), arrived)
         assert model.marks is not None
         settings = gateway.settings
         self._gateway = gateway
@@ -62,7 +62,6 @@ class JudgedChat(Abandonable):
         self._onward = headers
         self._request_id = request_id
         self._extra = extra
-        self._labels = (model.id, policy.name)
         self._appraiser = gateway.appraiser(model.id, policy)
         self._session = Session(
             policy,
@@ -71,9 +70,7 @@ class JudgedChat(Abandonable):
             observe=settings.mode == "observe",
             hold_out=held_out(request.conversation, policy, settings.salt, settings.hold_out),
         )
-        self._arrived = arrived
         self._relay: Relay | None = None
-        self.metrics.in_flight.labels(ENDPOINT).inc()
 
     @property
     def phase(self) -> str:
@@ -95,20 +92,17 @@ class JudgedChat(Abandonable):
             self._session,
             sink,
             self.metrics,
-            self._labels,
-            self._arrived,
+            self.labels[1:],
+            self.arrived,
         )
         await self._relay.run()
 
     def ended(self, status: int) -> None:
         """Metrics and the log: all that is written of a request, once."""
-        metrics, labels, session = self.metrics, self._labels, self._session
         if self._relay is not None and status == 200:
             status = self._relay.status
-        now = time.perf_counter()
-        metrics.in_flight.labels(ENDPOINT).dec()
-        metrics.requests.labels(ENDPOINT, *labels, str(status)).inc()
-        metrics.duration.labels(ENDPOINT, *labels).observe(now - self._arrived)
+        super().ended(status)
+        metrics, labels, session = self.metrics, self.labels[1:], self._session
         for kind in Ledger.__dataclass_fields__:
             metrics.tokens.labels(*labels, kind).inc(getattr(session.ledger, kind))
         metrics.probe_price.labels(*labels).set(self._appraiser.price)
@@ -117,21 +111,21 @@ class JudgedChat(Abandonable):
         if session.error is not None:
             metrics.fail_open.labels(labels[1], "policy-error").inc()
             log.error("policy %s failed", labels[1], exc_info=session.error)
-        self._log(status, now)
+        self._log(status)
 
     def _note_times(self) -> None:
         if self._relay is None:
             return
         times, metrics = self._relay.times, self.metrics
         if times.first_write and self._request.stream:
-            metrics.first_token.labels(*self._labels).observe(times.first_write - times.arrived)
+            metrics.first_token.labels(*self.labels[1:]).observe(times.first_write - times.arrived)
             added = times.sent - times.arrived + times.first_write - times.first_read
-            metrics.added.labels(self._labels[0]).observe(added)
+            metrics.added.labels(self.labels[1]).observe(added)
         if times.resumed:
-            metrics.resume_gap.labels(self._labels[0]).observe(times.resumed - times.triggered)
+            metrics.resume_gap.labels(self.labels[1]).observe(times.resumed - times.triggered)
 
     def _note_trigger(self) -> None:
-        session, metrics, labels = self._session, self.metrics, self._labels
+        session, metrics, labels = self._session, self.metrics, self.labels[1:]
         if (trigger := session.trigger) is None:
             return
         metrics.triggers.labels(*labels, trigger.action).inc()
@@ -141,17 +135,17 @@ class JudgedChat(Abandonable):
         elif trigger.after is not None:
             metrics.spared.labels(*labels, trigger.action).observe(trigger.after)
 
-    def _log(self, status: int, now: float) -> None:
+    def _log(self, status: int) -> None:
         session, trigger = self._session, self._session.trigger
         log.info(
             "chat",
             extra={
                 "fields": {
                     "request_id": self._request_id,
-                    "model": self._labels[0],
-                    "policy": self._labels[1],
+                    "model": self.labels[1],
+                    "policy": self.labels[2],
                     "status": status,
-                    "seconds": round(now - self._arrived, 4),
+                    "seconds": round(time.perf_counter() - self.arrived, 4),
                     "trigger": trigger.action if trigger else None,
                     "reason": trigger.stop.reason if trigger else None,
                     "muted": session.muted,

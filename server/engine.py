@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import aiohttp
 import httpx
 import msgspec
 from httpx_aiohttp import AiohttpTransport
@@ -20,7 +21,10 @@ from policies.events import Probe
 from server.config import Settings
 from server.errors import UpstreamDown, UpstreamTimeout
 
-__all__ = ["BadReply", "Drawn", "Engine", "Model", "forwarded_headers"]
+__all__ = ["TRANSPORT_ERRORS", "BadReply", "Drawn", "Engine", "Model", "forwarded_headers"]
+
+TRANSPORT_ERRORS = (httpx.TransportError, aiohttp.ClientError)
+"""What reading from an engine may raise; the transport does not translate all of aiohttp's."""
 
 _HOP_BY_HOP = {
     b"connection",
@@ -130,7 +134,7 @@ class Engine:
             raise UpstreamDown(f"the engine cannot be reached: {error}") from error
         except httpx.ReadTimeout as error:
             raise UpstreamTimeout("the engine did not answer in time") from error
-        except httpx.TransportError as error:
+        except TRANSPORT_ERRORS as error:
             raise UpstreamDown(f"the engine broke the connection: {error}") from error
 
     async def post(self, path: str, body: bytes, headers: Sequence[tuple[bytes, bytes]]) -> bytes:
@@ -138,7 +142,7 @@ class Engine:
         response = await self.send("POST", path, headers, body)
         try:
             content = await response.aread()
-        except httpx.TransportError as error:
+        except TRANSPORT_ERRORS as error:
             raise UpstreamDown(f"the engine broke the connection: {error}") from error
         finally:
             await response.aclose()
@@ -204,7 +208,7 @@ class Engine:
                     return response.status_code, await response.aread()
                 finally:
                     await response.aclose()
-        except (TimeoutError, httpx.TransportError) as error:
+        except (TimeoutError, *TRANSPORT_ERRORS) as error:
             raise UpstreamDown(f"the engine did not answer {path}") from error
 
 

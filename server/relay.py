@@ -23,7 +23,7 @@ from msgspec import Raw
 from policies.events import ProbeResult
 from policies.session import Ask, Cut, Session
 from server.choose import ChatRequest
-from server.engine import BadReply, Engine
+from server.engine import TRANSPORT_ERRORS, BadReply, Engine
 from server.errors import GatewayError, UpstreamDown
 from server.metrics import Metrics
 from server.sse import EventSplitter, data_of
@@ -208,7 +208,7 @@ class Relay:
                 await flush()
         except httpx.TimeoutException:
             self._broken = "timeout"
-        except httpx.TransportError:
+        except TRANSPORT_ERRORS:
             self._broken = "broken"
         if splitter.rest.strip():
             take(splitter.rest, time.perf_counter())
@@ -361,7 +361,7 @@ class Relay:
             async with asyncio.timeout(self._engine.settings.resume_timeout):
                 response = await self._open(fields, f"{self._request_id}-answer")
                 answer = await self._begin(response, prompt)
-        except (TimeoutError, GatewayError, httpx.TransportError):
+        except (TimeoutError, GatewayError, *TRANSPORT_ERRORS):
             return self._refuse("resume-failed")
         if answer is None:
             await response.aclose()
@@ -426,7 +426,7 @@ class Relay:
                 await self._send_answer(answer, answer.splitter.feed(data))
         except httpx.TimeoutException:
             self._broken = "timeout"
-        except httpx.TransportError:
+        except TRANSPORT_ERRORS:
             self._broken = "broken"
         if answer.splitter.rest.strip():
             await self._send_answer(answer, [answer.splitter.rest])

@@ -7,7 +7,7 @@ works, before the first token, in mid-stream, and while an unstreamed reply is d
 from __future__ import annotations
 
 import asyncio
-import logging
+import time
 from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Any
@@ -16,22 +16,25 @@ import httpx
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from server.engine import Engine
+from server.engine import TRANSPORT_ERRORS, Engine
 from server.errors import GatewayError, UpstreamDown
 from server.metrics import Metrics
 from server.sinks import reply_headers
 
 __all__ = ["Abandonable", "Passage", "send_error"]
 
-log = logging.getLogger("adjourn.http")
-
 
 class Abandonable(Response):
-    """``work`` runs until it is done or the client left; then it is cancelled."""
+    """``work`` runs until it is done or the client left; then it is cancelled.
 
-    def __init__(self, metrics: Metrics) -> None:
+    ``labels`` are the metrics' (endpoint, model, policy), ``arrived`` the time of the request.
+    """
+
+    def __init__(self, metrics: Metrics, labels: tuple[str, str, str], arrived: float) -> None:
         self.background = None
         self.metrics = metrics
+        self.labels = labels
+        self.arrived = arrived
         self.began = False
 
     @abstractmethod
@@ -45,8 +48,12 @@ class Abandonable(Response):
 
     def ended(self, status: int) -> None:
         """Called once, however it ended; 499 where the client left."""
+        self.metrics.requests.labels(*self.labels, str(status)).inc()
+        self.metrics.duration.labels(*self.labels).observe(time.perf_counter() - self.arrived)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        in_flight = self.metrics.in_flight.labels(self.labels[0])
+        in_flight.inc()
         work = asyncio.ensure_future(self._guarded(send))
         watch = asyncio.ensure_future(self._watch(receive, work))
         status = 499
@@ -59,6 +66,7 @@ class Abandonable(Response):
             self.metrics.aborts.labels("client-left").inc()
         finally:
             watch.cancel()
+            in_flight.dec()
             self.ended(status)
 
     async def _guarded(self, send: Send) -> int:
@@ -100,6 +108,8 @@ class Passage(Abandonable):
     def __init__(
         self,
         metrics: Metrics,
+        labels: tuple[str, str, str],
+        arrived: float,
         engine: Engine,
         method: str,
         path: str,
@@ -107,7 +117,7 @@ class Passage(Abandonable):
         body: bytes,
         extra: Sequence[tuple[bytes, bytes]] = (),
     ) -> None:
-        super().__init__(metrics)
+        super().__init__(metrics, labels, arrived)
         self._engine = engine
         self._call = (method, path, headers, body or None)
         self._extra = extra
@@ -132,7 +142,7 @@ class Passage(Abandonable):
             try:
                 async for data in response.stream:  # type: ignore[union-attr]
                     await send({"type": "http.response.body", "body": data, "more_body": True})
-            except httpx.TransportError:
+            except TRANSPORT_ERRORS:
                 await self._broke_off(send, response)
                 return
             await send({"type": "http.response.body", "body": b""})

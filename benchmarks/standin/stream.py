@@ -83,8 +83,8 @@ class _Telling:
         )
         self._said += len(group)
         self._reasoned += thoughts
-        if not delta and finish is None and not self._ids:
-            return b""  # vLLM sends no chunk for a token without text, unless ids are due
+        if not delta and finish is None and not self._ids and self._top is None:
+            return b""  # vLLM sends no chunk without text, unless ids or log-probabilities are due
         return self._events.delta(
             delta,
             list(group) if self._ids else None,

@@ -1,0 +1,59 @@
+"""Talk to a gateway as bytes, and read its streams."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+import httpx
+
+CHAT = "/v1/chat/completions"
+
+__all__ = ["CHAT", "body", "chat", "events", "metric", "normal", "raw_stream", "sent", "stream"]
+
+
+def body(**fields: Any) -> dict[str, Any]:
+    return {"model": "standin", "messages": [{"role": "user", "content": "hi"}], **fields}
+
+
+def chat(url: str, headers: dict[str, str] | None = None, **fields: Any) -> httpx.Response:
+    return httpx.post(url + CHAT, json=body(**fields), headers=headers, timeout=60)
+
+
+def raw_stream(url: str, headers: dict[str, str] | None = None, **fields: Any) -> bytes:
+    """The bytes of a stream, whole."""
+    return chat(url, headers, stream=True, **fields).content
+
+
+def events(raw: bytes) -> list[Any]:
+    """The data of the stream's events, decoded; ``[DONE]`` stays a text."""
+    datas = re.findall(r"^data: ?(.*?)\r?$", raw.decode(), re.MULTILINE)
+    return [data if data == "[DONE]" else json.loads(data) for data in datas]
+
+
+def stream(url: str, headers: dict[str, str] | None = None, **fields: Any) -> list[Any]:
+    return events(raw_stream(url, headers, **fields))
+
+
+def normal(raw: bytes) -> bytes:
+    """Bytes of a reply without what differs between two: ids and times."""
+    raw = re.sub(rb'"id":"chatcmpl-[^"]*"', b'"id":"chatcmpl-X"', raw)
+    return re.sub(rb'"created":\d+', b'"created":0', raw)
+
+
+def sent(standin: str) -> list[dict[str, Any]]:
+    """The latest requests that the stand-in got: path, headers, and the body as its text."""
+    return httpx.get(f"{standin}/standin/requests").json()
+
+
+def metric(url: str, name: str, **labels: str) -> float:
+    """The sum of a metric's series that have these labels."""
+    total = 0.0
+    for line in httpx.get(f"{url}/metrics").text.splitlines():
+        found = re.fullmatch(rf"{name}(?:\{{(.*)\}})? (\S+)", line)
+        if found:
+            has = dict(re.findall(r'(\w+)="([^"]*)"', found[1] or ""))
+            if labels.items() <= has.items():
+                total += float(found[2])
+    return total
