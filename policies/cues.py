@@ -64,25 +64,31 @@ class CueScanner:
     depends on the piece and the longest cue, never on the text's length.
     """
 
-    __slots__ = ("_patterns", "_tail", "length", "settled")
+    __slots__ = ("_first", "_patterns", "_tail", "length", "settled")
 
     def __init__(self, cues: tuple[str, ...]) -> None:
         self._patterns = _compile(cues)
+        self._first = self._patterns.first.search
         self._tail = ""  # what is still undecided, with one character before it
         self.length = 0
         self.settled = 0
 
+    def skim(self, piece: str) -> bool:
+        """The quick way: whether ``piece`` plainly holds no part of a cue. Where it says no,
+        nothing was done, and ``feed`` must be given the piece."""
+        if self.settled < self.length or self._first(piece) is not None:
+            return False
+        if piece:
+            self.length = self.settled = self.length + len(piece)
+            self._tail = piece[-1]
+        return True
+
     def feed(self, piece: str) -> list[Cue]:
-        if not piece:
+        if self.skim(piece):
             return []
-        undecided = self.settled < self.length
         text = self._tail + piece
         base = self.length - len(self._tail)
         self.length += len(piece)
-        if not undecided and self._patterns.first.search(piece) is None:
-            self.settled = self.length
-            self._tail = text[-1]
-            return []
         found, kept = self._search(text, base, at_end=False)
         partial = self._patterns.partial.search(text, kept)
         begin = len(text) if partial is None else partial.start()

@@ -168,6 +168,7 @@ class Session:
             "observed" if observe else "held-out" if hold_out else None
         )
         self._needs = policy.needs
+        self._plain = not (self._needs.thoughts or self._needs.interval)
         self._stopper = policy.start()
         self._scanner = CueScanner(marks.dialect.cues if self._needs.cues else ())
         self._fed = 0
@@ -210,6 +211,21 @@ class Session:
         nothing of how long the trace would have been.
         """
         state = self.state
+        if (
+            self._quiet
+            and state is State.THINKING
+            and not answering
+            and ending is None
+            and self.marks.end not in token_ids
+            and self._scanner.skim(thought)
+        ):
+            # Nearly every token: no cue, nothing held, nobody to show it to.
+            self.generated.extend(token_ids)
+            self.ledger.reasoning += len(token_ids)
+            self._fed = self.released = self._fed + 1
+            if thought:
+                self._on_newline = thought[-1] == "\n"
+            return None
         if state is State.CLOSING:
             self._fed += 1
             self.ledger.wasted += len(token_ids)
@@ -251,6 +267,11 @@ class Session:
             self.released = self._fed
             return None
         return self._think(thought, token_ids, at, before)
+
+    @property
+    def _quiet(self) -> bool:
+        """Whether a piece in which no cue begins concerns nobody."""
+        return self._plain and not self._held and self._began is not None
 
     def _think(
         self, thought: str, token_ids: Sequence[int], at: float, before: _Piece

@@ -14,6 +14,7 @@ import time
 from collections import deque
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, Protocol
 
 import httpx
@@ -110,7 +111,8 @@ class Relay:
         self._first = Chunk()
         self._pieces = 0
         self._pending: deque[tuple[int, bytes]] = deque()
-        self._lock = asyncio.Lock()
+        self._writing = False
+        self._hide_ids = not request.return_token_ids
         self._main: httpx.Response | None = None
         self._answer: _Answer | None = None
         self._pump: asyncio.Task[None] | None = None
@@ -166,7 +168,8 @@ class Relay:
             await self._sink.fail(error)
             return
         if not self._done:
-            await self._sink.write([event_of(_DONE)])
+            self._pending.append((0, event_of(_DONE)))
+            await self._flush()
         await self._sink.end(self._note() if self._telling else None)
 
     async def _close(self) -> None:
@@ -226,7 +229,6 @@ class Relay:
             self._first = chunk
         if chunk.prompt_token_ids is not None and not self.session.prompt:
             self.session.opened(chunk.prompt_token_ids)
-        self._finished = self._finished or given(chunk.error)
         command = None
         if chunk.choices:
             choice = chunk.choices[0]
@@ -240,6 +242,8 @@ class Relay:
                 ending=choice.finish_reason,
             )
             self._finished = self._finished or choice.finish_reason is not None
+        elif given(chunk.error):
+            self._finished = True
         edited = self._edited(event, data, chunk)
         if edited is not None:
             self._pending.append((self._pieces, edited))
@@ -257,20 +261,19 @@ class Relay:
     def _edited(self, event: bytes, data: bytes, chunk: Chunk) -> bytes | None:
         """The event as the client is to get it; None where it gets none."""
         choice = chunk.choices[0] if chunk.choices else None
-        if not self._request.return_token_ids:
-            if choice is not None:
+        if self._hide_ids:
+            if choice is not None and choice.token_ids is not None:
                 if is_padding(event, choice):
                     return None
-                if choice.token_ids is not None or chunk.prompt_token_ids is not None:
-                    event = hide_ids(event)
-            elif chunk.prompt_token_ids is not None:
                 event = hide_ids(event)
+            if chunk.prompt_token_ids is not None:
+                event = hide_ids(event, b'"prompt_token_ids":[')
         if not self._request.include_reasoning and choice is not None:
             shown = without_reasoning(data_of(event) or b"")
             if shown is None:
                 return None
             event = event_of(shown)
-        if self._telling and self._is_last(choice, chunk):
+        if self._is_last(choice, chunk) and self._telling:
             event = event_of(with_key(data_of(event) or b"{}", "adjourn", self._note()))
         return event
 
@@ -280,16 +283,29 @@ class Relay:
         return choice is not None and choice.finish_reason is not None
 
     async def _flush(self) -> None:
-        """Send what is released, in order, whoever asks."""
-        async with self._lock:
-            released, pending = self.session.released, self._pending
-            ready = []
-            while pending and pending[0][0] <= released:
-                ready.append(pending.popleft()[1])
-            if ready:
-                if not self.times.first_write:
-                    self.times.first_write = time.perf_counter()
-                await self._sink.write(ready)
+        """Send what is released, in order. Whoever is sending already sends this too."""
+        if self._writing:
+            return
+        self._writing = True
+        try:
+            while count := self._ready():
+                events = [event for _, event in islice(self._pending, count)]
+                await self._sink.write(events)
+                # Only now: a write that was cancelled while it waited has written nothing.
+                for _ in range(count):
+                    self._pending.popleft()
+        finally:
+            self._writing = False
+
+    def _ready(self) -> int:
+        released, count = self.session.released, 0
+        for number, _ in self._pending:
+            if number > released:
+                break
+            count += 1
+        if count and not self.times.first_write:
+            self.times.first_write = time.perf_counter()
+        return count
 
     # -- beside the stream -----------------------------------------------------------------------
 
@@ -367,9 +383,10 @@ class Relay:
             await response.aclose()
             reason = "ids-not-honoured" if response.status_code == 200 else "resume-rejected"
             return self._refuse(reason)
-        await self._flush()
         session.resumed()
-        self._pending.clear()
+        # What stands behind the cut is nobody's; what the session released may still be on its way.
+        while self._pending and self._pending[-1][0] > session.released:
+            self._pending.pop()
         self._finished = self._done = False
         self._broken = None
         self._answer = answer
@@ -432,9 +449,10 @@ class Relay:
             await self._send_answer(answer, [answer.splitter.rest])
 
     async def _send_answer(self, answer: _Answer, events: list[bytes]) -> None:
-        ready = [shown for event in events if (shown := self._take_answer(answer, event))]
-        if ready:
-            await self._sink.write(ready)
+        for event in events:
+            if (shown := self._take_answer(answer, event)) is not None:
+                self._pending.append((0, shown))
+        await self._flush()
 
     def _take_answer(self, answer: _Answer, event: bytes) -> bytes | None:
         data = data_of(event)

@@ -73,22 +73,21 @@ def event_of(data: bytes) -> bytes:
 
 def is_padding(event: bytes, choice: Choice) -> bool:
     """A chunk that the engine sends only because token ids were asked for: it holds no more."""
-    return choice.finish_reason is None and not given(choice.logprobs) and b'"delta":{}' in event
+    return (
+        choice.finish_reason is None
+        and choice.delta.reasoning is None
+        and not given(choice.logprobs)
+        and b'"delta":{}' in event
+    )
 
 
-def hide_ids(event: bytes) -> bytes:
+def hide_ids(event: bytes, key: bytes = b'"token_ids":[') -> bytes:
     """The event as it would have come had no token ids been asked for."""
-    event = _nulled(event, b'"token_ids":[')
-    return _nulled(event, b'"prompt_token_ids":[')
-
-
-def _nulled(event: bytes, key: bytes) -> bytes:
     begin = event.rfind(key)
     if begin < 0:
         return event
     begin += len(key) - 1
-    end = event.index(b"]", begin) + 1
-    return event[:begin] + b"null" + event[end:]
+    return b"%b%b%b" % (event[:begin], b"null", event[event.index(b"]", begin) + 1 :])
 
 
 def with_key(data: bytes, key: str, value: Any) -> bytes:

@@ -1,0 +1,208 @@
+"""Train the pocket model from scratch: `python -m benchmarks.pocket.train --minutes 60`.
+
+Writes the model folder every few minutes, each file swapped in whole; an interrupted run goes on with `--resume`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+from torch.nn import functional
+from tqdm import tqdm
+from transformers import Qwen3Config, Qwen3ForCausalLM
+
+from benchmarks.pocket import tokenizer as words
+from benchmarks.pocket.samples import Batch, batches
+
+LAYERS = 5
+DOUBT_LAYER = 2
+"""The layer after which a line's slip should be visible to the layers above."""
+DOUBT_WEIGHT = 0.3
+
+MODEL = Path(__file__).parent / "model"
+RATE = 3e-3
+"""Peak learning rate."""
+WARM_UP = 0.02
+"""Share of the run in which the rate rises."""
+SAVE_EVERY = 240
+"""Seconds between two writings of the model."""
+
+
+def config(tokenizer) -> Qwen3Config:
+    """The architecture: about 2.3 million parameters."""
+    return Qwen3Config(
+        vocab_size=tokenizer.get_vocab_size(),
+        hidden_size=192, intermediate_size=512, num_hidden_layers=LAYERS,
+        num_attention_heads=3, num_key_value_heads=3, head_dim=64,
+        max_position_embeddings=4096, tie_word_embeddings=True,
+        eos_token_id=tokenizer.token_to_id(words.END), pad_token_id=tokenizer.token_to_id(words.SPECIAL[0]),
+        bos_token_id=None, attn_implementation="sdpa",
+    )
+
+
+class Doubt(torch.nn.Module):
+    """Used in training only: reads off a lower layer, at the end of each line, whether the line slipped.
+
+    An answer's digits alone teach this slowly; what the model then makes of its doubt is left to those digits.
+    """
+
+    def __init__(self, model: Qwen3ForCausalLM):
+        super().__init__()
+        self.read = torch.nn.Linear(model.config.hidden_size, 1)
+        self.seen: torch.Tensor | None = None
+        model.model.layers[DOUBT_LAYER].register_forward_hook(self._keep)
+
+    def _keep(self, _layer, _inputs, output) -> None:
+        self.seen = output[0] if isinstance(output, tuple) else output
+
+    def forward(self, slip: torch.Tensor) -> torch.Tensor:
+        """The mean loss (nats a line) of telling slipped lines from good ones in the pass just made."""
+        ends = slip >= 0
+        state = functional.rms_norm(self.seen[ends].float(), (self.seen.shape[-1],))
+        return functional.binary_cross_entropy_with_logits(self.read(state)[:, 0], slip[ends].float())
+
+
+def losses(model: Qwen3ForCausalLM, doubt: Doubt, batch: Batch) -> tuple[torch.Tensor, ...]:
+    """The loss to descend, and for the eye the mean losses of thought, belief (nats a token) and doubt (nats a line)."""
+    with torch.autocast("cpu", torch.bfloat16):
+        hidden = model.model(
+            input_ids=batch.ids, position_ids=batch.position, attention_mask=batch.mask, use_cache=False
+        ).last_hidden_state
+        counted = batch.weight > 0
+        logits = model.lm_head(hidden[counted])
+    weight = batch.weight[counted]
+    each = functional.cross_entropy(logits.float(), batch.label[counted], reduction="none")
+    with torch.no_grad():
+        thought, belief = each[weight == 1].mean(), each[weight > 2].mean()
+    doubted = doubt(batch.slip) if (batch.slip >= 0).any() else torch.zeros(())
+    return (each * weight).sum() / weight.sum() + DOUBT_WEIGHT * doubted, thought, belief, doubted.detach()
+
+
+def optimizers(model: Qwen3ForCausalLM, doubt: Doubt) -> list[torch.optim.Optimizer]:
+    """Muon for the matrices inside the layers, which learns the arithmetic in fewer steps; AdamW for the rest."""
+    inner = [p for p in model.model.layers.parameters() if p.ndim == 2]
+    known = {id(p) for p in inner}
+    rest = [p for p in [*model.parameters(), *doubt.parameters()] if id(p) not in known]
+    return [
+        torch.optim.Muon(inner, lr=RATE, weight_decay=0.05, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW(rest, lr=RATE, betas=(0.9, 0.98), weight_decay=0.0),
+    ]
+
+
+def grow(model: Qwen3ForCausalLM, weights: dict[str, torch.Tensor]) -> bool:
+    """Load the weights of a model with as many layers or fewer; whether layers were added, which begin as identities."""
+    added = model.load_state_dict(weights, strict=False).missing_keys
+    for name in added:
+        if name.endswith(("o_proj.weight", "down_proj.weight")):
+            torch.nn.init.zeros_(model.get_parameter(name))
+    return bool(added)
+
+
+def rate(progress: float) -> float:
+    """Warm-up, then half a cosine down to a fiftieth."""
+    if progress < WARM_UP:
+        return RATE * max(progress / WARM_UP, 0.01)
+    return RATE * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(1.0, progress))))
+
+
+def brief_share(progress: float) -> float:
+    """The share of traces left unfinished: arithmetic and doubt are learned in the first derivation, the rest is copying."""
+    return min(0.75, 0.2 + 2.2 * (1 - progress))
+
+
+def export(model: Qwen3ForCausalLM, tokenizer, folder: Path) -> None:
+    """Write everything an engine loads, beside `folder` first, then file by file into it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".writing-") as name:
+        fresh = Path(name)
+        copy = Qwen3ForCausalLM(model.config)
+        copy.load_state_dict(model.state_dict())
+        copy.to(torch.bfloat16).save_pretrained(fresh)
+        words.save(tokenizer, fresh)
+        settings = {
+            "do_sample": True, "temperature": 0.6,
+            "eos_token_id": model.config.eos_token_id, "pad_token_id": model.config.pad_token_id,
+        }
+        (fresh / "generation_config.json").write_text(json.dumps(settings, indent=2) + "\n")
+        for file in fresh.iterdir():
+            file.chmod(0o644)
+            os.replace(file, folder / file.name)
+
+
+def main() -> None:
+    """Parse the command line and train."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--minutes", type=float, default=60, help="wall-clock minutes of the whole run, resumed parts included")
+    parser.add_argument("--tokens", type=int, default=7000, help="tokens a batch")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--out", type=Path, default=MODEL, help="model folder")
+    parser.add_argument("--state", type=Path, default=Path(tempfile.gettempdir()) / "pocket-state.pt", help="what --resume reads")
+    parser.add_argument("--resume", action="store_true")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    torch.manual_seed(options.seed)
+
+    tokenizer = words.build()
+    model = Qwen3ForCausalLM(config(tokenizer))
+    doubt = Doubt(model)
+    optimizing = optimizers(model, doubt)
+    spent, step, seen = 0.0, 0, 0
+    if options.resume:
+        state = torch.load(options.state)
+        if not grow(model, state["model"]):
+            doubt.load_state_dict(state["doubt"])
+            for optimizer, saved in zip(optimizing, state["optimizers"], strict=True):
+                optimizer.load_state_dict(saved)
+        spent, step, seen = state["spent"], state["step"], state["seen"]
+    print(f"{model.num_parameters():,} parameters, {tokenizer.get_vocab_size()} tokens in the vocabulary", flush=True)
+
+    total, begun = options.minutes * 60, time.monotonic() - spent
+    saved = last = time.monotonic()
+    progress = spent / total
+    source = batches(tokenizer, options.seed + step, options.tokens, lambda: brief_share(progress))
+    sums = torch.zeros(4)
+    with tqdm(total=round(total), initial=round(spent), unit="s", mininterval=10) as bar:
+        while progress < 1:
+            batch = next(source)
+            for optimizer in optimizing:
+                for group in optimizer.param_groups:
+                    group["lr"] = rate(progress)
+            loss, *parts = losses(model, doubt, batch)
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            for optimizer in optimizing:
+                optimizer.step()
+                optimizer.zero_grad()
+            step, seen = step + 1, seen + batch.ids.numel()
+            sums += torch.stack([loss.detach(), *parts]).nan_to_num()
+            now = time.monotonic()
+            bar.update(round(now - begun) - bar.n)
+            progress = (now - begun) / total
+            if step % 50 == 0:
+                mean, sums = sums / 50, torch.zeros(4)
+                pace = 50 / (now - last)
+                last = now
+                tqdm.write(
+                    f"step {step} at {(now - begun) / 60:.1f} min: loss {mean[0]:.4f}, thought {mean[1]:.4f}, "
+                    f"belief {mean[2]:.4f}, doubt {mean[3]:.4f}; {pace:.2f} steps/s, {seen / (now - begun):,.0f} tokens/s"
+                )
+            if now - saved > SAVE_EVERY or progress >= 1:
+                saved = now
+                export(model, tokenizer, options.out)
+                torch.save({
+                    "model": model.state_dict(), "doubt": doubt.state_dict(), "optimizers": [o.state_dict() for o in optimizing],
+                    "spent": now - begun, "step": step, "seen": seen,
+                }, options.state)
+    print(f"{step} steps, {seen:,} tokens, {(time.monotonic() - begun) / 60:.1f} minutes")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,122 @@
+"""What the core's tests share: a small dialect in made-up ids, events, policies by script."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from policies.appraisal import Appraiser
+from policies.dialect import Dialect, Marks
+from policies.events import Checkpoint, Event, Probe, ProbeFailed, ProbeResult, Thought
+from policies.policy import Needs, Policy
+from policies.session import Session
+
+__all__ = [
+    "CLOSING",
+    "CLOSING_ON_NEWLINE",
+    "CUES",
+    "END",
+    "MARKS",
+    "PROMPT",
+    "START",
+    "Generous",
+    "Scripted",
+    "cue",
+    "failed",
+    "interval",
+    "result",
+    "session",
+    "thought",
+]
+
+START, END = 1, 2
+CUES = Needs(cues=True, probes=True)
+CLOSING, CLOSING_ON_NEWLINE = (10, END, 11), (END, 11)
+PROMPT = (5, 6, START)
+MARKS = Marks(
+    dialect=Dialect(
+        name="lab",
+        start="<think>",
+        end="</think>",
+        closing="\n</think>\n\n",
+        cues=("Wait", "But wait", "Hmm", "Let me check"),
+        inducers={"answer": "\\boxed{"},
+    ),
+    start=START,
+    end=END,
+    closing=CLOSING,
+    closing_on_newline=CLOSING_ON_NEWLINE,
+    inducers={"answer": (20, 21)},
+)
+
+
+class Generous(Appraiser):
+    """Every probe is worth its price."""
+
+    def worth(self, position: int, asked: int) -> bool:
+        return True
+
+
+@dataclass(frozen=True)
+class Scripted:
+    """Answers each event with what ``script`` says, be it what no policy ought to say."""
+
+    script: Callable[[Event], Any]
+    needs: Needs = CUES
+    name: ClassVar[str] = "scripted"
+
+    def start(self) -> Scripted:
+        return self
+
+    def observe(self, event: Event) -> Any:
+        return self.script(event)
+
+
+def session(policy: Policy, *, prompt: tuple[int, ...] = PROMPT, **options: Any) -> Session:
+    """A session that has seen its prompt, by default one that opens a trace."""
+    made = Session(policy, MARKS, options.pop("appraiser", Generous()), **options)
+    made.opened(prompt)
+    return made
+
+
+def thought(text: str, *ids: int, position: int = 0) -> Thought:
+    return Thought(text, ids, position, at=0.0)
+
+
+def cue(position: int, word: str = "Wait") -> Checkpoint:
+    return Checkpoint("cue", position, at=0.0, cue=word)
+
+
+def interval(position: int) -> Checkpoint:
+    return Checkpoint("interval", position, at=0.0)
+
+
+def result(
+    position: int,
+    answer: str = "7",
+    certainty: float = 0.99,
+    probe: Probe | None = None,
+    *,
+    closed: bool = True,
+    seconds: float = 0.0,
+    at: float = 0.0,
+) -> ProbeResult:
+    """A probe's result whose tokens are the answer's characters, each with this probability."""
+    tokens = (*answer, "}") if closed else tuple(answer)
+    logprob = math.log(certainty)
+    return ProbeResult(
+        probe=probe or Probe(),
+        position=position,
+        text="".join(tokens),
+        tokens=tokens,
+        logprobs=(logprob,) * len(tokens),
+        finished=closed,
+        seconds=seconds,
+        at=at,
+    )
+
+
+def failed(position: int, probe: Probe | None = None, reason: str = "error") -> ProbeFailed:
+    return ProbeFailed(probe or Probe(), position, reason, at=0.0)

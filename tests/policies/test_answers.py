@@ -1,0 +1,156 @@
+"""A trial answer is read out of what was drawn, compared by meaning, and rated by its tokens."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from policies.answers import confidence, hesitant, same, trial_answer
+
+_PLAIN = st.text("ab1 \\", max_size=5)
+_NESTED = st.recursive(
+    _PLAIN,
+    lambda inner: st.lists(inner | inner.map(lambda text: f"{{{text}}}"), max_size=3).map("".join),
+    max_leaves=8,
+)
+
+
+def logs(*probabilities: float) -> tuple[float, ...]:
+    return tuple(math.log(p) for p in probabilities)
+
+
+@given(_NESTED, st.text("ab{}\n ", max_size=8))
+def test_the_answer_runs_to_the_brace_that_closes_it(answer: str, rest: str) -> None:
+    """Trap 4: braces inside the answer belong to it, and nothing behind the closing one does."""
+    assert trial_answer(f"{answer}}}{rest}") == answer.strip()
+
+
+@pytest.mark.parametrize(
+    ("drawn", "expected"),
+    [
+        ("\\frac{1}{2}}", "\\frac{1}{2}"),
+        (" \\sqrt{\\frac{a}{b_{1}}} } and so", "\\sqrt{\\frac{a}{b_{1}}}"),
+        ("\\{1, 2\\}}", "\\{1, 2\\}"),
+        ("42", "42"),
+        ("\n\n42\nSo it is", "42"),
+        ("\\frac{1}{2", "\\frac{1}{2"),
+        ("}", ""),
+        (" \n }", ""),
+        ("", ""),
+        (" \n ", ""),
+    ],
+)
+def test_trial_answers(drawn: str, expected: str) -> None:
+    """Trap 4: nested, unfinished, empty and brace-only answers."""
+    assert trial_answer(drawn) == expected
+
+
+@given(st.lists(st.floats(0.01, 1), min_size=1, max_size=8))
+def test_confidence_is_the_geometric_mean(probabilities: list[float]) -> None:
+    """The n-th root of the product of the answer's token probabilities, its closing brace's too."""
+    tokens = ["1"] * (len(probabilities) - 1) + ["1}"]
+    expected = math.prod(probabilities) ** (1 / len(probabilities))
+    assert confidence(tokens, logs(*probabilities)) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "logprobs"),
+    [
+        ((), ()),
+        (("}",), (0.0,)),
+        ((" ", "}"), (0.0, 0.0)),
+        (("\n",), (0.0,)),
+        (("4", "2"), (0.0,)),
+        (("42",), ()),
+    ],
+)
+def test_no_answer_no_confidence(tokens: tuple[str, ...], logprobs: tuple[float, ...]) -> None:
+    """Trap 4: an empty answer, a lone brace or missing log-probabilities are certain of nothing."""
+    assert confidence(tokens, logprobs) == 0.0
+
+
+def test_the_confidence_of_one_token() -> None:
+    """Trap 4: one token is an answer, with that token's probability."""
+    assert confidence(("7",), logs(0.5)) == pytest.approx(0.5)
+
+
+def test_tokens_behind_the_closing_brace_do_not_count() -> None:
+    """What the model goes on to say behind its answer says nothing of the answer."""
+    tokens, logprobs = ("4", "2", "}", ".\n", "So"), logs(0.9, 0.9, 0.9, 0.1, 0.1)
+    assert confidence(tokens, logprobs) == pytest.approx(0.9)
+
+
+def test_tokens_behind_the_answers_line_do_not_count() -> None:
+    """Where no brace closes it the answer is one line: certain talk behind it is no confidence."""
+    tokens = ("\n", "42", "\n", *("talk",) * 17)
+    logprobs = logs(0.5, 0.5, 0.5, *(1.0,) * 17)
+    assert confidence(tokens, logprobs) == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize("text", ["now we know", "knot", "butter", "contribute", "Hmong", "awaits"])
+def test_a_doubt_inside_a_word_is_none(text: str) -> None:
+    """Trap 5: words of doubt are words, never parts of words ("no" in "know")."""
+    assert not hesitant(text)
+
+
+@pytest.mark.parametrize(
+    "text", ["Wait, 5", "5? Hmm", "HMMM.", "But", "maybe 3", "I am not sure", "Let me check"]
+)
+def test_doubts(text: str) -> None:
+    """A doubt is found at any place and in any case."""
+    assert hesitant(text)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("42", "42.0"),
+        ("42", " 42. "),
+        ("1,000", "1000"),
+        ("1,234,567", "1234567"),
+        ("\\frac{1}{2}", "0.5"),
+        ("\\dfrac{1}{2}", "1/2"),
+        ("-\\frac{1}{2}", "\\frac{-1}{2}"),
+        ("$x$", "x"),
+        ("Paris", "paris."),
+        ("\\text{yes}", "Yes"),
+        ("5\\text{ cm}", "5 cm"),
+        ("x + 1", "x+1"),
+        ("10\\,000", "10000"),
+        (".5", "0.5"),
+        ("+3", "3"),
+    ],
+)
+def test_answers_that_mean_the_same(one: str, other: str) -> None:
+    """Numbers are compared as numbers, all else as text without its dress, in either order."""
+    assert same(one, other)
+    assert same(other, one)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("42", "4"),
+        ("42", "-42"),
+        ("(1,234)", "(1234)"),
+        ("1/2", "2/1"),
+        ("1/0", "2/0"),
+        ("x", "y"),
+        ("1", ""),
+        ("9" * 100, "9" * 99),
+        ("1e3", "1000"),
+    ],
+)
+def test_answers_that_differ(one: str, other: str) -> None:
+    """What is not plainly the same is another answer."""
+    assert not same(one, other)
+    assert not same(other, one)
+
+
+@given(st.integers(-(10**9), 10**9))
+def test_every_whole_number_is_itself_in_any_dress(number: int) -> None:
+    """Thousands separators, a trailing zero and dollars change no number."""
+    assert same(str(number), f"${number:,}.0$")

@@ -1,0 +1,54 @@
+"""``budget`` ends a trace at the end of a sentence behind ``max`` tokens, else ``grace`` later."""
+
+from __future__ import annotations
+
+import pytest
+
+from policies.budget import Budget
+from policies.events import Stop, TraceEnd
+from tests.policies.lab import cue, result, thought
+
+POLICY = Budget(max=10, grace=4)
+
+
+@pytest.mark.parametrize(
+    ("text", "position", "expected"),
+    [
+        ("done.", 9, None),
+        ("done.", 10, Stop("budget")),
+        ("done. ", 11, Stop("budget")),
+        ("done!", 10, Stop("budget")),
+        ("done?", 10, Stop("budget")),
+        ("done\n\n", 10, Stop("budget")),
+        ("好。", 10, Stop("budget")),
+        ("and so", 10, None),
+        ("and so", 13, None),
+        ("and so", 14, Stop("budget-hard")),
+        ("done.", 14, Stop("budget")),
+        ("", 13, None),
+    ],
+)
+def test_where_it_stops(text: str, position: int, expected: Stop | None) -> None:
+    """Never before ``max``; from there at a sentence's end; at ``max + grace`` anywhere."""
+    assert POLICY.start().observe(thought(text, 1, position=position)) == expected
+
+
+def test_a_chunk_of_several_tokens_is_counted_in_tokens() -> None:
+    """Trap 2: one piece may jump over ``max`` and the grace, and counts for what it brings."""
+    stopper = POLICY.start()
+    assert stopper.observe(thought("a b c", *range(9), position=9)) is None
+    assert stopper.observe(thought("d e f", *range(6), position=15)) == Stop("budget-hard")
+
+
+def test_it_does_not_stop_whatever_happens() -> None:
+    """Trap 6: events that are not thoughts never stop it, however late."""
+    stopper = POLICY.start()
+    events = [cue(999), result(999), TraceEnd(999, 0.0)]
+    assert [stopper.observe(event) for event in events] == [None] * 3
+
+
+@pytest.mark.parametrize("options", [{"max": 0}, {"max": -5}, {"grace": -1}])
+def test_options_that_make_no_sense(options: dict[str, int]) -> None:
+    """A budget of nothing is refused."""
+    with pytest.raises(ValueError, match="at least 1"):
+        Budget(**options)

@@ -1,0 +1,115 @@
+"""Dialects are data: the built-in ones are whole, a user's are read or refused by name."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from policies.cues import Cue, CueScanner
+from policies.dialect import Dialect, builtin, override
+
+WHOLE = {
+    "start": "<a>",
+    "end": "</a>",
+    "closing": "\n</a>\n\n",
+    "cues": ["Wait"],
+    "inducers": {"answer": "\\boxed{"},
+}
+
+
+@pytest.mark.parametrize("name", list(builtin()))
+def test_a_builtin_dialect_is_whole(name: str) -> None:
+    """Markers, a closing text that holds the end marker, cues that are found, an inducer."""
+    dialect = builtin()[name]
+    assert dialect.name == name
+    assert dialect.start != dialect.end
+    assert dialect.end in dialect.closing
+    assert dialect.inducers["answer"].endswith("{")
+    for cue in dialect.cues:
+        scanner = CueScanner(dialect.cues)
+        assert scanner.feed(f"So. {cue}, no") == [Cue(cue, 4)]
+
+
+def test_known_names_come_before_catch_alls() -> None:
+    """A dialect for any name is tried behind those that name their models."""
+    thinkers = [d.models != () for d in builtin().values() if d.start == "<think>"]
+    assert thinkers == sorted(thinkers, reverse=True)
+
+
+def test_models_are_matched_in_lower_case() -> None:
+    """Patterns are compared with a lower-case name, so they are lower case themselves."""
+    patterns = [pattern for d in builtin().values() for pattern in d.models]
+    assert patterns == [pattern.lower() for pattern in patterns]
+
+
+def test_a_dialect_is_loaded_from_configuration() -> None:
+    """Lists become tuples, the rest stays."""
+    dialect = Dialect.load("mine", {**WHOLE, "models": ["*mine*"]})
+    assert dialect == Dialect(
+        name="mine",
+        start="<a>",
+        end="</a>",
+        closing="\n</a>\n\n",
+        cues=("Wait",),
+        inducers={"answer": "\\boxed{"},
+        models=("*mine*",),
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"start": ""}, "start"),
+        ({"end": ""}, "end"),
+        ({"closing": ""}, "closing"),
+        ({"closing": "</b>"}, "closing"),
+        ({"cuse": ["Wait"]}, "cuse"),
+        ({"cues": [""]}, "cues"),
+        ({"cues": "Wait"}, "cues"),
+        ({"cues": [1]}, "cues"),
+        ({"cues": None}, "cues"),
+        ({"models": "*mine*"}, "models"),
+        ({"start": 5}, "start"),
+        ({"end": 5}, "end"),
+        ({"inducers": "x"}, "inducers"),
+        ({"inducers": {"answer": 5}}, "inducers"),
+        ({"warnings": ["x"]}, "warnings"),
+    ],
+)
+def test_a_wrong_key_is_named(change: dict[str, Any], named: str) -> None:
+    """What could only fail at a request is refused when it is read, with dialect and key."""
+    with pytest.raises(ValueError, match=f"'mine'.*{named}"):
+        Dialect.load("mine", WHOLE | change)
+
+
+@pytest.mark.parametrize("missing", list(WHOLE))
+def test_a_missing_key_is_named(missing: str) -> None:
+    """A dialect without markers, cues or inducers is none."""
+    data = {key: value for key, value in WHOLE.items() if key != missing}
+    with pytest.raises(ValueError, match=f"'mine'.*{missing}"):
+        Dialect.load("mine", data)
+
+
+def test_keys_of_a_known_dialect_are_replaced() -> None:
+    """The changed key is the user's, the others and the order stay."""
+    changed = override(builtin(), {"qwen3": {"cues": ["Hm"]}})
+    assert list(changed) == list(builtin())
+    assert changed["qwen3"].cues == ("Hm",)
+    assert changed["qwen3"].closing == builtin()["qwen3"].closing
+    assert changed["mistral"] == builtin()["mistral"]
+
+
+def test_a_new_dialect_is_tried_first() -> None:
+    """It takes what it does not say from the first known one, but no model's name."""
+    known = builtin()
+    changed = override(known, {"mine": {"start": "<a>", "end": "</a>", "closing": "</a>"}})
+    assert list(changed) == ["mine", *known]
+    assert changed["mine"].cues == next(iter(known.values())).cues
+    assert changed["mine"].models == ()
+
+
+def test_a_new_dialect_needs_its_own_closing() -> None:
+    """Another family's closing text would not end this one's thinking."""
+    with pytest.raises(ValueError, match=r"'mine'.*closing"):
+        override(builtin(), {"mine": {"start": "<a>", "end": "</a>"}})

@@ -1,0 +1,227 @@
+"""Policies are found by name, and what a user wrote is read or refused with what would be right."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from policies import registry
+from policies.budget import Budget
+from policies.compose import AllOf, AnyOf
+from policies.convergence import Convergence
+from policies.deer import Deer
+from policies.loop import Loop
+from policies.never import Never
+from policies.policy import Needs
+from policies.registry import BadPolicy, available, build, parse
+
+NAMES = ["all_of", "any_of", "budget", "convergence", "deer", "loop", "never"]
+
+
+def test_the_builtin_policies_are_installed() -> None:
+    """They are entry points like any other's."""
+    assert set(NAMES) <= set(available())
+
+
+@pytest.mark.parametrize("name", sorted(available()))
+def test_a_policy_goes_by_its_own_name(name: str) -> None:
+    """The entry point's name is the one in metrics and messages."""
+    assert available()[name].name == name  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("deer", Deer()),
+        (" deer ", Deer()),
+        ("deer()", Deer()),
+        ("deer(threshold=0.9)", Deer(threshold=0.9)),
+        ("deer(gate=None, gap=3)", Deer(gate=None, gap=3)),
+        ("deer(gate=0)", Deer(gate=0)),
+        ("convergence(effort='max')", Convergence(effort="max")),
+        ("any_of(deer, loop)", AnyOf((Deer(), Loop()))),
+        ("any-of(deer, loop)", AnyOf((Deer(), Loop()))),
+        ("all_of(never)", AllOf((Never(),))),
+        (
+            "any_of(all_of(deer, budget(max=9)), loop(repeats=2))",
+            AnyOf((AllOf((Deer(), Budget(max=9))), Loop(repeats=2))),
+        ),
+    ],
+)
+def test_specifications(text: str, expected: Any) -> None:
+    """A name, a call with options, a composition."""
+    assert parse(text) == expected
+
+
+def test_options_of_a_request_override_the_written_ones() -> None:
+    """The alias says one threshold, the request another."""
+    policy = parse("deer(threshold=0.9, gap=3)", {"threshold": 0.8})
+    assert policy == Deer(threshold=0.8, gap=3)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("dear", "unknown policy 'dear': choose one of all_of, any_of, budget"),
+        ("any_of(dear)", "unknown policy 'dear'"),
+        ("deer(treshold=0.9)", "has no option 'treshold': its options are threshold, max_tokens"),
+        ("never(x=1)", "has no options"),
+        ("deer(threshold='high')", "'threshold' of policy 'deer' must be a number"),
+        ("deer(threshold=True)", "must be a number"),
+        ("deer(max_tokens=2.5)", "must be a whole number"),
+        ("deer(max_tokens=None)", "must be a whole number"),
+        ("deer(threshold=2)", "between 0 and 1"),
+        ("deer(gate='x')", "must be a number or null"),
+        ("convergence(effort='extreme')", "must be one of 'mild', 'low'"),
+        ("convergence(effort=['mild'])", "must be one of 'mild', 'low'"),
+        ("deer(loop)", "takes options by name only"),
+        ("any_of()", "at least one policy"),
+        ("any_of(policies=1)", "has no option 'policies'"),
+        ("any_of(deer, 5)", "cannot read policy '5'"),
+        ("deer(threshold=max)", "'max' is not a number or a quoted text"),
+        ("deer(**{'gap': 1})", "cannot read the options"),
+        ("deer(gap=1, gap=2)", "cannot read"),
+        ("deer(*loop)", "cannot read"),
+        ("deer.start()", "cannot read"),
+        ("deer; loop", "cannot read"),
+        ("", "cannot read policy ''"),
+        ("dee\0r", "cannot read"),
+        ("deer(", "cannot read"),
+        ("__import__('os')", "takes|unknown|cannot read"),
+    ],
+)
+def test_what_is_wrong_is_said_with_what_is_right(text: str, message: str) -> None:
+    """Unknown names, options and values are the user's error, and the message helps."""
+    with pytest.raises(BadPolicy, match=message):
+        parse(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a" + "+a" * 900,
+        "deer(threshold=" + "-" * 900 + "1)",
+        "deer(threshold=" + "(" * 150 + "1" + ")" * 150 + "+a)",
+        "a" + ".a" * 900,
+        "any_of(" * 190 + "dear" + ")" * 190,
+        "deer(x=" + "[" * 190 + "]" * 190 + ")",
+        "deer" + "()" * 900,
+        "not " * 900 + "a",
+    ],
+)
+def test_no_depth_breaks_the_reader(text: str) -> None:
+    """What a client writes into a header is at worst a bad policy."""
+    with pytest.raises(BadPolicy):
+        parse(text)
+
+
+@pytest.mark.parametrize(
+    ("name", "option"),
+    [("deer", "max_tokens"), ("deer", "gap"), ("deer", "backoff"), ("budget", "max")],
+)
+@pytest.mark.parametrize("value", [10**400, 10**30], ids=["10^400", "10^30"])
+def test_no_number_breaks_a_policy(name: str, option: str, value: int) -> None:
+    """A number beyond all sense is refused, or a policy starts with it."""
+    try:
+        policy = parse(name, {option: value})
+    except BadPolicy:
+        return
+    policy.start()
+
+
+@given(st.text("deranyof_lp(),=.0123'[]-* ", max_size=30))
+def test_any_text_is_a_policy_or_a_bad_one(text: str) -> None:
+    """Nothing else ever comes out of the reader."""
+    try:
+        policy = parse(text)
+    except BadPolicy:
+        return
+    assert policy.name in available()
+
+
+@given(
+    st.sampled_from(["deer", "budget", "loop", "convergence", "never", "any_of"]),
+    st.dictionaries(
+        st.sampled_from(["threshold", "max", "gap", "window", "floor", "repeats", "effort"]),
+        st.none()
+        | st.booleans()
+        | st.integers()
+        | st.floats()
+        | st.text(max_size=4)
+        | st.lists(st.integers(), max_size=2),
+        max_size=3,
+    ),
+)
+def test_any_options_make_a_policy_or_a_bad_one(name: str, options: dict[str, Any]) -> None:
+    """A request's options are JSON of any shape."""
+    try:
+        policy = parse(name, options)
+    except BadPolicy:
+        return
+    assert policy.start() is not None
+
+
+@dataclass(frozen=True)
+class Custom:
+    """A third party's policy."""
+
+    wanted: str
+    mode: Literal["one-two", "three"] = "three"
+    label: str = ""
+    share: float = math.e
+    name: ClassVar[str] = "my-own"
+
+    @property
+    def needs(self) -> Needs:
+        return Needs()
+
+    def start(self) -> Custom:
+        return self
+
+
+@pytest.fixture
+def custom(monkeypatch: pytest.MonkeyPatch) -> None:
+    kinds = {**available(), "my-own": Custom}
+    monkeypatch.setattr(registry, "available", lambda: kinds)
+
+
+@pytest.mark.usefixtures("custom")
+@pytest.mark.parametrize("name", ["my-own", "my_own"])
+def test_a_third_partys_policy(name: str) -> None:
+    """A name with a hyphen is written with one or without."""
+    assert parse(f"{name}(wanted='x')") == Custom("x")
+    assert parse(f"any_of({name}(wanted='x'), deer)") == AnyOf((Custom("x"), Deer()))
+
+
+@pytest.mark.usefixtures("custom")
+def test_a_hyphen_in_a_text_stays() -> None:
+    """Only names are written with underscores; what is quoted is the user's."""
+    policy = parse("my-own(wanted='a-b', mode='one-two', label='half-way-up')")
+    assert policy == Custom("a-b", "one-two", "half-way-up")
+
+
+@pytest.mark.usefixtures("custom")
+def test_a_missing_option_is_the_users_error() -> None:
+    """A policy that cannot do without an option says so."""
+    with pytest.raises(BadPolicy, match="wanted"):
+        parse("my-own")
+
+
+def test_members_are_given_to_compositions_only() -> None:
+    """``build`` is ``parse`` for who has read already."""
+    assert build("any_of", {}, (Deer(),)) == AnyOf((Deer(),))
+    with pytest.raises(BadPolicy, match="by name only"):
+        build("deer", {}, (Deer(),))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_policies_are_values(name: str) -> None:
+    """Equal options are one policy, and one key: what was learned is kept by it."""
+    text = f"{name}(deer)" if name.endswith("_of") else name
+    assert parse(text) == parse(text)
+    assert hash(parse(text)) == hash(parse(text))
