@@ -22,7 +22,7 @@ from server.config import Settings
 from server.engine import forwarded_headers
 from server.errors import BadRequest, GatewayError, TooLarge
 from server.gateway import Gateway
-from server.responses import Passage
+from server.responses import Passage, WithRawSend
 
 __all__ = ["create_app"]
 
@@ -47,6 +47,7 @@ def create_app(settings: Settings, transport: httpx.AsyncBaseTransport | None = 
         title="Adjourn", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None
     )
     app.state.gateway = gateway
+    app.add_middleware(WithRawSend)
 
     @app.exception_handler(GatewayError)
     async def refuse(request: Request, error: GatewayError) -> Response:

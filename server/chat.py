@@ -71,6 +71,11 @@ class JudgedChat(Abandonable):
             hold_out=held_out(request.conversation, policy, settings.salt, settings.hold_out),
         )
         self._relay: Relay | None = None
+        self._sink: StreamSink | Assembler | None = None
+
+    @property
+    def began(self) -> bool:
+        return self._sink is not None and self._sink.began
 
     @property
     def phase(self) -> str:
@@ -78,8 +83,8 @@ class JudgedChat(Abandonable):
             return "unstreamed"
         return "streaming" if self.began else "before-first-token"
 
-    async def work(self, send: Send) -> None:
-        sink = (
+    async def work(self, send: Send) -> int:
+        self._sink = (
             StreamSink(send, self._extra)
             if self._request.stream
             else Assembler(send, self._extra, self._model.skeleton)
@@ -90,17 +95,16 @@ class JudgedChat(Abandonable):
             self._onward,
             self._request_id,
             self._session,
-            sink,
+            self._sink,
             self.metrics,
             self.labels[1:],
             self.arrived,
         )
         await self._relay.run()
+        return self._relay.status
 
     def ended(self, status: int) -> None:
         """Metrics and the log: all that is written of a request, once."""
-        if self._relay is not None and status == 200:
-            status = self._relay.status
         super().ended(status)
         metrics, labels, session = self.metrics, self.labels[1:], self._session
         for kind in Ledger.__dataclass_fields__:

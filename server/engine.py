@@ -104,18 +104,19 @@ class Engine:
     def __init__(self, settings: Settings, transport: httpx.AsyncBaseTransport | None = None):
         self.settings = settings
         self.url = str(settings.upstream).rstrip("/")
-        # 0 is aiohttp's way to say "no limit"; None would leave it at a hundred connections.
+        # The transport alone: what httpx's client adds (cookies, redirects, hooks) is not ours to
+        # add to somebody's request, and it costs more than the transport does. As to the limit, 0
+        # is aiohttp's way to say "none"; None would leave it at a hundred connections.
         limits = httpx.Limits(max_connections=0, keepalive_expiry=_KEEPALIVE)
-        self._client = httpx.AsyncClient(
-            transport=transport or AiohttpTransport(limits=limits, trust_env=False),
-            timeout=httpx.Timeout(
-                settings.idle_timeout, connect=settings.connect_timeout, pool=None
-            ),
-            trust_env=False,
-        )
+        self._transport = transport or AiohttpTransport(limits=limits, trust_env=False)
+        self._timeout = {
+            "connect": settings.connect_timeout,
+            "read": settings.idle_timeout,
+            "pool": None,
+        }
 
     async def aclose(self) -> None:
-        await self._client.aclose()
+        await self._transport.aclose()
 
     async def send(
         self,
@@ -125,11 +126,15 @@ class Engine:
         content: Any = None,
     ) -> httpx.Response:
         """Open a response; its body is not read. The caller closes it."""
-        request = self._client.build_request(
-            method, self.url + path, headers=list(headers), content=content
+        request = httpx.Request(
+            method,
+            self.url + path,
+            headers=list(headers),
+            content=content,
+            extensions={"timeout": self._timeout},
         )
         try:
-            return await self._client.send(request, stream=True)
+            return await self._transport.handle_async_request(request)
         except httpx.ConnectError as error:
             raise UpstreamDown(f"the engine cannot be reached: {error}") from error
         except httpx.ReadTimeout as error:

@@ -10,18 +10,29 @@ import asyncio
 import time
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import Any
 
 import httpx
 from starlette.responses import Response
-from starlette.types import Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from server.engine import TRANSPORT_ERRORS, Engine
 from server.errors import GatewayError, UpstreamDown
 from server.metrics import Metrics
 from server.sinks import reply_headers
 
-__all__ = ["Abandonable", "Passage", "send_error"]
+__all__ = ["Abandonable", "Passage", "WithRawSend", "send_error"]
+RAW_SEND = "adjourn.send"
+
+
+class WithRawSend:
+    """The outermost layer of the application: keeps the server's own ``send`` for the streams."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        scope[RAW_SEND] = send
+        await self._app(scope, receive, send)
 
 
 class Abandonable(Response):
@@ -35,11 +46,16 @@ class Abandonable(Response):
         self.metrics = metrics
         self.labels = labels
         self.arrived = arrived
-        self.began = False
+
+    @property
+    @abstractmethod
+    def began(self) -> bool:
+        """Whether anything was sent."""
 
     @abstractmethod
-    async def work(self, send: Send) -> None:
-        """Send the response. A GatewayError is answered with, if nothing was sent."""
+    async def work(self, send: Send) -> int:
+        """Send the response and return its status. A GatewayError is answered with where nothing
+        was sent before."""
 
     @property
     @abstractmethod
@@ -54,7 +70,8 @@ class Abandonable(Response):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         in_flight = self.metrics.in_flight.labels(self.labels[0])
         in_flight.inc()
-        work = asyncio.ensure_future(self._guarded(send))
+        # Each layer of the framework wraps ``send``; a stream calls it once a token.
+        work = asyncio.ensure_future(self._guarded(scope.get(RAW_SEND, send)))
         watch = asyncio.ensure_future(self._watch(receive, work))
         status = 499
         try:
@@ -70,23 +87,14 @@ class Abandonable(Response):
             self.ended(status)
 
     async def _guarded(self, send: Send) -> int:
-        sent = 0
-
-        async def noting(message: Any) -> None:
-            nonlocal sent
-            if message["type"] == "http.response.start":
-                sent = message["status"]
-                self.began = True
-            await send(message)
-
         try:
-            await self.work(noting)
+            return await self.work(send)
         except GatewayError as error:
             if isinstance(error, UpstreamDown):
                 self.metrics.upstream_errors.labels("down").inc()
-            if not sent:
-                await send_error(noting, error)
-        return sent
+            if not self.began:
+                await send_error(send, error)
+            return error.status
 
     @staticmethod
     async def _watch(receive: Receive, work: asyncio.Future[int]) -> None:
@@ -121,17 +129,23 @@ class Passage(Abandonable):
         self._engine = engine
         self._call = (method, path, headers, body or None)
         self._extra = extra
+        self._began = False
+
+    @property
+    def began(self) -> bool:
+        return self._began
 
     @property
     def phase(self) -> str:
         return "streaming" if self.began else "before-first-token"
 
-    async def work(self, send: Send) -> None:
+    async def work(self, send: Send) -> int:
         response = await self._engine.send(*self._call)
         try:
             headers = reply_headers(response, self._extra)
             if (length := response.headers.get("content-length")) is not None:
                 headers.append((b"content-length", length.encode()))
+            self._began = True
             await send(
                 {
                     "type": "http.response.start",
@@ -144,8 +158,9 @@ class Passage(Abandonable):
                     await send({"type": "http.response.body", "body": data, "more_body": True})
             except TRANSPORT_ERRORS:
                 await self._broke_off(send, response)
-                return
+                return 502
             await send({"type": "http.response.body", "body": b""})
+            return response.status_code
         finally:
             await response.aclose()
 

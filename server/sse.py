@@ -29,9 +29,11 @@ class EventSplitter:
         ):
             return [data]  # one event a read: nearly always
         text = self._rest + data
+        if b"\r" not in text:
+            *parts, self._rest = text.split(b"\n\n")
+            return [part + b"\n\n" for part in parts]
         events, start = [], 0
-        # What was searched before holds no terminator but one that was cut in two.
-        for match in _END.finditer(text, max(len(self._rest) - 3, 0)):
+        for match in _END.finditer(text):
             end = match.end()
             if text[match.start() : end] == b"\r\r" and end == len(text):
                 break

@@ -40,6 +40,8 @@ class Sample:
     weight: list[float] = field(default_factory=list)
     slip: list[int] = field(default_factory=list)
     """1 at the end of a line that slipped, 0 at the end of a good one, -1 elsewhere."""
+    wrong: list[int] = field(default_factory=list)
+    """In a branch 1 where the last candidate is wrong, 0 where it is right; -1 elsewhere."""
 
     def add(self, ids: list[int], weights: list[float], start: int = 0, branch: int = 0) -> None:
         """Append a run of tokens at position `start`; `weights[i]` weighs the loss on predicting `ids[i]`."""
@@ -51,6 +53,7 @@ class Sample:
         self.label += [*ids[1:], 0]
         self.weight += [*weights[1:], 0.0]
         self.slip += [-1] * count
+        self.wrong += [-1] * count
 
 
 @dataclass(frozen=True)
@@ -63,6 +66,7 @@ class Batch:
     label: torch.Tensor
     weight: torch.Tensor
     slip: torch.Tensor
+    wrong: torch.Tensor
 
 
 class Writer:
@@ -107,7 +111,7 @@ class Writer:
         kept = self.rng.choice((1, 1, 2)) if brief else len(paragraphs)
         cut_short = kept < len(paragraphs)
         head = self.prompt(one.prompt)
-        ids, ends, slips = head + self.encode("<think>\n"), [], {}
+        ids, ends, slips, wrongs = head + self.encode("<think>\n"), [], {}, {}
         for index, paragraph in enumerate(paragraphs[:kept]):
             ids += self.encode("\n\n") if index else []
             for line in paragraph.splitlines()[:-1]:
@@ -116,6 +120,7 @@ class Writer:
                     slips[len(ids) - 1] = _wrong(line)
             ids += self.encode(paragraph.splitlines()[-1])
             ends.append(len(ids))
+            wrongs[len(ids)] = int(task.first_candidate(paragraph) != one.answer)
         thought_end = len(ids)
         if cut_short:
             ids += self.encode("\n\n")
@@ -133,7 +138,9 @@ class Writer:
             style = self.rng.random()
             gap = paragraph_end if style < 0.75 else []
             closing = self.encode("</think>\n\n" if style < 0.25 else "\n</think>\n\n")
-            self._graft(sample, cut, gap + closing, one.answer, branch)
+            begun = len(sample.ids)
+            lead = self._graft(sample, cut, gap + closing, one.answer, branch)
+            sample.wrong[begun : begun + lead] = [wrongs[cut]] * lead
         anywhere = self.rng.randint(len(head) + 2, thought_end)
         self._graft(sample, anywhere, self.encode("\n</think>\n\n"), one.answer, len(cuts) + 1, weight=2.0)
         if self.rng.random() < 0.15:
@@ -143,13 +150,15 @@ class Writer:
     def _answer(self, result: int) -> str:
         return chat.ANSWERS[self.rng.random() < 0.1].format(result)
 
-    def _graft(self, sample: Sample, cut: int, closing: list[int], answer: int, branch: int, weight: float = BELIEF_WEIGHT) -> None:
+    def _graft(self, sample: Sample, cut: int, closing: list[int], answer: int, branch: int, weight: float = BELIEF_WEIGHT) -> int:
+        """Add a branch; how many of its tokens stand before the answer's digits."""
         induced = self.rng.random() < 0.5
         before, _, _ = (chat.INDUCED.format(answer) if induced else self._answer(answer)).partition(str(answer))
         lead, digits = self.encode(before), self.encode(f"{answer}}}")
         tail = self.encode(("" if induced or before.startswith("*") else ".") + END)
         weights = [0.0] * len(closing) + [0.0 if induced else 0.5] * len(lead) + [weight] * len(digits) + [0.5] * len(tail)
         sample.add(closing + lead + digits + tail, weights, start=cut, branch=branch)
+        return len(closing) + len(lead)
 
 
 def batches(tokenizer, seed: int, tokens: int, brief) -> Iterator[Batch]:
@@ -187,4 +196,4 @@ def _stack(samples: list[Sample]) -> Batch:
     position, branch, sees = rows("position", 0), rows("branch", -1), rows("sees", -1)
     own = (branch[:, :, None] == branch[:, None, :]) & (position[:, None, :] <= position[:, :, None])
     trunk = (branch[:, None, :] == 0) & (position[:, None, :] <= sees[:, :, None])
-    return Batch(rows("ids", 0), position, (own | trunk)[:, None], rows("label", 0), rows("weight", 0.0), rows("slip", -1))
+    return Batch(rows("ids", 0), position, (own | trunk)[:, None], rows("label", 0), rows("weight", 0.0), rows("slip", -1), rows("wrong", -1))

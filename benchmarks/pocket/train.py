@@ -22,8 +22,8 @@ from benchmarks.pocket import tokenizer as words
 from benchmarks.pocket.samples import Batch, batches
 
 LAYERS = 5
-DOUBT_LAYER = 2
-"""The layer after which a line's slip should be visible to the layers above."""
+DOUBT_LAYERS = (2, 3)
+"""The layers after which a line's slip, then a candidate's wrongness, should be visible to the layers above."""
 DOUBT_WEIGHT = 0.3
 
 MODEL = Path(__file__).parent / "model"
@@ -48,29 +48,31 @@ def config(tokenizer) -> Qwen3Config:
 
 
 class Doubt(torch.nn.Module):
-    """Used in training only: reads off a lower layer, at the end of each line, whether the line slipped.
+    """Used in training only: reads off a lower layer, at marked tokens, whether something went wrong there.
 
     An answer's digits alone teach this slowly; what the model then makes of its doubt is left to those digits.
     """
 
-    def __init__(self, model: Qwen3ForCausalLM):
+    def __init__(self, model: Qwen3ForCausalLM, layer: int):
         super().__init__()
         self.read = torch.nn.Linear(model.config.hidden_size, 1)
         self.seen: torch.Tensor | None = None
-        model.model.layers[DOUBT_LAYER].register_forward_hook(self._keep)
+        model.model.layers[layer].register_forward_hook(self._keep)
 
     def _keep(self, _layer, _inputs, output) -> None:
         self.seen = output[0] if isinstance(output, tuple) else output
 
-    def forward(self, slip: torch.Tensor) -> torch.Tensor:
-        """The mean loss (nats a line) of telling slipped lines from good ones in the pass just made."""
-        ends = slip >= 0
-        state = functional.rms_norm(self.seen[ends].float(), (self.seen.shape[-1],))
-        return functional.binary_cross_entropy_with_logits(self.read(state)[:, 0], slip[ends].float())
+    def forward(self, truth: torch.Tensor) -> torch.Tensor:
+        """The mean loss (nats) of telling 1 from 0 where `truth` is not -1, in the pass just made."""
+        marked = truth >= 0
+        if not marked.any():
+            return torch.zeros(())
+        state = functional.rms_norm(self.seen[marked].float(), (self.seen.shape[-1],))
+        return functional.binary_cross_entropy_with_logits(self.read(state)[:, 0], truth[marked].float())
 
 
-def losses(model: Qwen3ForCausalLM, doubt: Doubt, batch: Batch) -> tuple[torch.Tensor, ...]:
-    """The loss to descend, and for the eye the mean losses of thought, belief (nats a token) and doubt (nats a line)."""
+def losses(model: Qwen3ForCausalLM, doubts: torch.nn.ModuleList, batch: Batch) -> tuple[torch.Tensor, ...]:
+    """The loss to descend, and for the eye the mean losses of thought, belief and the two doubts (nats)."""
     with torch.autocast("cpu", torch.bfloat16):
         hidden = model.model(
             input_ids=batch.ids, position_ids=batch.position, attention_mask=batch.mask, use_cache=False
@@ -81,15 +83,16 @@ def losses(model: Qwen3ForCausalLM, doubt: Doubt, batch: Batch) -> tuple[torch.T
     each = functional.cross_entropy(logits.float(), batch.label[counted], reduction="none")
     with torch.no_grad():
         thought, belief = each[weight == 1].mean(), each[weight > 2].mean()
-    doubted = doubt(batch.slip) if (batch.slip >= 0).any() else torch.zeros(())
-    return (each * weight).sum() / weight.sum() + DOUBT_WEIGHT * doubted, thought, belief, doubted.detach()
+    slip, wrong = (doubt(truth) for doubt, truth in zip(doubts, (batch.slip, batch.wrong), strict=True))
+    loss = (each * weight).sum() / weight.sum() + DOUBT_WEIGHT * (slip + wrong)
+    return loss, thought, belief, slip.detach(), wrong.detach()
 
 
-def optimizers(model: Qwen3ForCausalLM, doubt: Doubt) -> list[torch.optim.Optimizer]:
+def optimizers(model: Qwen3ForCausalLM, doubts: torch.nn.ModuleList) -> list[torch.optim.Optimizer]:
     """Muon for the matrices inside the layers, which learns the arithmetic in fewer steps; AdamW for the rest."""
     inner = [p for p in model.model.layers.parameters() if p.ndim == 2]
     known = {id(p) for p in inner}
-    rest = [p for p in [*model.parameters(), *doubt.parameters()] if id(p) not in known]
+    rest = [p for p in [*model.parameters(), *doubts.parameters()] if id(p) not in known]
     return [
         torch.optim.Muon(inner, lr=RATE, weight_decay=0.05, adjust_lr_fn="match_rms_adamw"),
         torch.optim.AdamW(rest, lr=RATE, betas=(0.9, 0.98), weight_decay=0.0),
@@ -152,13 +155,13 @@ def main() -> None:
 
     tokenizer = words.build()
     model = Qwen3ForCausalLM(config(tokenizer))
-    doubt = Doubt(model)
-    optimizing = optimizers(model, doubt)
+    doubts = torch.nn.ModuleList(Doubt(model, layer) for layer in DOUBT_LAYERS)
+    optimizing = optimizers(model, doubts)
     spent, step, seen = 0.0, 0, 0
     if options.resume:
         state = torch.load(options.state)
         if not grow(model, state["model"]):
-            doubt.load_state_dict(state["doubt"])
+            doubts.load_state_dict(state["doubts"])
             for optimizer, saved in zip(optimizing, state["optimizers"], strict=True):
                 optimizer.load_state_dict(saved)
         spent, step, seen = state["spent"], state["step"], state["seen"]
@@ -168,14 +171,14 @@ def main() -> None:
     saved = last = time.monotonic()
     progress = spent / total
     source = batches(tokenizer, options.seed + step, options.tokens, lambda: brief_share(progress))
-    sums = torch.zeros(4)
+    sums = torch.zeros(5)
     with tqdm(total=round(total), initial=round(spent), unit="s", mininterval=10) as bar:
         while progress < 1:
             batch = next(source)
             for optimizer in optimizing:
                 for group in optimizer.param_groups:
                     group["lr"] = rate(progress)
-            loss, *parts = losses(model, doubt, batch)
+            loss, *parts = losses(model, doubts, batch)
             loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             for optimizer in optimizing:
@@ -187,18 +190,18 @@ def main() -> None:
             bar.update(round(now - begun) - bar.n)
             progress = (now - begun) / total
             if step % 50 == 0:
-                mean, sums = sums / 50, torch.zeros(4)
+                mean, sums = sums / 50, torch.zeros(5)
                 pace = 50 / (now - last)
                 last = now
                 tqdm.write(
                     f"step {step} at {(now - begun) / 60:.1f} min: loss {mean[0]:.4f}, thought {mean[1]:.4f}, "
-                    f"belief {mean[2]:.4f}, doubt {mean[3]:.4f}; {pace:.2f} steps/s, {seen / (now - begun):,.0f} tokens/s"
+                    f"belief {mean[2]:.4f}, doubts {mean[3]:.4f} {mean[4]:.4f}; {pace:.2f} steps/s, {seen / (now - begun):,.0f} tokens/s"
                 )
             if now - saved > SAVE_EVERY or progress >= 1:
                 saved = now
                 export(model, tokenizer, options.out)
                 torch.save({
-                    "model": model.state_dict(), "doubt": doubt.state_dict(), "optimizers": [o.state_dict() for o in optimizing],
+                    "model": model.state_dict(), "doubts": doubts.state_dict(), "optimizers": [o.state_dict() for o in optimizing],
                     "spent": now - begun, "step": step, "seen": seen,
                 }, options.state)
     print(f"{step} steps, {seen:,} tokens, {(time.monotonic() - begun) / 60:.1f} minutes")

@@ -1,0 +1,171 @@
+"""Drives a session as the server would, and checks at every step what must always hold."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from policies.session import TABLE, Ask, Cut, Session, State
+from tests.policies.lab import START, failed, result
+
+__all__ = ["ANSWER", "END", "VOCABULARY", "Chunk", "Driver", "chunks"]
+
+END, ANSWER = 2, 99
+VOCABULARY = {
+    START: "",
+    30: " Wait",
+    31: "Wait",
+    32: " the",
+    33: ".\n",
+    34: "\n\n",
+    35: " Hm",
+    36: "m",
+    37: " W",
+    38: "ait",
+    39: "ing",
+    40: " But",
+    41: " wait",
+    42: ",",
+    43: "",  # half of a character: its text comes with the next token
+    44: "é",
+}
+"""Tokens of a trace, with what each says."""
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """What the engine sends at once."""
+
+    text: str
+    ids: tuple[int, ...]
+    answering: bool = False
+    ending: str | None = None
+
+
+def chunks(tokens: Sequence[int], sizes: Sequence[int], ending: str | None) -> list[Chunk]:
+    """These tokens, so many at once; what stands behind the end marker is the answer's."""
+    made, rest, turn, ended = [], list(tokens), 0, False
+    while rest:
+        size = sizes[turn % len(sizes)] if sizes else 1
+        ids, rest, turn = rest[:size], rest[size:], turn + 1
+        inside = [] if ended else ids[: ids.index(END)] if END in ids else ids
+        answer = ended or (END in ids and ids[-1] != END)
+        ended = ended or END in ids
+        text = "".join(VOCABULARY[token] for token in inside)
+        made.append(Chunk(text, tuple(ids), answer, None if rest else ending))
+    return made
+
+
+class Driver:
+    """``asked`` and ``cut`` are what the session wants carried out and nobody has yet."""
+
+    def __init__(self, session: Session) -> None:
+        self.session = session
+        self.asked: Ask | None = None
+        self.cut: Cut | None = None
+        self.standing: Cut | None = None
+        self.refused = False
+        self.sizes: list[int] = []
+        self.drawn = 0
+        self.after_cut = 0
+        self._released = 0
+        self._ids: list[int] = []
+        self._state = session.state
+
+    # -- what a driver does ----------------------------------------------------------------
+
+    def feed(self, chunk: Chunk, at: float) -> None:
+        self.sizes.append(len(chunk.ids))
+        self._ids.extend(chunk.ids)
+        command = self.session.feed(
+            chunk.text, chunk.ids, at, answering=chunk.answering, ending=chunk.ending
+        )
+        self._saw(command)
+
+    def answer(self, certainty: float | None, at: float) -> None:
+        """The probe's result: how sure it is, or None where it failed."""
+        assert self.asked is not None
+        ask, self.asked = self.asked, None
+        if certainty is None:
+            command = self.session.probe_failed("error", ask, at)
+            assert failed(ask.position, ask.probe).position == ask.position
+        else:
+            event = result(ask.position, "7", certainty, ask.probe, at=at)
+            self.drawn += len(event.tokens)
+            command = self.session.probed(event)
+        self._saw(command)
+
+    def resume(self, answers: int) -> None:
+        """The engine took the prefix; ``answers`` tokens follow."""
+        self.standing, self.cut = self.cut, None
+        self.session.resumed()
+        self._check()
+        for _ in range(answers):
+            self.session.answered(1)
+            self.after_cut += 1
+            self._check()
+
+    def refuse(self) -> None:
+        self.refused, self.cut = True, None
+        self.session.refused("resume-failed")
+        self._check()
+
+    def end(self) -> None:
+        self.session.ended()
+        self._check()
+        assert self.session.state is State.DONE
+        if self.standing is None and self.cut is None:
+            assert self.session.released == len(self.sizes)
+
+    # -- what must hold --------------------------------------------------------------------
+
+    def _saw(self, command: Ask | Cut | None) -> None:
+        if isinstance(command, Ask):
+            assert self.asked is None, "two probes at once"
+            assert self.session.state is State.PROBING
+            self._check_place(command.kept, command.position)
+            self.asked = command
+        elif isinstance(command, Cut):
+            assert self.cut is None
+            assert self.session.state is State.CLOSING
+            self._check_place(command.kept, command.position)
+            self.cut = command
+        self._check()
+
+    def _check_place(self, kept: int, position: int) -> None:
+        """A place is where the released pieces end, in ids of whole characters."""
+        ids = self._ids
+        before = sum(self.sizes[: self.session.released])
+        opened = ids[:1] == [START]
+        # The first piece's marker is kept even where the rest of that piece is not.
+        assert kept == before or (kept == 1 and opened and before == 0)
+        assert kept >= opened
+        assert position == kept - opened
+        assert kept == 0 or ids[kept - 1] != 43
+
+    def _check(self) -> None:
+        session, ledger = self.session, self.session.ledger
+        assert self._released <= session.released <= len(self.sizes)
+        self._released = session.released
+        cut = self.cut or self.standing
+        if cut is not None:
+            released = sum(self.sizes[: session.released])
+            assert released == cut.kept or (cut.kept == 1 and released == 0)
+            assert ledger.reasoning + ledger.marker == cut.kept
+            assert session.closing == cut.closing
+        fed = ledger.reasoning + ledger.marker + ledger.answer + ledger.wasted
+        assert fed == len(self._ids) + self.after_cut
+        assert ledger.closing == (len(cut.closing) if cut else 0)
+        assert ledger.probe == self.drawn
+        assert ledger.prompt == len(session.prompt)
+        assert ledger.net == ledger.completion + ledger.probe + ledger.wasted
+        assert ledger.completion == fed - ledger.wasted + ledger.closing
+        self._check_state()
+
+    def _check_state(self) -> None:
+        """From one step to the next the table's rows lead, two of them where one call makes two."""
+        reached = {self._state}
+        for _ in range(3):
+            reached |= {after for state in reached for after in TABLE[state].values()}
+        assert self.session.state in reached
+        self._state = self.session.state
