@@ -1,24 +1,32 @@
-"""Put problems through the official ``openai`` client and keep what came back."""
+"""Put problems to a model behind a gateway and keep what came back."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import json
 import time
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import aiohttp
 import openai
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from benchmarks.pocket.task import Problem, grade
 
-__all__ = ["Run", "ask_all", "progress"]
+__all__ = ["Asker", "Run", "ask_all", "lean", "official", "progress"]
+
+TEMPERATURE = 0.6
+LIMIT = 2000
+Asker = Callable[[Problem, "str | None", int], Awaitable["Run"]]
+"""(problem, policy, seed) to what came back; None asks an engine that knows of no policies."""
 
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """One response. Tokens as the client's usage and the gateway's note tell; seconds on the wall."""
+    """One response. Tokens as usage and the gateway's note tell; seconds on the wall."""
 
     problem: Problem
     reasoning_text: str
@@ -30,7 +38,6 @@ class Run:
     wasted: int
     completion: int
     seconds: float
-    first_token: float
     note: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -41,90 +48,125 @@ class Run:
 
 def progress() -> Progress:
     return Progress(
-        TextColumn("{task.description:<28}"), BarColumn(), MofNCompleteColumn(),
+        TextColumn("{task.description:<34}"), BarColumn(), MofNCompleteColumn(),
         TimeRemainingColumn(),
     )  # fmt: skip
 
 
 async def ask_all(
-    url: str,
+    ask: Asker,
     problems: Sequence[Problem],
-    policy: str,
+    policy: str | None,
     *,
     concurrency: int,
     bar: Progress,
-    temperature: float = 0.6,
     label: str | None = None,
-    model: str = "pocket",
 ) -> tuple[list[Run], float]:
     """Every problem once, ``concurrency`` at a time; the runs in order, and the seconds it took.
 
-    ``policy`` is a specification, or ``off``. The seed of a problem's sampling is its place in
-    the list, so that two policies' traces of one problem begin alike.
+    The seed of a problem's sampling is its place in the list, so that two policies' traces of one
+    problem begin alike.
     """
-    task = bar.add_task(label or policy, total=len(problems))
+    task = bar.add_task(label or policy or "full thinking", total=len(problems))
     turns = asyncio.Semaphore(concurrency)
+
+    async def one(seed: int, problem: Problem) -> Run:
+        async with turns:
+            run = await ask(problem, policy, seed)
+        bar.advance(task)
+        return run
+
+    began = time.perf_counter()
+    runs = await asyncio.gather(*(one(i, p) for i, p in enumerate(problems)))
+    return list(runs), time.perf_counter() - began
+
+
+def _body(problem: Problem, policy: str | None, seed: int) -> dict[str, Any]:
+    body: dict[str, Any] = {
+        "messages": [{"role": "user", "content": problem.prompt}],
+        "temperature": TEMPERATURE,
+        "seed": seed,
+        "max_tokens": LIMIT,
+        "stream": True,
+        "stream_options": {"include_usage": True},
+    }
+    return body if policy is None else {**body, "adjourn": {"policy": policy}}
+
+
+@contextlib.asynccontextmanager
+async def official(url: str, model: str = "pocket") -> AsyncIterator[Asker]:
+    """By the ``openai`` package, streamed, as users do it."""
     async with openai.AsyncOpenAI(
         base_url=f"{url}/v1", api_key="none", max_retries=0, timeout=600
     ) as client:
 
-        async def one(seed: int, problem: Problem) -> Run:
-            async with turns:
-                run = await _ask(client, model, problem, policy, temperature, seed)
-            bar.advance(task)
-            return run
+        async def ask(problem: Problem, policy: str | None, seed: int) -> Run:
+            began = time.perf_counter()
+            body = _body(problem, policy, seed)
+            extra = {"adjourn": body.pop("adjourn")} if "adjourn" in body else {}
+            thought, answer, usage, note = [], [], {}, {}
+            stream = await client.chat.completions.create(model=model, **body, extra_body=extra)
+            async for chunk in stream:
+                usage = chunk.usage.model_dump() if chunk.usage else usage
+                note = (chunk.model_extra or {}).get("adjourn") or note
+                for choice in chunk.choices:
+                    thought.append((choice.delta.model_extra or {}).get("reasoning") or "")
+                    answer.append(choice.delta.content or "")
+            seconds = time.perf_counter() - began
+            return _run(problem, "".join(thought), "".join(answer), usage, note, seconds)
 
-        began = time.perf_counter()
-        runs = await asyncio.gather(*(one(i, p) for i, p in enumerate(problems)))
-        return list(runs), time.perf_counter() - began
+        yield ask
 
 
-async def _ask(
-    client: openai.AsyncOpenAI,
-    model: str,
+@contextlib.asynccontextmanager
+async def lean(url: str, model: str = "pocket") -> AsyncIterator[Asker]:
+    """Streamed as well, but read as bytes and decoded at the end: the client's own work must not
+    be what is measured when it shares its cores with the engine."""
+    connector = aiohttp.TCPConnector(limit=0)
+    async with aiohttp.ClientSession(connector=connector) as session:
+
+        async def ask(problem: Problem, policy: str | None, seed: int) -> Run:
+            began = time.perf_counter()
+            body = {"model": model, **_body(problem, policy, seed)}
+            async with session.post(f"{url}/v1/chat/completions", json=body) as reply:
+                reply.raise_for_status()
+                raw = await reply.read()
+            seconds = time.perf_counter() - began
+            lines = raw.split(b"\n\n")
+            chunks = [json.loads(line[6:]) for line in lines if line[:7] == b"data: {"]
+            deltas = [c["choices"][0]["delta"] for c in chunks if c.get("choices")]
+            thought = "".join(d.get("reasoning") or "" for d in deltas)
+            answer = "".join(d.get("content") or "" for d in deltas)
+            note = chunks[-1].get("adjourn", {})
+            return _run(problem, thought, answer, chunks[-1]["usage"], note, seconds)
+
+        yield ask
+
+
+def _run(
     problem: Problem,
-    policy: str,
-    temperature: float,
-    seed: int,
+    thought: str,
+    answer: str,
+    usage: dict[str, Any],
+    note: dict[str, Any],
+    seconds: float,
 ) -> Run:
-    began = time.perf_counter()
-    first = 0.0
-    reasoning, answer = [], []
-    note: dict[str, Any] = {}
-    usage = None
-    stream = await client.chat.completions.create(
-        model=model,
-        messages=[{"role": "user", "content": problem.prompt}],
-        temperature=temperature,
-        seed=seed,
-        max_tokens=2000,
-        stream=True,
-        stream_options={"include_usage": True},
-        extra_body={"adjourn": {"policy": policy}},
-    )
-    async for chunk in stream:
-        first = first or time.perf_counter()
-        usage = chunk.usage or usage
-        note = (chunk.model_extra or {}).get("adjourn") or note
-        for choice in chunk.choices:
-            reasoning.append((choice.delta.model_extra or {}).get("reasoning") or "")
-            answer.append(choice.delta.content or "")
-    if usage is None:
-        raise RuntimeError("a stream came without usage")
-    details = usage.completion_tokens_details
-    thought = (details.reasoning_tokens if details else 0) or 0
     tokens = note.get("tokens", {})
+    completion = usage["completion_tokens"]
+    # vLLM's own count of a stream's reasoning falls short where texts were held back; the
+    # gateway's ledger is exact, where there is one.
+    details = usage.get("completion_tokens_details") or {}
+    reasoning = tokens.get("reasoning", details.get("reasoning_tokens", 0))
     return Run(
         problem=problem,
-        reasoning_text="".join(reasoning),
-        answer_text="".join(answer),
-        right=grade("".join(answer), problem),
-        reasoning=thought,
-        answer=usage.completion_tokens - thought,
+        reasoning_text=thought,
+        answer_text=answer,
+        right=grade(answer, problem),
+        reasoning=reasoning,
+        answer=completion - reasoning,
         probe=tokens.get("probe", 0),
         wasted=tokens.get("wasted", 0),
-        completion=usage.completion_tokens,
-        seconds=time.perf_counter() - began,
-        first_token=first - began,
+        completion=completion,
+        seconds=seconds,
         note=note,
     )

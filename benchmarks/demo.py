@@ -12,7 +12,7 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from benchmarks.client import Run, ask_all, progress
+from benchmarks.client import Run, ask_all, official, progress
 from benchmarks.pocket.task import held_out
 from benchmarks.services import engine, free_port, gateway
 from benchmarks.statistics import mean_interval, paired_difference, share_interval
@@ -40,9 +40,7 @@ def run(options: argparse.Namespace) -> None:
         with console.status("starting vLLM on the CPU with the pocket model (about a minute)…"):
             upstream = stack.enter_context(engine(free_port()))
         hold_out = ("--hold-out", "0") if not options.serve else ()
-        url = stack.enter_context(
-            gateway(upstream, port, "--policy", options.policy, *hold_out)
-        )
+        url = stack.enter_context(gateway(upstream, port, "--policy", options.policy, *hold_out))
         console.print(f"vLLM at {upstream}, Adjourn at {url}, policy {options.policy}")
         if options.serve:
             _stay(url)
@@ -63,22 +61,24 @@ def _stay(url: str) -> None:
 
 
 async def _compare(url: str, options: argparse.Namespace) -> None:
-    problems = held_out(options.problems)
+    problems, side_by_side = held_out(options.problems), options.concurrency
     with progress() as bar:
-        # A few first, so that neither side pays for the engine's warming up.
-        await ask_all(url, problems[:16], "off", concurrency=8, bar=bar, label="warming up")
-        full, full_seconds = await ask_all(
-            url, problems, "off", concurrency=options.concurrency, bar=bar, label="full thinking"
-        )
-        ours, our_seconds = await ask_all(
-            url, problems, options.policy, concurrency=options.concurrency, bar=bar
-        )
-    console.print(table({"full thinking": (full, full_seconds), options.policy: (ours, our_seconds)}))
+        async with official(url) as ask:
+            # A few first, so that neither side pays for the engine's warming up.
+            await ask_all(ask, problems[:16], "off", concurrency=8, bar=bar, label="warming up")
+            full, full_seconds = await ask_all(
+                ask, problems, "off", concurrency=side_by_side, bar=bar, label="full thinking"
+            )
+            ours, our_seconds = await ask_all(
+                ask, problems, options.policy, concurrency=side_by_side, bar=bar
+            )
+    arms = {"full thinking": (full, full_seconds), options.policy: (ours, our_seconds)}
+    console.print(table(arms))
     delta, low, high = paired_difference([r.right for r in ours], [r.right for r in full])
     console.print(
         f"accuracy difference {100 * delta:+.1f} points, 95 % interval "
-        f"[{100 * low:+.1f}, {100 * high:+.1f}]; temperature 0.6, {len(problems)} held-out problems, "
-        f"{options.concurrency} at a time"
+        f"[{100 * low:+.1f}, {100 * high:+.1f}]; temperature 0.6, {len(problems)} held-out "
+        f"problems, {side_by_side} at a time"
     )
     _show_example(full, ours)
 

@@ -28,7 +28,7 @@ def mean_interval(values: Sequence[float]) -> tuple[float, float, float]:
 def paired_difference(
     ours: Sequence[float], theirs: Sequence[float], *, ratio: bool = False
 ) -> tuple[float, float, float]:
-    """(ours − theirs, low, high) of the means, or of ``ours`` / ``theirs`` as a ratio of sums;
+    """(ours - theirs, low, high) of the means, or of ``ours`` / ``theirs`` as a ratio of sums;
     95 % by bootstrap over the problems, each drawn with both its runs."""
     a, b = np.asarray(ours, dtype=float), np.asarray(theirs, dtype=float)
 

@@ -1,0 +1,150 @@
+"""Time: how long a request takes with full thinking, straight at the engine, and under a policy.
+
+Both streamed, by the same lean client, at 1 and 16 requests at a time and at saturation, in
+alternating blocks of one run on one engine, so that what else the machine does meets both.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+
+from benchmarks.client import Asker, Run, ask_all, lean, progress
+from benchmarks.pocket.task import held_out
+from benchmarks.services import ROOT, engine, free_port, gateway
+
+__all__ = ["main"]
+
+matplotlib.use("Agg")
+console = Console(width=140)
+_LOADS = ((1, 40), (16, 160), (64, 320))
+_GOALS = {1: ("median", 0.75), 16: ("median", 0.75), 64: ("throughput", 1.2)}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--policy", default="deer")
+    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results")
+    options = parser.parse_args()
+    options.out.mkdir(parents=True, exist_ok=True)
+    with (
+        engine(free_port()) as upstream,
+        gateway(upstream, free_port(), "--hold-out", "0", "--log-level", "warning") as url,
+    ):
+        asyncio.run(_measure(upstream, url, options))
+
+
+async def _measure(upstream: str, url: str, options: argparse.Namespace) -> None:
+    rows = []
+    with progress() as bar:
+        async with lean(upstream) as direct, lean(url) as judged:
+            await ask_all(direct, held_out(32), None, concurrency=16, bar=bar, label="warming up")
+            await ask_all(judged, held_out(32), options.policy, concurrency=16, bar=bar)
+            for concurrency, requests in _LOADS:
+                rows.append(await _load(concurrency, requests, direct, judged, bar, options))
+    _show(rows, options)
+
+
+async def _load(
+    concurrency: int,
+    requests: int,
+    direct: Asker,
+    judged: Asker,
+    bar: Progress,
+    options: argparse.Namespace,
+) -> dict:
+    arms: dict[str, tuple[list[Run], list[float]]] = {"full": ([], []), "policy": ([], [])}
+    problems = held_out(requests * options.rounds)
+    for turn in range(options.rounds):
+        block = problems[turn * requests : (turn + 1) * requests]
+        # Each goes first in turn.
+        order = ("full", "policy") if turn % 2 == 0 else ("policy", "full")
+        for arm in order:
+            policy = None if arm == "full" else options.policy
+            runs, seconds = await ask_all(
+                direct if arm == "full" else judged,
+                block,
+                policy,
+                concurrency=concurrency,
+                bar=bar,
+                label=f"{concurrency} at a time, {policy or 'full thinking'}",
+            )
+            arms[arm][0].extend(runs)
+            arms[arm][1].append(len(runs) / seconds)
+    seconds = {arm: np.array([r.seconds for r in runs]) for arm, (runs, _) in arms.items()}
+    rng = np.random.default_rng(0)
+    rows = rng.integers(0, len(problems), (4000, len(problems)))
+    ratios = np.median(seconds["policy"][rows], axis=1) / np.median(seconds["full"][rows], axis=1)
+    flow = np.array(arms["policy"][1]) / np.array(arms["full"][1])
+    return {
+        "concurrency": concurrency,
+        "median": {arm: float(np.median(s)) for arm, s in seconds.items()},
+        "p95": {arm: float(np.percentile(s, 95)) for arm, s in seconds.items()},
+        "median_ratio": float(np.median(seconds["policy"]) / np.median(seconds["full"])),
+        "median_ratio_interval": [float(x) for x in np.percentile(ratios, (2.5, 97.5))],
+        "throughput": {arm: float(np.mean(t)) for arm, (_, t) in arms.items()},
+        "throughput_ratio": float(np.mean(flow)),
+        "throughput_ratio_range": [float(flow.min()), float(flow.max())],
+        "seconds": {arm: [round(float(x), 4) for x in s] for arm, s in seconds.items()},
+    }
+
+
+def _show(rows: list[dict], options: argparse.Namespace) -> None:
+    table = Table(title=f"{options.policy} against full thinking straight at the engine")
+    for column in (
+        "at a time", "median s, full", options.policy, "ratio [95 %]", "p95 s, full",
+        options.policy, "requests/s, full", options.policy, "ratio (range of rounds)", "goal",
+    ):  # fmt: skip
+        table.add_column(column, justify="right")
+    for row in rows:
+        low, high = row["median_ratio_interval"]
+        least, most = row["throughput_ratio_range"]
+        what, limit = _GOALS[row["concurrency"]]
+        met = row["median_ratio"] <= limit if what == "median" else row["throughput_ratio"] >= limit
+        sign = "≤" if what == "median" else "≥"
+        table.add_row(
+            str(row["concurrency"]),
+            *(f"{row['median'][arm]:.3f}" for arm in ("full", "policy")),
+            f"{row['median_ratio']:.2f} [{low:.2f}, {high:.2f}]",
+            *(f"{row['p95'][arm]:.3f}" for arm in ("full", "policy")),
+            *(f"{row['throughput'][arm]:.2f}" for arm in ("full", "policy")),
+            f"{row['throughput_ratio']:.2f} ({least:.2f} to {most:.2f})",
+            f"{what} {sign} {limit}: {'met' if met else 'missed'}",
+        )
+    console.print(table)
+    _plot(rows, options)
+    for row in rows:
+        row.pop("seconds")
+    path = options.out / "latency.json"
+    path.write_text(json.dumps(rows, indent=2) + "\n")
+    console.print(f"{path}, {path.with_suffix('.png')}")
+
+
+def _plot(rows: list[dict], options: argparse.Namespace) -> None:
+    from matplotlib import pyplot
+
+    figure, panels = pyplot.subplots(1, len(rows), figsize=(10, 3.4), layout="constrained")
+    for axes, row in zip(panels, rows, strict=True):
+        for arm, colour in (("full", "tab:green"), ("policy", "tab:blue")):
+            times = np.sort(row["seconds"][arm])
+            label = "full thinking" if arm == "full" else options.policy
+            axes.step(times, np.linspace(0, 1, len(times)), color=colour, label=label)
+        axes.set_title(f"{row['concurrency']} at a time")
+        axes.set_xlabel("seconds a request")
+        axes.grid(alpha=0.3)
+    panels[0].set_ylabel("share of requests")
+    panels[0].legend()
+    figure.savefig(options.out / "latency.png", dpi=120)
+
+
+if __name__ == "__main__":
+    main()

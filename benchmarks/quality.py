@@ -1,0 +1,138 @@
+"""Quality and tokens: what the policies cost in accuracy, and save in tokens, on held-out problems.
+
+Full thinking, ``deer`` at several thresholds, and fixed budgets, one of them with the same mean net
+tokens as ``deer``, all in one run on one engine. Writes a table, a plot and the rows as JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+from rich.console import Console
+
+from benchmarks.client import Run, ask_all, lean, progress
+from benchmarks.demo import table
+from benchmarks.pocket.task import held_out
+from benchmarks.services import ROOT, engine, free_port, gateway
+from benchmarks.statistics import paired_difference, share_interval
+
+__all__ = ["main"]
+
+matplotlib.use("Agg")
+console = Console(width=170)
+Arm = tuple[list[Run], float]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--problems", type=int, default=1000)
+    parser.add_argument("--concurrency", type=int, default=32)
+    parser.add_argument("--thresholds", type=float, nargs="*", default=[0.8, 0.9, 0.99])
+    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results")
+    options = parser.parse_args()
+    options.out.mkdir(parents=True, exist_ok=True)
+    with (
+        engine(free_port()) as upstream,
+        gateway(upstream, free_port(), "--hold-out", "0", "--log-level", "warning") as url,
+    ):
+        asyncio.run(_measure(url, options))
+
+
+async def _measure(url: str, options: argparse.Namespace) -> None:
+    problems = held_out(options.problems)
+    with progress() as bar:
+        async with lean(url) as ask:
+
+            async def arm(policy: str) -> Arm:
+                return await ask_all(
+                    ask, problems, policy, concurrency=options.concurrency, bar=bar
+                )
+
+            arms = {"off": await arm("off"), "deer": await arm("deer")}
+            rival = f"budget(max={_same_cost(arms)}, grace=16)"
+            arms[rival] = await arm(rival)
+            for threshold in options.thresholds:
+                arms[f"deer(threshold={threshold})"] = await arm(f"deer(threshold={threshold})")
+            for share in (0.35, 0.7):
+                tokens = int(np.mean([r.reasoning for r in arms["off"][0]]) * share)
+                arms[f"budget(max={tokens})"] = await arm(f"budget(max={tokens}, grace=16)")
+    console.print(table(arms))
+    _report(arms, rival, options.out)
+
+
+def _same_cost(arms: dict[str, Arm]) -> int:
+    """The budget at which full thinking, cut there, would cost as much as ``deer`` did."""
+    full = np.array([r.reasoning for r in arms["off"][0]])
+    answer = np.mean([r.answer for r in arms["deer"][0]])
+    wanted = np.mean([r.net for r in arms["deer"][0]]) - answer
+    candidates = np.arange(8, int(full.max()) + 1)
+    costs = np.array([np.minimum(full, limit).mean() for limit in candidates])
+    return int(candidates[np.abs(costs - wanted).argmin()])
+
+
+def _report(arms: dict[str, Arm], rival: str, out: Path) -> None:
+    full, ours, budget = arms["off"][0], arms["deer"][0], arms[rival][0]
+    saved, low, high = paired_difference([r.net for r in ours], [r.net for r in full], ratio=True)
+    console.print(
+        f"deer saves {100 * (1 - saved):.1f} % net of probes and waste, 95 % interval "
+        f"[{100 * (1 - high):.1f}, {100 * (1 - low):.1f}] (goal: at least 35 %)"
+    )
+    for name, other in (("full thinking", full), (rival, budget)):
+        delta, low, high = paired_difference([r.right for r in ours], [r.right for r in other])
+        console.print(
+            f"deer against {name}: accuracy {100 * delta:+.2f} points, paired 95 % interval "
+            f"[{100 * low:+.2f}, {100 * high:+.2f}]"
+        )
+    rows = {
+        name: {
+            "right": share_interval([r.right for r in runs]),
+            "net": float(np.mean([r.net for r in runs])),
+            "reasoning": float(np.mean([r.reasoning for r in runs])),
+            "probe": float(np.mean([r.probe for r in runs])),
+            "wasted": float(np.mean([r.wasted for r in runs])),
+            "stopped": float(np.mean([bool(r.note.get("stopped")) for r in runs])),
+            "difference": paired_difference([r.right for r in runs], [r.right for r in full]),
+            "ratio": paired_difference([r.net for r in runs], [r.net for r in full], ratio=True),
+            "seconds": seconds,
+        }
+        for name, (runs, seconds) in arms.items()
+    }
+    (out / "quality.json").write_text(json.dumps(rows, indent=2) + "\n")
+    _plot(rows, out / "quality.png")
+    console.print(f"{out / 'quality.json'}, {out / 'quality.png'}")
+
+
+def _plot(rows: dict, path: Path) -> None:
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(7.5, 4.5), layout="constrained")
+    for kind, colour, marker in (("budget", "tab:grey", "s"), ("deer", "tab:blue", "o")):
+        points = sorted(
+            (row["net"], *row["right"], name) for name, row in rows.items() if name[:4] == kind[:4]
+        )
+        net, right, low, high, names = zip(*points, strict=True)
+        errors = [np.subtract(right, low) * 100, np.subtract(high, right) * 100]
+        axes.errorbar(
+            net, np.array(right) * 100, errors, marker=marker, color=colour, capsize=2, label=kind
+        )
+        for x, y, name in zip(net, right, names, strict=True):
+            axes.annotate(name, (x, y * 100), (4, -10), textcoords="offset points", fontsize=7)
+    right, low, high = (100 * x for x in rows["off"]["right"])
+    axes.errorbar(
+        rows["off"]["net"], right, [[right - low], [high - right]], marker="*", markersize=12,
+        color="tab:green", capsize=2, label="full thinking",
+    )  # fmt: skip
+    axes.set_xlabel("net tokens a request (answer, probes and waste included)")
+    axes.set_ylabel("right, % (95 % interval)")
+    axes.legend(loc="lower right")
+    axes.grid(alpha=0.3)
+    figure.savefig(path, dpi=120)
+
+
+if __name__ == "__main__":
+    main()
