@@ -15,7 +15,7 @@ from rich.text import Text
 from benchmarks.client import Run, ask_all, official, progress
 from benchmarks.pocket.task import held_out
 from benchmarks.services import engine, free_port, gateway
-from benchmarks.statistics import mean_interval, paired_difference, share_interval
+from benchmarks.statistics import paired_difference, share_interval
 
 __all__ = ["main", "table"]
 
@@ -84,39 +84,46 @@ async def _compare(url: str, options: argparse.Namespace) -> None:
 
 
 def table(arms: dict[str, tuple[list[Run], float]]) -> Table:
-    """A row a policy; the first is the one that the others are compared with."""
-    shown = Table(title="What it cost and what it brought (means per request)")
-    for column in (
-        "policy", "right", "stopped", "reasoning", "answer", "probe", "wasted", "net", "CR", "CRT",
-        "median s", "p95 s", "requests/s",
-    ):  # fmt: skip
-        shown.add_column(column, justify="left" if column == "policy" else "right")
+    """A column a policy; the first is the one that the others are compared with."""
+    shown = Table(title="What it cost and what it brought")
+    shown.add_column("means per request")
+    for name in arms:
+        shown.add_column(name, justify="right")
     base = next(iter(arms.values()))[0]
-    for name, (runs, seconds) in arms.items():
-        right, low, high = share_interval([r.right for r in runs])
-        crt, crt_low, crt_high = paired_difference(
-            [r.net for r in runs], [r.net for r in base], ratio=True
-        )
-        cr, _, _ = paired_difference(
-            [r.completion for r in runs], [r.completion for r in base], ratio=True
-        )
-        times = sorted(r.seconds for r in runs)
-
-        def mean(kind: str, runs: list[Run] = runs) -> str:
-            return f"{mean_interval([getattr(r, kind) for r in runs])[0]:.1f}"
-
-        shown.add_row(
-            name,
-            f"{100 * right:.1f} % [{100 * low:.1f}, {100 * high:.1f}]",
-            f"{100 * sum(bool(r.note.get('stopped')) for r in runs) / len(runs):.0f} %",
-            *(mean(kind) for kind in ("reasoning", "answer", "probe", "wasted", "net")),
-            f"{cr:.3f}",
-            f"{crt:.3f}" + (f" [{crt_low:.3f}, {crt_high:.3f}]" if runs is not base else ""),
-            f"{times[len(times) // 2]:.2f}",
-            f"{times[int(len(times) * 0.95)]:.2f}",
-            f"{len(runs) / seconds:.2f}",
-        )
+    columns = [_column(runs, seconds, base) for runs, seconds in arms.values()]
+    for row in columns[0]:
+        shown.add_row(row, *(column[row] for column in columns))
     return shown
+
+
+def _column(runs: list[Run], seconds: float, base: list[Run]) -> dict[str, str]:
+    right, low, high = (100 * x for x in share_interval([r.right for r in runs]))
+    net, full = [r.net for r in runs], [r.net for r in base]
+    crt, crt_low, crt_high = paired_difference(net, full, ratio=True)
+    cr, _, _ = paired_difference(
+        [r.completion for r in runs], [r.completion for r in base], ratio=True
+    )
+    times = sorted(r.seconds for r in runs)
+
+    def mean(kind: str) -> str:
+        return f"{sum(getattr(r, kind) for r in runs) / len(runs):.1f}"
+
+    return {
+        "right": f"{right:.1f} %",
+        "  95 % interval": f"{low:.1f} to {high:.1f}",
+        "stopped early": f"{100 * sum(bool(r.note.get('stopped')) for r in runs) / len(runs):.0f} %",
+        "reasoning tokens": mean("reasoning"),
+        "answer tokens, markers too": mean("answer"),
+        "probe tokens": mean("probe"),
+        "wasted tokens": mean("wasted"),
+        "net tokens": mean("net"),
+        "CR (without probes)": f"{cr:.3f}",
+        "CRT (net)": f"{crt:.3f}",
+        "  95 % interval ": "" if runs is base else f"{crt_low:.3f} to {crt_high:.3f}",
+        "median seconds": f"{times[len(times) // 2]:.2f}",
+        "p95 seconds": f"{times[int(len(times) * 0.95)]:.2f}",
+        "requests a second": f"{len(runs) / seconds:.2f}",
+    }
 
 
 def _show_example(full: list[Run], ours: list[Run]) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from scipy import stats
 
-__all__ = ["mean_interval", "paired_difference", "share_interval"]
+__all__ = ["paired_difference", "share_interval"]
 
 _RESAMPLES = 5000
 
@@ -17,12 +17,6 @@ def share_interval(right: Sequence[bool]) -> tuple[float, float, float]:
     test = stats.binomtest(sum(right), len(right))
     interval = test.proportion_ci(method="wilson")
     return sum(right) / len(right), float(interval.low), float(interval.high)
-
-
-def mean_interval(values: Sequence[float]) -> tuple[float, float, float]:
-    """(mean, low, high): 95 % by bootstrap over the problems."""
-    data = np.asarray(values, dtype=float)
-    return float(data.mean()), *_bootstrap(lambda rows: data[rows].mean(axis=1), len(data))
 
 
 def paired_difference(
@@ -37,10 +31,6 @@ def paired_difference(
         return x / y if ratio else x - y
 
     everything = np.arange(len(a))[None, :]
-    return float(measure(everything)[0]), *_bootstrap(measure, len(a))
-
-
-def _bootstrap(measure, size: int) -> tuple[float, float]:
-    rows = np.random.default_rng(0).integers(0, size, (_RESAMPLES, size))
+    rows = np.random.default_rng(0).integers(0, len(a), (_RESAMPLES, len(a)))
     low, high = np.percentile(measure(rows), (2.5, 97.5))
-    return float(low), float(high)
+    return float(measure(everything)[0]), float(low), float(high)
