@@ -104,6 +104,7 @@ def _column(runs: list[Run], seconds: float, base: list[Run]) -> dict[str, str]:
         [r.completion for r in runs], [r.completion for r in base], ratio=True
     )
     times = sorted(r.seconds for r in runs)
+    stopped = sum(bool(r.note.get("stopped")) for r in runs)
 
     def mean(kind: str) -> str:
         return f"{sum(getattr(r, kind) for r in runs) / len(runs):.1f}"
@@ -111,7 +112,7 @@ def _column(runs: list[Run], seconds: float, base: list[Run]) -> dict[str, str]:
     return {
         "right": f"{right:.1f} %",
         "  95 % interval": f"{low:.1f} to {high:.1f}",
-        "stopped early": f"{100 * sum(bool(r.note.get('stopped')) for r in runs) / len(runs):.0f} %",
+        "stopped early": f"{100 * stopped / len(runs):.0f} %",
         "reasoning tokens": mean("reasoning"),
         "answer tokens, markers too": mean("answer"),
         "probe tokens": mean("probe"),

@@ -104,6 +104,7 @@ def serve(
         http="httptools",
         log_config=None,
         access_log=False,
+        proxy_headers=False,
         server_header=False,
         timeout_graceful_shutdown=settings.drain,
     )
