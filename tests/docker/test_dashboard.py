@@ -7,12 +7,10 @@ import asyncio
 import json
 import math
 import re
-import socket
-import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -23,6 +21,8 @@ import httpx
 import pytest
 from prometheus_client import Metric
 
+from benchmarks import services
+from benchmarks.services import free_port, running
 from server.metrics import Metrics
 
 HERE = Path(__file__).parent
@@ -184,34 +184,25 @@ class Scraped:
 @pytest.fixture(scope="module")
 def scraped(prometheus: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scraped]:
     folder = tmp_path_factory.mktemp("scraped")
+    (folder / "adjourn.yaml").write_text("probe_timeout: 1\nresume_timeout: 3\n", "utf-8")
+    standin = f"http://127.0.0.1:{(port := free_port())}"
+    url = f"http://127.0.0.1:{free_port()}"
+    command = [sys.executable, "-m", "benchmarks.standin", "--port", str(port)]
+    options = ["--config", str(folder / "adjourn.yaml"), "--policy", "deer", "--hold-out", "0.5"]
+    observer = [
+        prometheus,
+        f"--config.file={folder / 'prometheus.yml'}",
+        f"--storage.tsdb.path={folder / 'data'}",
+        f"--web.listen-address={url.removeprefix('http://')}",
+        "--log.level=warn",
+    ]
     with ExitStack() as stack:
-        standin = f"http://127.0.0.1:{free_port()}"
-        gateway = f"http://127.0.0.1:{free_port()}"
-        url = f"http://127.0.0.1:{free_port()}"
-        engine = stack.enter_context(exporter())
-        port = standin.rpartition(":")[2]
-        stack.enter_context(
-            running(folder, sys.executable, "-m", "benchmarks.standin", "--port", port)
-        )
-        until(lambda: httpx.get(f"{standin}/health", trust_env=False).is_success)
-        adjourn = str(Path(sys.executable).with_name("adjourn"))
-        (folder / "adjourn.yaml").write_text("probe_timeout: 0.4\nresume_timeout: 3\n", "utf-8")
-        flags = ["--config", str(folder / "adjourn.yaml"), "--upstream", standin]
-        flags += ["--port", gateway.rpartition(":")[2], "--policy", "deer", "--hold-out", "0.5"]
-        stack.enter_context(running(folder, adjourn, "serve", *flags))
-        until(lambda: httpx.get(f"{gateway}/ready", trust_env=False).is_success)
+        begin = stack.enter_context
+        engine = begin(exporter())
+        begin(running(command, f"{standin}/health", log=folder / "standin.log"))
+        gateway = begin(services.gateway(standin, free_port(), *options))
         scrape(folder, gateway=gateway.removeprefix("http://"), engine=engine)
-        stack.enter_context(
-            running(
-                folder,
-                prometheus,
-                f"--config.file={folder / 'prometheus.yml'}",
-                f"--storage.tsdb.path={folder / 'data'}",
-                f"--web.listen-address={url.removeprefix('http://')}",
-                "--log.level=warn",
-            )
-        )
-        until(lambda: httpx.get(f"{url}/-/ready", trust_env=False).is_success)
+        begin(running(observer, f"{url}/-/ready", log=folder / "prometheus.log"))
         found = Scraped(url)
         # What the first round brings into being is scraped before the second round adds to it:
         # from a series that was not there, Prometheus knows no increase. So look at the second.
@@ -246,40 +237,10 @@ def two_scrapes(scraped: Scraped) -> None:
         times = scraped.values("timestamp(up == 1)")
         return len(times) == 2 and min(times) > since + 1.0
 
-    until(scraped_twice)
-
-
-@contextmanager
-def running(folder: Path, *command: str) -> Iterator[None]:
-    """A process, ended with the block; its output is in a file beside its data."""
-    with (folder / f"{Path(command[0]).name}.log").open("ab") as log:
-        process = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log)
-    try:
-        yield
-        assert process.poll() is None, f"{command} ended: see {log.name}"
-    finally:
-        process.terminate()
-        try:
-            process.wait(10)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-
-
-def until(holds: Callable[[], bool], seconds: float = 30.0) -> None:
-    deadline = time.monotonic() + seconds
-    while True:
-        with suppress(httpx.HTTPError):
-            if holds():
-                return
-        assert time.monotonic() < deadline, "waited in vain"
+    limit = time.monotonic() + 30.0
+    while not scraped_twice():
+        assert time.monotonic() < limit, "gateway and engine are not both scraped"
         time.sleep(0.1)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @contextmanager
@@ -344,7 +305,7 @@ async def put_through(gateway: str) -> None:
             *(load.chat(f"budget-{n}", unsure, **budget) for n in range(6)),
             *(load.chat(f"refused-{n}", {"ignore_prompt_ids": True}) for n in range(8)),
             load.chat("bad-probe", {"probe_status": 500}),
-            load.chat("late-probe", {"probe_delay": 2.0}),
+            load.chat("late-probe", {"probe_delay": 3.0, "tokens": 500}),
             load.chat("dies", {"die_after": 30, **unsure}),
             load.chat("overloaded", {"status": 503}),
             load.chat("several", n=2),

@@ -1,7 +1,8 @@
 """The Dockerfile's own steps, carried out without Docker in a clean environment.
 
 The steps are read from the Dockerfile, so they are those that Docker would carry out; only the
-base image is this machine's Python, and the paths lie under a temporary directory.
+base image is a Python of this machine (the same version where there is one), and the paths lie
+under a temporary directory.
 """
 
 from __future__ import annotations
@@ -13,7 +14,6 @@ import re
 import shlex
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -23,6 +23,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from benchmarks.services import free_port
 from server import __version__
 from server.config import Settings
 
@@ -81,7 +82,7 @@ class Builder:
         self.root = root
         self.cwd = root
         base = root / "usr"  # what python:…-slim brings: an interpreter with pip
-        subprocess.run([sys.executable, "-m", "venv", base], check=True)
+        subprocess.run([_python(), "-m", "venv", base], check=True)
         self.env = {k: v for k, v in os.environ.items() if not k.startswith(("ADJOURN_", "PYTHON"))}
         self.env |= {"PATH": f"{base}/bin:/usr/bin:/bin", "HOME": str(root)}
         if cache := _pip_cache():
@@ -131,6 +132,15 @@ class Builder:
         assert done.returncode == 0, f"RUN {rest}\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}"
 
 
+def _python() -> str:
+    """The version that the base image has, else the one that runs the tests."""
+    version = stages()[0].base.partition(":")[2].removesuffix("-slim")
+    name = f"python{version}"
+    if shutil.which(name) and not subprocess.run([name, "-V"], capture_output=True).returncode:
+        return name
+    return sys.executable
+
+
 def _pip_cache() -> str | None:
     asked = subprocess.run(
         [sys.executable, "-m", "pip", "cache", "dir"], capture_output=True, text=True
@@ -149,12 +159,6 @@ def image(tmp_path_factory: pytest.TempPathFactory) -> Builder:
         if instruction == "ENV":
             builder.do_env(rest)
     return builder
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def test_only_what_is_copied_reaches_the_builder() -> None:
