@@ -91,7 +91,7 @@ TABLE: dict[State, dict[Input, State]] = {
 for _row in TABLE.values():
     _row[Input.END] = State.DONE
 
-Action = Literal["carried-out", "held-out", "observed", "refused"]
+Action = Literal["carried-out", "held-out", "observed", "refused", "abandoned"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +115,8 @@ class Cut:
 
 @dataclass(slots=True)
 class Trigger:
-    """What became of a stop. ``after``: tokens thought behind it, where the trace went on."""
+    """What became of a stop: ``abandoned`` is a cut that the client did not wait for. ``after``:
+    tokens thought behind it, where the trace went on."""
 
     stop: Stop
     position: int
@@ -360,6 +361,8 @@ class Session:
 
     def resumed(self) -> None:
         """The answer streams from the kept prefix; the main stream is given up."""
+        assert self.trigger is not None
+        self.trigger.action = "carried-out"
         self._overrun.clear()
         self._go(Input.RESUMED)
 
@@ -454,7 +457,7 @@ class Session:
         if stop.position is None:
             self._held.clear()  # keep everything that was decoded
         place = self._place()
-        self.trigger = Trigger(stop, place.position, self._spare or "carried-out")
+        self.trigger = Trigger(stop, place.position, self._spare or "abandoned")
         if self._spare is not None:
             self._go_on()
             return None

@@ -130,7 +130,11 @@ class JudgedChat(Abandonable):
 
     def _note_trigger(self) -> None:
         session, metrics, labels = self._session, self.metrics, self.labels[1:]
-        if (trigger := session.trigger) is None:
+        trigger = session.trigger
+        if session.ledger.reasoning:
+            outcome = trigger.action if trigger else "whole"
+            metrics.trace.labels(*labels, outcome).observe(session.ledger.reasoning)
+        if trigger is None:
             return
         metrics.triggers.labels(*labels, trigger.action).inc()
         if session.stopped:

@@ -26,6 +26,12 @@ app = typer.Typer(
 _Config = Annotated[Path | None, typer.Option("--config", "-c", help="A YAML file.")]
 
 
+def _meant(record: logging.LogRecord) -> bool:
+    """A stream whose engine died is broken on purpose, and was counted; the server need not
+    call it an error of ours."""
+    return record.getMessage() != "ASGI callable returned without completing response."
+
+
 class _JsonLines(logging.Formatter):
     """One JSON object a line; no prompt or answer text is ever among the fields."""
 
@@ -89,6 +95,7 @@ def serve(
     handler = logging.StreamHandler(sys.stdout)
     handler.setFormatter(_JsonLines())
     logging.basicConfig(level=settings.log_level.upper(), handlers=[handler], force=True)
+    logging.getLogger("uvicorn.error").addFilter(_meant)
     for noisy in ("httpx", "httpcore"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     application = create_app(settings)

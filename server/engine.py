@@ -7,6 +7,7 @@ the operator's; the chat calls stream, whatever the client asked for.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -22,6 +23,8 @@ from server.config import Settings
 from server.errors import UpstreamDown, UpstreamTimeout
 
 __all__ = ["TRANSPORT_ERRORS", "BadReply", "Drawn", "Engine", "Model", "forwarded_headers"]
+
+log = logging.getLogger("adjourn.engine")
 
 TRANSPORT_ERRORS = (httpx.TransportError, aiohttp.ClientError)
 """What reading from an engine may raise; the transport does not translate all of aiohttp's."""
@@ -135,12 +138,12 @@ class Engine:
         )
         try:
             return await self._transport.handle_async_request(request)
-        except httpx.ConnectError as error:
-            raise UpstreamDown(f"the engine cannot be reached: {error}") from error
         except httpx.ReadTimeout as error:
             raise UpstreamTimeout("the engine did not answer in time") from error
         except TRANSPORT_ERRORS as error:
-            raise UpstreamDown(f"the engine broke the connection: {error}") from error
+            # Addresses are for the log, not for clients.
+            log.warning("%s %s: %s", method, path.partition("?")[0], error)
+            raise UpstreamDown("the engine cannot be reached") from error
 
     async def post(self, path: str, body: bytes, headers: Sequence[tuple[bytes, bytes]]) -> bytes:
         """A whole reply. Raises BadReply unless the status is 200."""
@@ -148,7 +151,7 @@ class Engine:
         try:
             content = await response.aread()
         except TRANSPORT_ERRORS as error:
-            raise UpstreamDown(f"the engine broke the connection: {error}") from error
+            raise UpstreamDown("the engine broke the connection") from error
         finally:
             await response.aclose()
         if response.status_code != 200:

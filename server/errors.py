@@ -13,7 +13,14 @@ from __future__ import annotations
 
 import msgspec
 
-__all__ = ["BadRequest", "GatewayError", "TooLarge", "UpstreamDown", "UpstreamTimeout"]
+__all__ = [
+    "BadRequest",
+    "GatewayError",
+    "TooLarge",
+    "UpstreamDown",
+    "UpstreamTimeout",
+    "broken_off",
+]
 
 
 class GatewayError(Exception):
@@ -21,11 +28,21 @@ class GatewayError(Exception):
     kind = "internal_error"
     code: str | None = None
     retry_after: int | None = None
+    reason: str | None = None  # under which ``upstream_errors`` counts it; None: not the engine's
 
-    def __init__(self, message: str, *, param: str | None = None, code: str | None = None) -> None:
+    def __init__(
+        self,
+        message: str,
+        *,
+        param: str | None = None,
+        code: str | None = None,
+        reason: str | None = None,
+    ) -> None:
         super().__init__(message)
         self.message = message
         self.param = param
+        if reason is not None:
+            self.reason = reason
         if code is not None:
             self.code = code
 
@@ -66,6 +83,7 @@ class UpstreamDown(GatewayError):
     kind = "upstream_error"
     code = "upstream_unavailable"
     retry_after = 2
+    reason = "down"
 
 
 class UpstreamTimeout(GatewayError):
@@ -73,3 +91,11 @@ class UpstreamTimeout(GatewayError):
     kind = "upstream_error"
     code = "upstream_timeout"
     retry_after = 2
+    reason = "timeout"
+
+
+def broken_off(reason: str) -> GatewayError:
+    """What to say of an engine that did not finish its response."""
+    if reason == "timeout":
+        return UpstreamTimeout("the engine fell silent in the middle of its response")
+    return UpstreamDown("the engine broke off in the middle of its response", reason=reason)

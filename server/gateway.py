@@ -93,8 +93,11 @@ class Gateway:
         for model in report.models.values():
             name = model.marks.dialect.name if model.marks else "none, so it is handed through"
             log.info("engine %s, model %s, dialect %s", report.version, model.id, name)
-            if self.default is not None and (why := self.refusal(self.default, model)):
-                log.warning("policy %s is off for %s: %s", self.default.name, model.id, why)
+            if self.default is not None:
+                if why := self.refusal(self.default, model):
+                    log.warning("policy %s is off for %s: %s", self.default.name, model.id, why)
+                else:
+                    self.metrics.foresee(model.id, self.default.name)
             warnings = model.marks.dialect.warnings if model.marks else {}
             if self.default is not None and self.default.name in warnings:
                 log.warning("%s: %s", model.id, warnings[self.default.name])

@@ -3,9 +3,13 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.process_collector import ProcessCollector
 
+from policies.ledger import Ledger
+from policies.session import Action
 from server import __version__
 
 __all__ = ["Metrics"]
@@ -13,6 +17,18 @@ __all__ = ["Metrics"]
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
 _MILLISECONDS = (0.00025, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1)
 _TOKENS = (16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768)
+_FAIL_OPEN = (
+    "policy-error",
+    "internal-error",
+    "unreadable-chunk",
+    "probe-error",
+    "probe-timeout",
+    "probe-bad-reply",
+    "resume-failed",
+    "resume-rejected",
+    "ids-not-honoured",
+    "no-token-left",
+)
 
 
 class Metrics:
@@ -70,7 +86,8 @@ class Metrics:
         )
         self.triggers = counter(
             "triggers",
-            "Decisions to stop, by what became of them: carried-out, held-out, observed, refused.",
+            "Decisions to stop, by what became of them: carried-out, held-out, observed, refused "
+            "(by the engine), abandoned (the client left).",
             "model",
             "policy",
             "action",
@@ -88,6 +105,15 @@ class Metrics:
             "model",
             "policy",
             "action",
+        )
+        self.trace = histogram(
+            "trace_tokens",
+            "Tokens of reasoning that the client got, by what became of the trace: carried-out, "
+            "held-out, observed, refused, or whole where nothing triggered.",
+            _TOKENS,
+            "model",
+            "policy",
+            "outcome",
         )
         self.probes = counter(
             "probes",
@@ -130,3 +156,28 @@ class Metrics:
         )
         build = Gauge("adjourn_build_info", "Version.", ("version",), registry=registry)
         build.labels(__version__).set(1)
+        for reason in ("down", "broken", "truncated", "timeout"):
+            self.upstream_errors.labels(reason)
+        for reason in ("cut", "client-left"):
+            self.aborts.labels(reason)
+        for phase in ("before-first-token", "streaming", "unstreamed"):
+            self.disconnects.labels(phase)
+
+    def foresee(self, model: str, policy: str) -> None:
+        """Bring what a model under a policy will count into being, at zero: to Prometheus the
+        step from no series to a first one is no increase."""
+        for status in ("200", "499", "502"):
+            self.requests.labels("/v1/chat/completions", model, policy, status)
+        for kind in Ledger.__dataclass_fields__:
+            self.tokens.labels(model, policy, kind)
+        for action in get_args(Action):
+            self.triggers.labels(model, policy, action)
+        for outcome in ("ok", "error", "timeout", "bad-reply"):
+            self.probes.labels(model, policy, outcome)
+        for reason in _FAIL_OPEN:
+            self.fail_open.labels(policy, reason)
+        for family in (self.first_token, self.tokens_at_stop, self.probe_seconds):
+            family.labels(model, policy)
+        self.spared.labels(model, policy, "held-out")
+        self.added.labels(model)
+        self.resume_gap.labels(model)

@@ -25,7 +25,7 @@ from policies.events import ProbeResult
 from policies.session import Ask, Cut, Session
 from server.choose import ChatRequest
 from server.engine import TRANSPORT_ERRORS, BadReply, Engine
-from server.errors import GatewayError, UpstreamDown
+from server.errors import GatewayError, broken_off
 from server.metrics import Metrics
 from server.sse import EventSplitter, data_of
 from server.wire import (
@@ -160,11 +160,11 @@ class Relay:
         if self._broken is None and not self._finished:
             self._broken = "truncated"
         if self._broken is not None:
-            self._metrics.upstream_errors.labels(self._broken).inc()
-            self.status = 502
-            error = UpstreamDown("the engine broke off in the middle of its response")
+            error = broken_off(self._broken)
+            self.status = error.status
             if not self._sink.began:
-                raise error
+                raise error  # who answers with it counts it
+            self._metrics.upstream_errors.labels(self._broken).inc()
             await self._sink.fail(error)
             return
         if not self._done:

@@ -16,7 +16,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from server.engine import TRANSPORT_ERRORS, Engine
-from server.errors import GatewayError, UpstreamDown
+from server.errors import GatewayError, broken_off
 from server.metrics import Metrics
 from server.sinks import reply_headers
 
@@ -90,8 +90,8 @@ class Abandonable(Response):
         try:
             return await self.work(send)
         except GatewayError as error:
-            if isinstance(error, UpstreamDown):
-                self.metrics.upstream_errors.labels("down").inc()
+            if error.reason is not None:
+                self.metrics.upstream_errors.labels(error.reason).inc()
             if not self.began:
                 await send_error(send, error)
             return error.status
@@ -156,18 +156,19 @@ class Passage(Abandonable):
             try:
                 async for data in response.stream:  # type: ignore[union-attr]
                     await send({"type": "http.response.body", "body": data, "more_body": True})
-            except TRANSPORT_ERRORS:
-                await self._broke_off(send, response)
-                return 502
+            except TRANSPORT_ERRORS as cause:
+                timeout = isinstance(cause, httpx.TimeoutException)
+                error = broken_off("timeout" if timeout else "broken")
+                await self._broke_off(send, response, error)
+                return error.status
             await send({"type": "http.response.body", "body": b""})
             return response.status_code
         finally:
             await response.aclose()
 
-    async def _broke_off(self, send: Send, response: httpx.Response) -> None:
+    async def _broke_off(self, send: Send, response: httpx.Response, error: GatewayError) -> None:
         """An error event where a stream can carry one; the connection is broken in any case."""
-        self.metrics.upstream_errors.labels("broken").inc()
+        self.metrics.upstream_errors.labels(error.reason).inc()
         if response.headers.get("content-type", "").startswith("text/event-stream"):
-            error = UpstreamDown("the engine broke off in the middle of its response")
             event = b"data: " + error.body + b"\n\n"
             await send({"type": "http.response.body", "body": event, "more_body": True})
