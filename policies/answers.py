@@ -13,7 +13,8 @@ _HESITATION = re.compile(
     r"\b(?:wait|hmm+|but|however|alternatively|maybe|perhaps|not sure|unsure|let me)\b",
     re.IGNORECASE,
 )
-_DECORATION = re.compile(r"\\(?:text|mathrm|mbox)\s*\{([^{}]*)\}|\\[,;! ]|[\s$]+")
+_WRAPPED = re.compile(r"\\(?:text|mathrm|mbox)\s*\{([^{}]*)\}")
+_DECORATION = re.compile(r"\\[,;! ]|[\s$]+")
 
 
 def trial_answer(drawn: str) -> str:
@@ -22,15 +23,7 @@ def trial_answer(drawn: str) -> str:
     It runs to the brace that closes it, nested ones allowed. Without one (the probe ran out of
     tokens, or the inducer opened none) it is the first line that is not empty.
     """
-    depth = 1
-    for index, character in enumerate(drawn):
-        if character == "{":
-            depth += 1
-        elif character == "}":
-            depth -= 1
-            if depth == 0:
-                return drawn[:index].strip()
-    return drawn.strip().partition("\n")[0].strip()
+    return drawn[: _end(drawn)].strip()
 
 
 def confidence(tokens: Sequence[str], logprobs: Sequence[float]) -> float:
@@ -40,25 +33,28 @@ def confidence(tokens: Sequence[str], logprobs: Sequence[float]) -> float:
     2504.15895, equation 2). 0.0 where there is no answer: a lone closing brace is certain of
     nothing.
     """
-    answer = trial_answer("".join(tokens))
-    if not answer or len(tokens) != len(logprobs):
+    drawn = "".join(tokens)
+    if not trial_answer(drawn) or len(tokens) != len(logprobs):
         return 0.0
-    total, count, seen = 0.0, 0, ""
+    end, total, count, seen = _end(drawn), 0.0, 0, 0
     for token, logprob in zip(tokens, logprobs, strict=True):
         # A token that only closes the answer says how sure the model is that it is complete.
-        total, count, seen = total + logprob, count + 1, seen + token
-        if _closed(seen):
+        if seen > end:
             break
+        total, count, seen = total + logprob, count + 1, seen + len(token)
     return math.exp(total / count)
 
 
-def _closed(text: str) -> bool:
+def _end(drawn: str) -> int:
+    """Where the answer ends: at the brace that closes it, else at the end of its line."""
     depth = 1
-    for character in text:
+    for index, character in enumerate(drawn):
         depth += (character == "{") - (character == "}")
         if depth == 0:
-            return True
-    return False
+            return index
+    begin = len(drawn) - len(drawn.lstrip())
+    line = drawn.find("\n", begin)
+    return len(drawn) if line < 0 else line
 
 
 def hesitant(text: str) -> bool:
@@ -76,7 +72,7 @@ def same(one: str, other: str) -> bool:
 
 
 def _normal(answer: str) -> str:
-    text = _DECORATION.sub(lambda match: match.group(1) or "", answer)
+    text = _DECORATION.sub("", _WRAPPED.sub(r"\1", answer))
     return text.rstrip(".").casefold()
 
 

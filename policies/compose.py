@@ -88,13 +88,13 @@ class CompositionStopper:
     def _show(member: _Member, event: Event) -> None:
         if isinstance(event, Checkpoint) and member.probes:
             member.verdict = None
-        if member.verdict is not None:
-            return
         if isinstance(event, ProbeResult | ProbeFailed):
             member.asked = None
+        if member.verdict is not None:
+            return
         match member.stopper.observe(event):
             case Stop() as stop:
-                member.verdict = stop
+                member.verdict, member.asked = stop, None
             case Probe() as probe:
                 member.asked = probe
 

@@ -61,7 +61,10 @@ class Convergence:
     def resolved(self) -> tuple[int, int]:
         """(window, every), explicit settings before the effort's."""
         window, every = _EFFORTS[self.effort]
-        return self.window or window, self.every or every
+        return (
+            window if self.window is None else self.window,
+            every if self.every is None else self.every,
+        )
 
     @property
     def needs(self) -> Needs:

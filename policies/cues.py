@@ -88,26 +88,27 @@ class CueScanner:
             return []
         text = self._tail + piece
         base = self.length - len(self._tail)
+        begin, found = self.settled - base, []
         self.length += len(piece)
-        found, kept = self._search(text, base, at_end=False)
-        partial = self._patterns.partial.search(text, kept)
-        begin = len(text) if partial is None else partial.start()
-        self.settled = base + begin
-        self._tail = text[max(begin - 1, 0) :]
+        while True:
+            # Where the text's end may be the beginning of a cue, nothing is certain from there on:
+            # a longer cue may swallow the one that is seen.
+            partial = self._patterns.partial.search(text, begin)
+            open_from = len(text) if partial is None else partial.start()
+            match = self._patterns.whole.search(text, begin)
+            if match is None or match.start() >= open_from:
+                break
+            found.append(Cue(match.group(), base + match.start()))
+            begin = match.end()
+        self.settled = base + open_from
+        self._tail = text[max(open_from - 1, 0) :]
         return found
 
     def close(self) -> list[Cue]:
         """The text is over: a cue at its very end is certain now."""
-        found, _ = self._search(self._tail, self.length - len(self._tail), at_end=True)
+        base = self.length - len(self._tail)
+        matches = self._patterns.whole.finditer(self._tail, self.settled - base)
+        found = [Cue(match.group(), base + match.start()) for match in matches]
         self.settled = self.length
         self._tail = ""
         return found
-
-    def _search(self, text: str, base: int, *, at_end: bool) -> tuple[list[Cue], int]:
-        found, kept = [], 0
-        for match in self._patterns.whole.finditer(text):
-            # What was settled was reported; what ends the text may go on ("Wait" + "ing").
-            if base + match.start() >= self.settled and (at_end or match.end() < len(text)):
-                found.append(Cue(match.group(), base + match.start()))
-                kept = match.end()
-        return found, kept

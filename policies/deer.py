@@ -14,7 +14,7 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar
 
-from policies.answers import confidence
+from policies.answers import confidence, trial_answer
 from policies.events import Checkpoint, Command, Event, Probe, ProbeFailed, ProbeResult, Stop
 from policies.policy import Needs
 
@@ -47,8 +47,10 @@ class Deer:
             raise ValueError("threshold must lie between 0 and 1")
         if self.gate is not None and not 0 <= self.gate <= 1:
             raise ValueError("gate must lie in [0, 1]")
-        if self.max_tokens < 1 or self.gap < 0 or self.max_gap < 0 or self.backoff < 1:
-            raise ValueError("max_tokens and backoff must be at least 1, gap and max_gap 0")
+        if self.max_tokens < 1 or self.gap < 0 or self.max_gap < 0:
+            raise ValueError("max_tokens must be at least 1, gap and max_gap 0")
+        if not 1 <= self.backoff <= 1000:
+            raise ValueError("backoff must lie in [1, 1000]")
 
     @property
     def needs(self) -> Needs:
@@ -66,7 +68,7 @@ class DeerStopper:
         gate = policy.threshold**policy.max_tokens if policy.gate is None else policy.gate
         self._gate = gate if policy.max_tokens > 1 else 0.0
         self._next = 0
-        self._gap = float(policy.gap)
+        self._gap = float(min(policy.gap, policy.max_gap))
 
     def observe(self, event: Event) -> Command | None:
         match event:
@@ -83,8 +85,9 @@ class DeerStopper:
             if result.logprobs and math.exp(result.logprobs[0]) > self._gate:
                 return Probe(max_tokens=self._policy.max_tokens)
         else:
+            # The text tells whether there is an answer: an end token is in the list as well.
             certainty = confidence(result.tokens, result.logprobs)
-            if certainty > self._policy.threshold:
+            if certainty > self._policy.threshold and trial_answer(result.text):
                 return Stop("confident", result.position, certainty)
         self._back_off(result.position)
         return None

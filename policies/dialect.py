@@ -39,6 +39,8 @@ class Dialect:
         """From configuration. Raises ValueError that names a wrong or missing key."""
         values = dict(data)
         for key in ("cues", "models"):
+            if key in values and not isinstance(values[key], list | tuple):
+                raise ValueError(f"dialect {name!r}: {key} must be a list of texts, none empty")
             if key in values:
                 values[key] = tuple(values[key])
         try:
@@ -46,8 +48,15 @@ class Dialect:
         except TypeError as error:
             raise ValueError(f"dialect {name!r}: {error}") from None
         for key in ("start", "end", "closing"):
-            if not getattr(dialect, key):
-                raise ValueError(f"dialect {name!r}: {key} is empty")
+            if not _is_text(getattr(dialect, key)):
+                raise ValueError(f"dialect {name!r}: {key} must be a text that is not empty")
+        for key in ("cues", "models"):
+            if not all(map(_is_text, getattr(dialect, key))):
+                raise ValueError(f"dialect {name!r}: {key} must be a list of texts, none empty")
+        for key in ("inducers", "warnings"):
+            texts = getattr(dialect, key)
+            if not isinstance(texts, Mapping) or not all(map(_is_text, texts.values())):
+                raise ValueError(f"dialect {name!r}: {key} must map names to texts")
         if dialect.end not in dialect.closing:
             raise ValueError(f"dialect {name!r}: the closing text must contain {dialect.end!r}")
         return dialect
@@ -89,6 +98,10 @@ def override(
             base = _fields(next(iter(dialects.values())))
             new[name] = replace(Dialect.load(name, {**base, "models": (), **values}), name=name)
     return new | known
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str) and value != ""
 
 
 def _fields(dialect: Dialect) -> dict[str, Any]:

@@ -45,15 +45,16 @@ class LoopStopper:
     """Follows one suspected cycle at a time.
 
     A token that equals the one a cycle earlier lengthens the run; one that differs drops the
-    cycle, and the next is suspected where the last few tokens stood before.
+    cycle. The next is suspected where the last few tokens stood before, and of those places, where
+    the most before them was the same too: the nearest may be a shorter cycle within the true one.
     """
 
-    __slots__ = ("_cycle", "_last_seen", "_policy", "_run", "_tokens")
+    __slots__ = ("_cycle", "_ends", "_policy", "_run", "_tokens")
 
     def __init__(self, policy: Loop) -> None:
         self._policy = policy
         self._tokens: list[int] = []
-        self._last_seen: dict[tuple[int, ...], int] = {}
+        self._ends: dict[tuple[int, ...], list[int]] = {}  # of the last few tokens, by themselves
         self._cycle = 0
         self._run = 0
 
@@ -68,15 +69,13 @@ class LoopStopper:
         tokens, policy = self._tokens, self._policy
         tokens.append(token)
         at = len(tokens)
-        context = tuple(tokens[-_CONTEXT:])
+        ends = self._ends.setdefault(tuple(tokens[-_CONTEXT:]), [])
         if self._cycle and tokens[at - 1 - self._cycle] == token:
             self._run += 1
         else:
-            self._cycle = self._run = 0
-            before = self._last_seen.get(context)
-            if before is not None and at - before <= policy.max_cycle:
-                self._cycle, self._run = at - before, _CONTEXT
-        self._last_seen[context] = at
+            self._suspect(ends)
+        ends.append(at)
+        self._forget(at - policy.max_cycle)
         # A run of n matches behind a cycle of c tokens is n + c tokens of repetition.
         repeated = self._run + self._cycle
         return (
@@ -84,3 +83,26 @@ class LoopStopper:
             and repeated >= policy.repeats * self._cycle
             and repeated >= policy.min_tokens
         )
+
+    def _suspect(self, ends: list[int]) -> None:
+        tokens, at = self._tokens, len(self._tokens)
+        self._cycle = self._run = 0
+        for end in reversed(ends):
+            run = self._run
+            if run >= end or tokens[end - 1 - run] != tokens[at - 1 - run]:
+                continue  # no more than what was found matches here
+            run = _CONTEXT
+            while run < end and tokens[end - 1 - run] == tokens[at - 1 - run]:
+                run += 1
+            if run > self._run:
+                self._cycle, self._run = at - end, run
+
+    def _forget(self, end: int) -> None:
+        """What ended there is too far away for a cycle from now on."""
+        if end < 1:
+            return
+        context = tuple(self._tokens[max(end - _CONTEXT, 0) : end])
+        ends = self._ends[context]
+        del ends[0]
+        if not ends:
+            del self._ends[context]

@@ -18,9 +18,15 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from policies.policy import Policy
 
-__all__ = ["GROUP", "BadPolicy", "available", "build", "parse"]
+__all__ = ["GROUP", "LONGEST", "BadPolicy", "available", "build", "parse"]
 
 GROUP = "adjourn.policies"
+
+# Names carry hyphens, which Python's expressions don't; what is quoted stays as it is.
+_HYPHEN = re.compile(r"""('[^']*'|"[^"]*")|(?<=[a-z])-(?=[a-z])""")
+LONGEST = 1000
+"""Characters of a specification."""
+_LARGEST = 2**31
 
 
 class BadPolicy(ValueError):
@@ -38,13 +44,15 @@ def parse(specification: str, options: Mapping[str, Any] | None = None) -> Polic
 
     Raises BadPolicy with a message that names what would have been valid.
     """
-    # Names carry hyphens, which Python's expressions don't.
-    text = re.sub(r"(?<=[a-z])-(?=[a-z])", "_", specification.strip())
+    if len(specification) > LONGEST:
+        raise BadPolicy(f"cannot read a policy of more than {LONGEST} characters: {_examples()}")
+    text = _HYPHEN.sub(lambda match: match.group(1) or "_", specification.strip())
     try:
-        tree = ast.parse(text, mode="eval").body
+        return _read(ast.parse(text, mode="eval").body, options or {})
+    except BadPolicy:
+        raise
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         raise BadPolicy(f"cannot read policy {specification!r}: {_examples()}") from None
-    return _read(tree, options or {})
 
 
 def build(name: str, options: Mapping[str, Any], members: tuple[Policy, ...] = ()) -> Policy:
@@ -67,7 +75,7 @@ def build(name: str, options: Mapping[str, Any], members: tuple[Policy, ...] = (
         raise BadPolicy(f"policy {name!r} takes options by name only")
     try:
         policy: Policy = kind(*((members,) if takes_members else ()), **options)
-    except ValueError as error:
+    except (ValueError, TypeError) as error:
         raise BadPolicy(f"policy {name!r}: {error}") from None
     return policy
 
@@ -99,6 +107,8 @@ def _fits(value: Any, hint: Any) -> bool:
         return any(_fits(value, part) for part in get_args(hint))
     if isinstance(value, bool):
         return hint is bool
+    if isinstance(value, int) and abs(value) > _LARGEST:
+        return False  # no option means it, and a float could not hold it
     return isinstance(value, (int, float) if hint is float else hint)
 
 

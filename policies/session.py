@@ -28,7 +28,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Literal
 
@@ -46,7 +46,8 @@ from policies.events import (
     TraceEnd,
 )
 from policies.ledger import Ledger
-from policies.policy import Policy
+from policies.never import Never
+from policies.policy import Policy, Stopper
 
 __all__ = ["TABLE", "Action", "Ask", "Cut", "Input", "Session", "State", "Trigger"]
 
@@ -126,9 +127,11 @@ class Trigger:
 
 @dataclass(frozen=True, slots=True)
 class _Piece:
-    """A piece that is not released. ``start``, ``kept`` and ``position`` are what came before it:
-    characters of the trace, generated ids, and tokens of the trace."""
+    """A piece that is not released, or several that no cut can part. ``pieces``, ``start``,
+    ``kept`` and ``position`` are what came before: pieces, characters of the trace, generated ids,
+    and tokens of the trace."""
 
+    pieces: int
     start: int
     kept: int
     position: int
@@ -170,10 +173,15 @@ class Session:
         )
         self._needs = policy.needs
         self._plain = not (self._needs.thoughts or self._needs.interval)
-        self._stopper = policy.start()
+        self._stopper: Stopper = Never()
+        try:
+            self._stopper = policy.start()
+        except Exception as error:
+            self._fail(error)
         self._scanner = CueScanner(marks.dialect.cues if self._needs.cues else ())
         self._fed = 0
         self._held: deque[_Piece] = deque()
+        self._half: _Piece | None = None  # before ids whose character is not whole yet
         self._on_newline = True
         self._next_interval = self._needs.interval
         self._checkpoint = 0  # the position that is being probed
@@ -217,6 +225,7 @@ class Session:
             and state is State.THINKING
             and not answering
             and ending is None
+            and thought
             and self.marks.end not in token_ids
             and self._scanner.skim(thought)
         ):
@@ -224,8 +233,7 @@ class Session:
             self.generated.extend(token_ids)
             self.ledger.reasoning += len(token_ids)
             self._fed = self.released = self._fed + 1
-            if thought:
-                self._on_newline = thought[-1] == "\n"
+            self._on_newline = thought[-1] == "\n"
             return None
         if state is State.CLOSING:
             self._fed += 1
@@ -236,20 +244,19 @@ class Session:
             self.ledger.answer += len(token_ids)
             self._fed = self.released = self._fed + 1
             return None
-        before = _Piece(
-            self._scanner.length, len(self.generated), self.ledger.reasoning, self._on_newline
-        )
+        before = self._half or self._here()
         self._fed += 1
         self.generated.extend(token_ids)
-        if state is State.OPENING and token_ids:
-            if token_ids[0] == self.marks.start:
+        if state is State.OPENING:
+            if token_ids and token_ids[0] == self.marks.start:
                 self._go(Input.THINK)
-            elif answering or ending or not thought:
-                self._leave(token_ids, at, answering, ending)
+            elif not (token_ids or thought or answering or ending):
+                self.released = self._fed  # the role, which tells nothing
                 return None
             else:
-                # Reasoning without a marker: not what this dialect says of the model.
-                self.mute("no-marker")
+                if thought and not (answering or ending):
+                    # Reasoning without a marker: not what this dialect says of the model.
+                    self.mute("no-marker")
                 self._leave(token_ids, at, answering, ending)
                 return None
         if answering or ending or self.marks.end in token_ids:
@@ -261,6 +268,8 @@ class Session:
         if before.kept == 0 and count and token_ids[0] == self.marks.start:
             self.ledger.marker += 1
             count -= 1
+            before = replace(before, kept=1)  # no trace is cut before its opening
+        self._half = before if count and not thought else None
         self.ledger.reasoning += count
         if thought:
             self._on_newline = thought[-1] == "\n"
@@ -279,7 +288,8 @@ class Session:
     ) -> Ask | Cut | None:
         cues = self._scanner.feed(thought)
         self.cues += len(cues)
-        self._held.append(before)
+        if not (self._held and self._held[-1] is before):
+            self._held.append(before)
         if self.state is State.THINKING:
             # What is settled can go, but the piece that a new cue begins in can not.
             self._release(cues[0].start if cues else self._scanner.settled)
@@ -290,26 +300,27 @@ class Session:
         if self.state is not State.THINKING:
             return None
         for cue in cues:
-            place = self._held[0] if self._held else before
-            checkpoint = Checkpoint("cue", place.position, at, cue.word)
+            self._release(cue.start)
+            checkpoint = Checkpoint("cue", self._place().position, at, cue.word)
             if (command := self._observe(checkpoint)) is not None:
                 return command
+        if cues:
             self._release(self._scanner.settled)
-        if self._next_interval and self.ledger.reasoning >= self._next_interval:
-            self._next_interval = self.ledger.reasoning + self._needs.interval
-            return self._observe(Checkpoint("interval", self._place().position, at))
+        position = self._place().position
+        if self._next_interval and position >= self._next_interval:
+            self._next_interval = position + self._needs.interval
+            return self._observe(Checkpoint("interval", position, at))
         return None
 
     def _release(self, settled: int) -> None:
         """Let pieces go whose text ends at or before ``settled`` characters of the trace."""
         held = self._held
-        if settled >= self._scanner.length:
+        # A piece ends where the next begins, and the last one where the text does.
+        while len(held) > 1 and held[1].start <= settled:
+            held.popleft()
+        if held and settled >= self._scanner.length and held[0] is not self._half:
             held.clear()
-        else:
-            # A piece ends where the next begins; the last one ends behind what is settled.
-            while len(held) > 1 and held[1].start <= settled:
-                held.popleft()
-        self.released = self._fed - len(held)
+        self.released = held[0].pieces if held else self._fed
 
     def _leave(
         self, token_ids: Sequence[int], at: float, answering: bool, ending: str | None
@@ -387,7 +398,8 @@ class Session:
 
     def ended(self) -> None:
         self._go(Input.END)
-        self.released = self._fed
+        if not self.stopped:
+            self.released = self._fed
 
     def give_up(self, reason: str) -> None:
         """The driver failed at a command: whatever is under way is dropped, the stream goes on."""
@@ -414,16 +426,27 @@ class Session:
     # -- the policy --------------------------------------------------------------------------
 
     def _observe(self, event: Event) -> Ask | Cut | None:
+        if self.muted is not None or self.trigger is not None:
+            return None
         try:
             command = self._stopper.observe(event)
+            if not isinstance(command, Probe | Stop | None):
+                raise TypeError(f"{command!r} is no command")
         except Exception as error:  # whatever a policy does wrong, the stream goes on
-            self.mute("policy-error")
-            self.error = error
+            self._fail(error)
             self._go_on()
             return None
-        if command is None:
-            return None
-        return self._ask(command, event) if isinstance(command, Probe) else self._stop(command)
+        if self.state not in (State.THINKING, State.PROBING):
+            return None  # the trace is over: there is nothing to stop any more
+        if isinstance(command, Stop):
+            return self._stop(command)
+        if isinstance(command, Probe):
+            return self._ask(command, event)
+        return None
+
+    def _fail(self, error: Exception) -> None:
+        self.mute("policy-error")
+        self.error = error
 
     def _answered(self, event: ProbeResult | ProbeFailed) -> Ask | Cut | None:
         if self.state is not State.PROBING or event.position != self._checkpoint:
@@ -442,27 +465,29 @@ class Session:
         return command
 
     def _ask(self, probe: Probe, event: Event) -> Ask | Cut | None:
+        place = self._place()
         if self.state is State.THINKING:
-            position = getattr(event, "position", self.ledger.reasoning)
+            position = place.position
             if not self._appraiser.worth(position, self._asked):
                 return self._observe(ProbeFailed(probe, position, "price", event.at))
             self._checkpoint = position
             self._probe_seconds = 0.0
+        elif not isinstance(event, ProbeResult | ProbeFailed):
+            return None  # one is in flight
         self._go(Input.PROBE)
         self.probes += 1
-        place = self._place()
         return Ask(probe, place.kept, self._checkpoint, self._closing(place))
 
     def _stop(self, stop: Stop) -> Cut | None:
         if stop.position is None:
-            self._held.clear()  # keep everything that was decoded
+            self._release(self._scanner.length)  # keep everything that was decoded
         place = self._place()
         self.trigger = Trigger(stop, place.position, self._spare or "abandoned")
         if self._spare is not None:
             self._go_on()
             return None
         self._go(Input.STOP)
-        self.released = self._fed - len(self._held)
+        self.released = self._held[0].pieces if self._held else self._fed
         self._cut_off = self.ledger.reasoning - place.position
         self.ledger.wasted += self._cut_off
         self.ledger.reasoning = place.position
@@ -472,10 +497,15 @@ class Session:
 
     def _place(self) -> _Piece:
         """Where the text that is released ends: there a cut can be made."""
-        if self._held:
-            return self._held[0]
+        return self._held[0] if self._held else self._here()
+
+    def _here(self) -> _Piece:
         return _Piece(
-            self._scanner.length, len(self.generated), self.ledger.reasoning, self._on_newline
+            self._fed,
+            self._scanner.length,
+            len(self.generated),
+            self.ledger.reasoning,
+            self._on_newline,
         )
 
     def _closing(self, place: _Piece) -> tuple[int, ...]:
@@ -492,7 +522,8 @@ class Session:
 
     def _pace(self, at: float) -> None:
         if self._began is not None:
-            self._appraiser.decoded(self.ledger.reasoning, at - self._began)
+            ledger = self.ledger
+            self._appraiser.decoded(ledger.reasoning + ledger.wasted, at - self._began)
 
     def _go(self, signal: Input) -> None:
         self.state = TABLE[self.state][signal]

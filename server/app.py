@@ -13,6 +13,7 @@ import httpx
 import msgspec
 from fastapi import FastAPI, Request, Response
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse
 
 from server import __version__
@@ -44,7 +45,10 @@ def create_app(settings: Settings, transport: httpx.AsyncBaseTransport | None = 
         await gateway.aclose()
 
     app = FastAPI(
-        title="Adjourn", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None
+        title="Adjourn",
+        version=__version__,
+        lifespan=lifespan,
+        openapi_url=None,  # the path is the engine's
     )
     app.state.gateway = gateway
     app.add_middleware(WithRawSend)
@@ -54,7 +58,16 @@ def create_app(settings: Settings, transport: httpx.AsyncBaseTransport | None = 
         gateway.metrics.requests.labels(
             _endpoint(request.url.path), "other", "none", str(error.status)
         ).inc()
-        return Response(error.body, error.status, headers=error.headers)
+        headers = error.headers
+        if _REQUEST_ID.fullmatch(request_id := request.headers.get("x-request-id", "")):
+            headers["x-request-id"] = request_id
+        return Response(error.body, error.status, headers=headers)
+
+    @app.exception_handler(ClientDisconnect)
+    async def gone(request: Request, error: ClientDisconnect) -> Response:
+        """It left while it was still sending; nothing was begun."""
+        gateway.metrics.disconnects.labels("sending").inc()
+        return Response(status_code=499)
 
     @app.get("/health")
     async def health() -> dict[str, str]:
@@ -91,7 +104,10 @@ def create_app(settings: Settings, transport: httpx.AsyncBaseTransport | None = 
     async def anything(request: Request) -> Response:
         arrived = time.perf_counter()
         body = await _body(request, settings.max_body_bytes)
-        path = request.url.path + (f"?{request.url.query}" if request.url.query else "")
+        # As it was written: decoding and encoding it again would make it another.
+        path = request.scope["raw_path"].decode("ascii")
+        if query := request.scope["query_string"]:
+            path += "?" + query.decode("ascii")
         headers = _authorized(settings, forwarded_headers(request.headers.raw))
         labels = (_endpoint(request.url.path), "other", "none")
         return Passage(

@@ -15,7 +15,7 @@ import msgspec
 from msgspec import Raw
 
 from policies.policy import Policy
-from policies.registry import BadPolicy, parse
+from policies.registry import LONGEST, BadPolicy, parse
 from server.config import Settings
 from server.errors import BadRequest
 
@@ -61,9 +61,9 @@ class _Known(msgspec.Struct):
     messages: list[_Message]
     model: str | None = None
     stream: bool | None = None
-    n: int | None = None
-    max_tokens: int | None = None
-    max_completion_tokens: int | None = None
+    n: int | float | None = None
+    max_tokens: int | float | None = None
+    max_completion_tokens: int | float | None = None
     stream_options: _StreamOptions | None = None
     include_reasoning: bool | None = None
     return_token_ids: bool | None = None
@@ -90,11 +90,13 @@ def read_chat(
     """
     try:
         fields = _decode_fields(body)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise BadRequest(f"the body is not a JSON object: {error}") from None
     try:
         known = _decode_known(body)
-    except msgspec.ValidationError as error:
+    except (UnicodeDecodeError, RecursionError) as error:
+        raise BadRequest(f"the body cannot be read: {error}") from None
+    except msgspec.DecodeError as error:
         message, _, path = str(error).partition(" - at `$.")
         where = path.rstrip("`")
         if missing := message.partition("missing required field `")[2].rstrip("`"):
@@ -107,11 +109,12 @@ def read_chat(
     options = dict(known.adjourn or {})
     fields.pop("adjourn", None)
     model, aliased = _model(known.model or "", settings, models)
-    if model != (known.model or ""):
+    if known.model and model != known.model:
         fields["model"] = Raw(msgspec.json.encode(model))
-    named = options.pop("policy", None) or headers.get("x-adjourn-policy") or aliased
-    if named is not None and not isinstance(named, str):
+    asked = options.pop("policy", None)
+    if asked is not None and not isinstance(asked, str):
         raise BadRequest("adjourn.policy must be a text", param="adjourn.policy")
+    named = asked or headers.get("x-adjourn-policy") or aliased
     policy = _policy(named, options, settings, default)
     usage = known.stream_options
     return ChatRequest(
@@ -125,8 +128,13 @@ def read_chat(
         include_usage=bool(usage and usage.include_usage),
         include_reasoning=known.include_reasoning is not False,
         return_token_ids=bool(known.return_token_ids),
-        limit=known.max_completion_tokens or known.max_tokens,
+        limit=_whole(known.max_completion_tokens or known.max_tokens),
     )
+
+
+def _whole(number: float | None) -> int | None:
+    """A limit as the engine will read it; what is no whole number is the engine's to refuse."""
+    return None if number is None else int(number)
 
 
 def _model(name: str, settings: Settings, models: Mapping[str, Any]) -> tuple[str, str | None]:
@@ -135,9 +143,11 @@ def _model(name: str, settings: Settings, models: Mapping[str, Any]) -> tuple[st
     if not name:
         return next(iter(models)) if len(models) == 1 else "", None
     name = settings.aliases.get(name, name)
-    base, colon, policy = name.partition(":")
+    # A model's own name may hold a colon, a policy's never does.
+    base, colon, policy = name.rpartition(":")
+    base = settings.aliases.get(base, base)
     if colon and name not in models and (base in models or not models):
-        return settings.aliases.get(base, base), policy
+        return base, policy
     return name, None
 
 
@@ -153,7 +163,8 @@ def _policy(
     try:
         if options:
             return parse(named or settings.policy, options)
-        return _cached_parse(named)
+        named = named or settings.policy
+        return _cached_parse(named) if len(named) < LONGEST else parse(named)
     except BadPolicy as error:
         raise BadRequest(str(error), param="adjourn", code="bad_policy") from None
 

@@ -113,6 +113,7 @@ def serve(
         access_log=False,
         proxy_headers=False,
         server_header=False,
+        timeout_keep_alive=75,  # longer than clients keep theirs
         timeout_graceful_shutdown=settings.drain,
     )
 

@@ -7,10 +7,11 @@ is an error, in either.
 from __future__ import annotations
 
 import os
+from contextvars import ContextVar
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_origin
 
-from pydantic import Field, HttpUrl, ValidationError, field_validator
+from pydantic import Field, HttpUrl, ValidationError, field_validator, model_validator
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
@@ -24,6 +25,8 @@ from policies.registry import parse
 __all__ = ["BadConfig", "Settings", "load"]
 
 PREFIX = "ADJOURN_"
+
+_file: ContextVar[str | None] = ContextVar("file", default=None)
 
 
 class BadConfig(Exception):
@@ -83,6 +86,11 @@ class Settings(BaseSettings):
         "info", description="Least level that is logged."
     )
 
+    @field_validator("policy", mode="before")
+    @classmethod
+    def _off(cls, value: Any) -> Any:
+        return "off" if value is False else value  # to YAML, a bare `off` is a boolean
+
     @field_validator("policy")
     @classmethod
     def _policy_exists(cls, value: str) -> str:
@@ -96,6 +104,13 @@ class Settings(BaseSettings):
         override(builtin(), value)
         return value
 
+    @model_validator(mode="after")
+    def _dialect_exists(self) -> Settings:
+        known = override(builtin(), self.dialects)
+        if self.dialect is not None and self.dialect not in known:
+            raise ValueError(f"dialect: no {self.dialect!r}, choose one of {', '.join(known)}")
+        return self
+
     @classmethod
     def settings_customise_sources(
         cls,
@@ -105,8 +120,7 @@ class Settings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        path = os.environ.get(PREFIX + "CONFIG")
-        file = YamlConfigSettingsSource(settings_cls, yaml_file=path)
+        file = YamlConfigSettingsSource(settings_cls, yaml_file=_file.get())
         return init_settings, env_settings, file
 
 
@@ -115,15 +129,13 @@ def load(path: Path | None = None, **overrides: Any) -> Settings:
 
     ``path`` defaults to ``$ADJOURN_CONFIG``. Raises BadConfig.
     """
-    known = {PREFIX + name.upper() for name in Settings.model_fields} | {PREFIX + "CONFIG"}
     for name in os.environ:
-        if name.upper().startswith(PREFIX) and name.upper().split("__")[0] not in known:
+        if name.upper().startswith(PREFIX) and not _known(name.upper().removeprefix(PREFIX)):
             raise BadConfig(f"{name} is not a setting; see `adjourn config --list`")
-    if path is not None:
-        os.environ[PREFIX + "CONFIG"] = str(path)
-    file = os.environ.get(PREFIX + "CONFIG")
+    file = str(path) if path is not None else os.environ.get(PREFIX + "CONFIG") or None
     if file and not Path(file).is_file():
         raise BadConfig(f"{file}: no such file")
+    reading = _file.set(file)
     try:
         return Settings(**{key: value for key, value in overrides.items() if value is not None})
     except ValidationError as error:
@@ -132,5 +144,17 @@ def load(path: Path | None = None, **overrides: Any) -> Settings:
             for fault in error.errors()
         ]
         raise BadConfig("\n".join(lines)) from None
-    except Exception as error:  # the YAML reader's own
-        raise BadConfig(f"{file}: {error}") from None
+    except Exception as error:  # the reader's own, of the file or of the environment
+        raise BadConfig(f"{file}: {error}" if file else str(error)) from None
+    finally:
+        _file.reset(reading)
+
+
+def _known(variable: str) -> bool:
+    """Whether a variable, less the prefix, sets anything: only mappings are set key by key."""
+    name, deeper, _ = variable.partition("__")
+    return name == "CONFIG" or name in {
+        key.upper()
+        for key, field in Settings.model_fields.items()
+        if not deeper or get_origin(field.annotation) is dict
+    }

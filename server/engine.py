@@ -42,9 +42,19 @@ _HOP_BY_HOP = {
     b"transfer-encoding",
     b"upgrade",
 }
-_OURS = (b"x-adjourn-", b"accept-encoding")
+_OURS = b"x-adjourn-"
 # vLLM's server closes an idle connection after five seconds; we must be first.
 _KEEPALIVE = 3.0
+
+
+def _bare_session() -> aiohttp.ClientSession:
+    """No limit of connections, no headers of its own, and above all no cookies: one user's must
+    never go out with another's request."""
+    return aiohttp.ClientSession(
+        connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=_KEEPALIVE),
+        cookie_jar=aiohttp.DummyCookieJar(),
+        skip_auto_headers=("User-Agent", "Accept", "Accept-Encoding", "Content-Type"),
+    )
 
 
 class BadReply(Exception):
@@ -108,10 +118,8 @@ class Engine:
         self.settings = settings
         self.url = str(settings.upstream).rstrip("/")
         # The transport alone: what httpx's client adds (cookies, redirects, hooks) is not ours to
-        # add to somebody's request, and it costs more than the transport does. As to the limit, 0
-        # is aiohttp's way to say "none"; None would leave it at a hundred connections.
-        limits = httpx.Limits(max_connections=0, keepalive_expiry=_KEEPALIVE)
-        self._transport = transport or AiohttpTransport(limits=limits, trust_env=False)
+        # add to somebody's request, and it costs more than the transport does.
+        self._transport = transport or AiohttpTransport(client=_bare_session)
         self._timeout = {
             "connect": settings.connect_timeout,
             "read": settings.idle_timeout,
@@ -137,7 +145,13 @@ class Engine:
             extensions={"timeout": self._timeout},
         )
         try:
-            return await self._transport.handle_async_request(request)
+            try:
+                return await self._transport.handle_async_request(request)
+            except TRANSPORT_ERRORS as error:
+                if not _was_stale(error):
+                    raise
+                # The engine closed a kept connection just as we took it: nothing was begun.
+                return await self._transport.handle_async_request(request)
         except httpx.ReadTimeout as error:
             raise UpstreamTimeout("the engine did not answer in time") from error
         except TRANSPORT_ERRORS as error:
@@ -184,7 +198,11 @@ class Engine:
         except (msgspec.MsgspecError, IndexError) as error:
             raise BadReply(f"a probe's reply could not be read: {error}") from None
         drawn = choice.logprobs
-        if drawn is None or None in drawn.token_logprobs:
+        if (
+            drawn is None
+            or None in drawn.token_logprobs
+            or len(drawn.tokens) != len(drawn.token_logprobs)
+        ):
             raise BadReply("a probe's reply has no log-probabilities")
         details = reply.usage.prompt_tokens_details
         cached = (details.cached_tokens if details else None) or 0
@@ -220,6 +238,14 @@ class Engine:
             raise UpstreamDown(f"the engine did not answer {path}") from error
 
 
+def _was_stale(error: BaseException) -> bool:
+    """Whether a connection that had been made broke before it brought any of a response."""
+    cause = error.__cause__
+    return isinstance(
+        cause, aiohttp.ServerDisconnectedError | aiohttp.ClientOSError
+    ) and not isinstance(cause, aiohttp.ClientConnectorError)
+
+
 class _Tokens(msgspec.Struct):
     tokens: list[int]
 
@@ -228,7 +254,7 @@ def forwarded_headers(
     headers: Sequence[tuple[bytes, bytes]], *, ours: bool = True
 ) -> list[tuple[bytes, bytes]]:
     """A client's headers less those of the connection, and, unless ``ours`` is False, less those
-    that are for the gateway or that would keep it from reading the reply."""
+    that are for the gateway."""
     return [
         (name, value)
         for name, value in headers

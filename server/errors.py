@@ -4,6 +4,7 @@
     ├── BadRequest            400  the client erred; ``param`` says where
     ├── TooLarge              413
     ├── UpstreamDown          502  the engine cannot be reached
+    ├── ShuttingDown          503  the gateway ends before the request did
     └── UpstreamTimeout       504  the engine was silent for too long
 
 Errors that the engine itself answers with are no errors here: they are handed through as they are.
@@ -16,6 +17,7 @@ import msgspec
 __all__ = [
     "BadRequest",
     "GatewayError",
+    "ShuttingDown",
     "TooLarge",
     "UpstreamDown",
     "UpstreamTimeout",
@@ -84,6 +86,13 @@ class UpstreamDown(GatewayError):
     code = "upstream_unavailable"
     retry_after = 2
     reason = "down"
+
+
+class ShuttingDown(GatewayError):
+    status = 503
+    kind = "server_error"
+    code = "shutting_down"
+    retry_after = 2
 
 
 class UpstreamTimeout(GatewayError):

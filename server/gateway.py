@@ -17,13 +17,16 @@ from server.config import Settings
 from server.engine import BadReply, Engine, Model
 from server.errors import GatewayError
 from server.metrics import Metrics
-from server.selftest import Report, examine
+from server.selftest import Report, examine, served
 
 __all__ = ["Gateway"]
 
 log = logging.getLogger("adjourn.gateway")
 
 _APPRAISERS = 256
+_EXAMINATION = 120.0
+"""Seconds that an examination may take; an engine that hangs is not ready."""
+_AGAIN = 3
 
 
 class Gateway:
@@ -40,6 +43,7 @@ class Gateway:
         self.report: Report | None = None
         self.up = False
         self.draining = False
+        self._again = 0
         self._appraisers: dict[tuple[str, Policy], Appraiser] = {}
 
     @property
@@ -53,11 +57,11 @@ class Gateway:
     def appraiser(self, model: str, policy: Policy) -> Appraiser:
         """One a model and policy; requests with options of their own share a bounded number."""
         key = (model, policy)
-        if key not in self._appraisers:
-            if len(self._appraisers) >= _APPRAISERS:
-                self._appraisers.pop(next(iter(self._appraisers)))
-            self._appraisers[key] = Appraiser()
-        return self._appraisers[key]
+        appraiser = self._appraisers.pop(key, None) or Appraiser()
+        self._appraisers[key] = appraiser  # the latest last: what goes is what nobody asks for
+        if len(self._appraisers) > _APPRAISERS:
+            self._appraisers.pop(next(iter(self._appraisers)))
+        return appraiser
 
     def refusal(self, policy: Policy, model: Model | None) -> str | None:
         """Why this policy cannot judge this model here, or None."""
@@ -72,22 +76,38 @@ class Gateway:
         return None
 
     async def watch(self) -> None:
-        """Look whether the engine is there, and examine it when it has come (back)."""
+        """Look whether the engine is there, and examine it when it came (back), serves other
+        models, or failed an examination that it may pass now."""
         while True:
             was = self.up
             try:
-                if self.report is None or not was:
-                    self.report = await examine(self.engine, self.dialects, self.settings.dialect)
-                    self._say(self.report)
-                else:
-                    await self.engine.get("/health", ())
+                async with asyncio.timeout(_EXAMINATION):
+                    await self._look()
                 self.up = True
-            except (GatewayError, BadReply, msgspec.MsgspecError) as error:
+            except (TimeoutError, GatewayError, BadReply, msgspec.MsgspecError) as error:
                 self.up = False
                 if was or self.report is None:
                     log.warning("the engine at %s is not ready: %s", self.engine.url, error)
+            except Exception:  # whatever it was, the next look may find better
+                self.up = False
+                log.exception("looking at the engine at %s", self.engine.url)
             self.metrics.engine_up.set(self.up)
             await asyncio.sleep(self.settings.recheck if self.up else 1.0)
+
+    async def _look(self) -> None:
+        ids = await served(self.engine)
+        known = self.report is not None and ids == set(self.report.models)
+        if known and self.up and not (self.report and self.report.missing and self._again > 0):
+            status, _ = await self.engine.get("/health", ())
+            if status != 200:
+                raise BadReply(f"/health answered {status}")
+            return
+        # What an engine lacks it may only have lacked for a moment: ask a few times.
+        self._again = _AGAIN if not known else self._again - 1
+        report = await examine(self.engine, self.dialects, self.settings.dialect)
+        if not known or report != self.report:
+            self._say(report)
+        self.report = report
 
     def _say(self, report: Report) -> None:
         for model in report.models.values():

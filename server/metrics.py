@@ -148,7 +148,8 @@ class Metrics:
         )
         self.disconnects = counter(
             "client_disconnects",
-            "Clients that left early, by phase: before-first-token, streaming, unstreamed.",
+            "Clients that left early, by phase: sending, before-first-token, streaming, "
+            "unstreamed.",
             "phase",
         )
         self.engine_up = Gauge(
@@ -160,7 +161,7 @@ class Metrics:
             self.upstream_errors.labels(reason)
         for reason in ("cut", "client-left"):
             self.aborts.labels(reason)
-        for phase in ("before-first-token", "streaming", "unstreamed"):
+        for phase in ("sending", "before-first-token", "streaming", "unstreamed"):
             self.disconnects.labels(phase)
 
     def foresee(self, model: str, policy: str) -> None:

@@ -9,6 +9,7 @@ everything can go on as if there were no gateway.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections import deque
@@ -111,12 +112,12 @@ class Relay:
         self._first = Chunk()
         self._pieces = 0
         self._pending: deque[tuple[int, bytes]] = deque()
-        self._writing = False
+        self._sending = asyncio.Lock()
         self._hide_ids = not request.return_token_ids
         self._main: httpx.Response | None = None
         self._answer: _Answer | None = None
         self._pump: asyncio.Task[None] | None = None
-        self._beside: asyncio.Task[None] | None = None
+        self._beside: set[asyncio.Task[None]] = set()
         self._broken: str | None = None
         self._finished = False
         self._done = False
@@ -146,9 +147,9 @@ class Relay:
             task = asyncio.current_task()
             if self._answer is None or (task is not None and task.cancelling()):
                 raise
-        if self._beside is not None and self.session.waiting:
+        if self._beside and self.session.waiting:
             # The main stream ended while a cut was being carried out.
-            await self._beside
+            await asyncio.wait(self._beside)
         if self._answer is not None:
             self._metrics.aborts.labels("cut").inc()
             await self._main.aclose()
@@ -173,12 +174,14 @@ class Relay:
         await self._sink.end(self._note() if self._telling else None)
 
     async def _close(self) -> None:
-        for task in (self._beside, self._pump):
-            if task is not None and not task.done():
-                task.cancel()
+        tasks = [task for task in (*self._beside, self._pump) if task is not None]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
         for response in (self._main, self._answer.response if self._answer else None):
             if response is not None:
-                await response.aclose()
+                with contextlib.suppress(*TRANSPORT_ERRORS):
+                    await response.aclose()
 
     # -- upstream requests ---------------------------------------------------------------------
 
@@ -190,7 +193,11 @@ class Relay:
         return fields
 
     async def _open(self, fields: dict[str, Raw], request_id: str) -> httpx.Response:
-        headers = [*self._headers, (b"x-request-id", request_id.encode())]
+        headers = [
+            *(header for header in self._headers if header[0] != b"accept-encoding"),
+            (b"accept-encoding", b"identity"),  # it is read here
+            (b"x-request-id", request_id.encode()),
+        ]
         body = msgspec.json.encode(fields)
         if not self.times.sent:
             self.times.sent = time.perf_counter()
@@ -209,7 +216,7 @@ class Relay:
                 for event in splitter.feed(data):
                     take(event, now)
                 await flush()
-        except httpx.TimeoutException:
+        except httpx.ReadTimeout:
             self._broken = "timeout"
         except TRANSPORT_ERRORS:
             self._broken = "broken"
@@ -249,7 +256,9 @@ class Relay:
             self._pending.append((self._pieces, edited))
         if command is not None:
             self.times.triggered = at
-            self._beside = asyncio.ensure_future(self._carry_out(command))
+            task = asyncio.ensure_future(self._carry_out(command))
+            self._beside.add(task)
+            task.add_done_callback(self._beside.discard)
 
     def _decode(self, data: bytes) -> Chunk | None:
         try:
@@ -283,28 +292,25 @@ class Relay:
         return choice is not None and choice.finish_reason is not None
 
     async def _flush(self) -> None:
-        """Send what is released, in order. Whoever is sending already sends this too."""
-        if self._writing:
+        """Send what is released, in order; who comes while another sends waits for the rest."""
+        if not self._ready():
             return
-        self._writing = True
-        try:
+        async with self._sending:
             while count := self._ready():
-                events = [event for _, event in islice(self._pending, count)]
-                await self._sink.write(events)
+                if not self.times.first_write:
+                    self.times.first_write = time.perf_counter()
+                await self._sink.write([event for _, event in islice(self._pending, count)])
                 # Only now: a write that was cancelled while it waited has written nothing.
                 for _ in range(count):
                     self._pending.popleft()
-        finally:
-            self._writing = False
 
     def _ready(self) -> int:
+        """How many of the pending events the session has released."""
         released, count = self.session.released, 0
         for number, _ in self._pending:
             if number > released:
                 break
             count += 1
-        if count and not self.times.first_write:
-            self.times.first_write = time.perf_counter()
         return count
 
     # -- beside the stream -----------------------------------------------------------------------
@@ -373,14 +379,17 @@ class Relay:
         fields = self._answer_fields(prompt, cut)
         if fields is None:
             return self._refuse("no-token-left")
+        response = answer = None
         try:
             async with asyncio.timeout(self._engine.settings.resume_timeout):
                 response = await self._open(fields, f"{self._request_id}-answer")
                 answer = await self._begin(response, prompt)
         except (TimeoutError, GatewayError, *TRANSPORT_ERRORS):
             return self._refuse("resume-failed")
+        finally:
+            if answer is None and response is not None:
+                await response.aclose()
         if answer is None:
-            await response.aclose()
             reason = "ids-not-honoured" if response.status_code == 200 else "resume-rejected"
             return self._refuse(reason)
         session.resumed()
@@ -441,7 +450,7 @@ class Relay:
         try:
             async for data in answer.reads:
                 await self._send_answer(answer, answer.splitter.feed(data))
-        except httpx.TimeoutException:
+        except httpx.ReadTimeout:
             self._broken = "timeout"
         except TRANSPORT_ERRORS:
             self._broken = "broken"

@@ -16,7 +16,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from server.engine import TRANSPORT_ERRORS, Engine
-from server.errors import GatewayError, broken_off
+from server.errors import GatewayError, ShuttingDown, broken_off
 from server.metrics import Metrics
 from server.sinks import reply_headers
 
@@ -73,18 +73,26 @@ class Abandonable(Response):
         # Each layer of the framework wraps ``send``; a stream calls it once a token.
         work = asyncio.ensure_future(self._guarded(scope.get(RAW_SEND, send)))
         watch = asyncio.ensure_future(self._watch(receive, work))
-        status = 499
+        status = 500
         try:
             status = await work
         except asyncio.CancelledError:
             if not watch.done():
-                raise  # the server is shutting down
+                await self._shut_down(send)
+                raise
+            status = 499
             self.metrics.disconnects.labels(self.phase).inc()
             self.metrics.aborts.labels("client-left").inc()
         finally:
             watch.cancel()
             in_flight.dec()
             self.ended(status)
+
+    async def _shut_down(self, send: Send) -> None:
+        """The server ends while this runs: say so as far as it can still be said."""
+        error = ShuttingDown("the gateway is shutting down")
+        if not self.began:
+            await send_error(send, error)
 
     async def _guarded(self, send: Send) -> int:
         try:
@@ -143,7 +151,8 @@ class Passage(Abandonable):
         response = await self._engine.send(*self._call)
         try:
             headers = reply_headers(response, self._extra)
-            if (length := response.headers.get("content-length")) is not None:
+            length = response.headers.get("content-length")
+            if length is not None and response.status_code not in (204, 304):
                 headers.append((b"content-length", length.encode()))
             self._began = True
             await send(
@@ -157,7 +166,7 @@ class Passage(Abandonable):
                 async for data in response.stream:  # type: ignore[union-attr]
                     await send({"type": "http.response.body", "body": data, "more_body": True})
             except TRANSPORT_ERRORS as cause:
-                timeout = isinstance(cause, httpx.TimeoutException)
+                timeout = isinstance(cause, httpx.ReadTimeout)
                 error = broken_off("timeout" if timeout else "broken")
                 await self._broke_off(send, response, error)
                 return error.status

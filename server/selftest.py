@@ -21,7 +21,7 @@ from server.errors import GatewayError
 from server.sse import EventSplitter, data_of
 from server.wire import Chunk, decode_chunk
 
-__all__ = ["Report", "examine"]
+__all__ = ["Report", "examine", "served"]
 
 log = logging.getLogger("adjourn.selftest")
 
@@ -55,13 +55,22 @@ class _Cards(msgspec.Struct):
     data: list[_Card]
 
 
-async def examine(engine: Engine, dialects: Mapping[str, Dialect], forced: str | None) -> Report:
-    """Ask everything. Raises GatewayError where the engine is not there."""
-    headers = [*_HEADERS, *_authorization(engine)]
+async def served(engine: Engine) -> set[str]:
+    """Ids of the models that the engine serves now. Raises GatewayError and BadReply."""
+    return {card.id for card in await _cards(engine, _authorization(engine))}
+
+
+async def _cards(engine: Engine, headers: Sequence[tuple[bytes, bytes]]) -> list[_Card]:
     status, content = await engine.get("/v1/models", headers)
     if status != 200:
         raise BadReply(f"/v1/models answered {status}")
-    cards = msgspec.json.decode(content, type=_Cards).data
+    return msgspec.json.decode(content, type=_Cards).data
+
+
+async def examine(engine: Engine, dialects: Mapping[str, Dialect], forced: str | None) -> Report:
+    """Ask everything. Raises GatewayError where the engine is not there."""
+    headers = [*_HEADERS, *_authorization(engine)]
+    cards = await _cards(engine, headers)
     status, content = await engine.get("/version", headers)
     version = "unknown"
     if status == 200:

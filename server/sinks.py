@@ -104,8 +104,11 @@ class Assembler:
             data = data_of(event)
             if data is None or data == b"[DONE]":
                 continue
-            chunk = msgspec.json.decode(data)
-            if "error" in chunk:
+            try:
+                chunk = msgspec.json.decode(data, type=dict[str, Any])
+            except (msgspec.MsgspecError, UnicodeDecodeError):
+                continue  # counted where it was read
+            if chunk.get("error") is not None:
                 self._error = data
                 continue
             for choice in chunk.pop("choices", ()):
@@ -173,7 +176,8 @@ class Assembler:
                 self._headers.append((b"x-adjourn", msgspec.json.encode(note)))
             body = msgspec.json.encode(reply)
         else:
-            code = msgspec.json.decode(body)["error"].get("code")
+            error = msgspec.json.decode(body)["error"]
+            code = error.get("code") if isinstance(error, dict) else None
             status = code if isinstance(code, int) and 400 <= code < 600 else 502
         await self._send(
             {

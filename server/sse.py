@@ -21,12 +21,7 @@ class EventSplitter:
         self._rest = b""
 
     def feed(self, data: bytes) -> list[bytes]:
-        if (
-            not self._rest
-            and data.endswith(b"\n\n")
-            and data.count(b"\n\n") == 1
-            and b"\r" not in data
-        ):
+        if not self._rest and data.find(b"\n\n") == len(data) - 2 >= 0 and b"\r" not in data:
             return [data]  # one event a read: nearly always
         text = self._rest + data
         if b"\r" not in text:
@@ -50,8 +45,8 @@ class EventSplitter:
 
 def data_of(event: bytes) -> bytes | None:
     """The event's data, or None where it has none (a keep-alive comment)."""
-    if event.startswith(b"data: ") and event.endswith(b"\n\n") and event.count(b"\n") == 2:
-        return event[6:-2]
+    if event.startswith(b"data: ") and event.find(b"\n") == len(event) - 2 and b"\r" not in event:
+        return event[6:-2]  # a line of data and an empty one: nearly always
     lines = [
         line[5:].removeprefix(b" ")
         for line in re.split(rb"\r\n|\n|\r", event)

@@ -11,7 +11,7 @@ from policies.appraisal import Appraiser
 from policies.dialect import Dialect, Marks
 from policies.events import Checkpoint, Event, Probe, ProbeFailed, ProbeResult, Thought
 from policies.policy import Needs, Policy
-from policies.session import Session
+from policies.session import TABLE, Session, State
 
 __all__ = [
     "CLOSING",
@@ -74,9 +74,26 @@ class Scripted:
         return self.script(event)
 
 
+class Watched(Session):
+    """A session whose state may only change along a row of the table, one step at a time."""
+
+    _state: State | None = None
+
+    @property
+    def state(self) -> State:
+        assert self._state is not None
+        return self._state
+
+    @state.setter
+    def state(self, after: State) -> None:
+        allowed = {State.OPENING} if self._state is None else set(TABLE[self._state].values())
+        assert after in allowed
+        self._state = after
+
+
 def session(policy: Policy, *, prompt: tuple[int, ...] = PROMPT, **options: Any) -> Session:
     """A session that has seen its prompt, by default one that opens a trace."""
-    made = Session(policy, MARKS, options.pop("appraiser", Generous()), **options)
+    made = Watched(policy, MARKS, options.pop("appraiser", Generous()), **options)
     made.opened(prompt)
     return made
 

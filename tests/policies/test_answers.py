@@ -77,6 +77,11 @@ def test_the_confidence_of_one_token() -> None:
     assert confidence(("7",), logs(0.5)) == pytest.approx(0.5)
 
 
+def test_the_closing_brace_counts() -> None:
+    """Its probability says how sure the model is that the answer is complete."""
+    assert confidence(("42", "}"), logs(0.9, 0.4)) == pytest.approx(0.6)
+
+
 def test_tokens_behind_the_closing_brace_do_not_count() -> None:
     """What the model goes on to say behind its answer says nothing of the answer."""
     tokens, logprobs = ("4", "2", "}", ".\n", "So"), logs(0.9, 0.9, 0.9, 0.1, 0.1)
@@ -90,7 +95,9 @@ def test_tokens_behind_the_answers_line_do_not_count() -> None:
     assert confidence(tokens, logprobs) == pytest.approx(0.5)
 
 
-@pytest.mark.parametrize("text", ["now we know", "knot", "butter", "contribute", "Hmong", "awaits"])
+@pytest.mark.parametrize(
+    "text", ["now we know", "knot", "butter", "contribute", "Hmong", "awaits", "await", "debut"]
+)
 def test_a_doubt_inside_a_word_is_none(text: str) -> None:
     """Trap 5: words of doubt are words, never parts of words ("no" in "know")."""
     assert not hesitant(text)

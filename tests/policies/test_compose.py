@@ -143,6 +143,14 @@ def test_a_member_that_decided_asks_no_more() -> None:
     assert stopper.observe(result(5, probe=OTHER)) is None
 
 
+def test_a_question_in_the_queue_is_dropped_with_its_need() -> None:
+    """Who was still waiting for his turn and has decided meanwhile takes no turn."""
+    stopper = AllOf((asking(OTHER, no), AnyOf((Deer(), Budget(max=10))))).start()
+    assert stopper.observe(cue(5)) == OTHER
+    assert stopper.observe(thought("end.", 1, position=10)) is None
+    assert stopper.observe(result(5, probe=OTHER)) is None
+
+
 def test_a_policy_is_not_asked_behind_its_stop_before_the_next_checkpoint() -> None:
     """Until there is a new place to look at, a member that said stop sees nothing."""
     seen: list[Event] = []

@@ -1,0 +1,67 @@
+"""Recorded requests: what a session was given, and what it must make of it, to the token.
+
+``inputs`` of a recording are a session's calls in order; ``outcome`` is what ``replay`` makes of
+them. ``python -m tests.golden NAME`` prints a replay, to be read before it is kept.
+A step is (command, state after it, pieces released so far).
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from policies.registry import parse
+from policies.session import Ask, Cut, Session
+from tests.policies.lab import MARKS, Generous, result
+
+__all__ = ["recordings", "replay"]
+
+
+def recordings() -> dict[str, dict[str, Any]]:
+    """Every recording by its name."""
+    files = sorted(Path(__file__).parent.glob("*.json"))
+    return {file.stem: json.loads(file.read_text("utf-8")) for file in files}
+
+
+def replay(recording: dict[str, Any]) -> dict[str, Any]:
+    """Each input's command, state and released pieces, and the ledger and trigger at the end."""
+    session = Session(parse(recording["policy"]), MARKS, Generous(), **recording["options"])
+    asked: list[Ask] = []
+    steps = []
+    for name, *values in recording["inputs"]:
+        command = _call(session, name, values, asked)
+        if isinstance(command, Ask):
+            asked.append(command)
+        steps.append([_written(command), session.state.value, session.released])
+    trigger = asdict(session.trigger) if session.trigger else None
+    ledger = {kind: count for kind, count in asdict(session.ledger).items() if count}
+    outcome = {"steps": steps, "ledger": ledger, "trigger": trigger, "muted": session.muted}
+    return json.loads(json.dumps(outcome))
+
+
+def _call(session: Session, name: str, values: list[Any], asked: list[Ask]) -> Ask | Cut | None:
+    match name:
+        case "feed":
+            text, ids, at, *rest = values
+            return session.feed(text, ids, at, **(rest[0] if rest else {}))
+        case "probed":
+            answer, certainty, closed, at = values
+            ask = asked[-1]
+            drawn = result(ask.position, answer, certainty, ask.probe, closed=closed, at=at)
+            return session.probed(drawn)
+        case "probe_failed":
+            reason, at = values
+            return session.probe_failed(reason, asked[-1], at)
+    returned: None = getattr(session, name)(*values)
+    return returned
+
+
+def _written(command: Ask | Cut | None) -> Any:
+    match command:
+        case Ask(probe, kept, position, closing):
+            return ["ask", probe.max_tokens, kept, position, list(closing)]
+        case Cut(kept, position, closing):
+            return ["cut", kept, position, list(closing)]
+    return None

@@ -1,0 +1,25 @@
+"""Recorded requests replay to the same decisions, token for token."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from tests.golden import recordings, replay
+
+
+@pytest.mark.parametrize(("name", "recording"), recordings().items(), ids=list(recordings()))
+def test_a_recorded_request_replays(name: str, recording: dict[str, Any]) -> None:
+    """Commands, states, released pieces, ledger and trigger are those that were recorded."""
+    replayed = replay(recording)
+    assert recording["outcome"] == replayed
+
+
+def test_the_recordings_cover_the_tables_states() -> None:
+    """Between them they carry out a cut, refuse one, hold one out and pass through every state."""
+    outcomes = [recording["outcome"] for recording in recordings().values()]
+    actions = {outcome["trigger"]["action"] for outcome in outcomes}
+    states = {state for outcome in outcomes for _, state, _ in outcome["steps"]}
+    assert actions == {"carried-out", "refused", "held-out"}
+    assert states == {"opening", "thinking", "probing", "closing", "answering", "done"}

@@ -1,0 +1,188 @@
+"""Settings: one file, the environment before it, the command line before both, no unknown key."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from server.config import BadConfig, Settings, load
+
+
+@pytest.fixture(autouse=True)
+def _no_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in list(os.environ):
+        if name.upper().startswith("ADJOURN_"):
+            monkeypatch.delenv(name)
+    # What ``load`` might leave behind is taken away again.
+    monkeypatch.setenv("ADJOURN_CONFIG", "")
+    monkeypatch.delenv("ADJOURN_CONFIG")
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    return tmp_path / "adjourn.yaml"
+
+
+def test_the_defaults_are_right() -> None:
+    """Nothing need be set."""
+    settings = load()
+    assert (str(settings.upstream), settings.port) == ("http://127.0.0.1:8100/", 8000)
+    assert (settings.policy, settings.mode, settings.hold_out) == ("deer", "enforce", 0.05)
+
+
+def test_who_goes_before_whom(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Command line, environment, file, default."""
+    file.write_text("port: 1\nhost: file\nsalt: file\n")
+    monkeypatch.setenv("ADJOURN_PORT", "2")
+    monkeypatch.setenv("ADJOURN_HOST", "environment")
+    settings = load(file, port=3, drain=None)
+    seen = (settings.port, settings.host, settings.salt, settings.drain)
+    assert seen == (3, "environment", "file", 30)
+
+
+def test_the_file_may_be_named_by_the_environment(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """``ADJOURN_CONFIG`` where no path is given."""
+    file.write_text("port: 1\n")
+    monkeypatch.setenv("ADJOURN_CONFIG", str(file))
+    assert load().port == 1
+
+
+def test_a_path_is_for_one_reading(file: Path) -> None:
+    """Reading one file leaves nothing behind for the next reading."""
+    file.write_text("port: 1\n")
+    assert load(file).port == 1
+    assert "ADJOURN_CONFIG" not in os.environ
+    assert load().port == 8000
+
+
+@pytest.mark.parametrize("name", sorted(Settings.model_fields))
+def test_every_key_can_be_set_in_the_environment(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each key by its variable, mappings as JSON."""
+    values: dict[str, Any] = {
+        "upstream": ("http://engine:1", "http://engine:1/"),
+        "policy": ("loop", "loop"),
+        "mode": ("observe", "observe"),
+        "hold_out": ("0.5", 0.5),
+        "aliases": ('{"a": "b"}', {"a": "b"}),
+        "dialects": ('{"qwen3": {"cues": ["Hm"]}}', {"qwen3": {"cues": ["Hm"]}}),
+        "dialect": ("qwen3", "qwen3"),
+        "log_level": ("debug", "debug"),
+    }
+    kind = Settings.model_fields[name].annotation
+    written, expected = values.get(name, ("7", kind(7) if kind in (int, float) else "7"))
+    monkeypatch.setenv(f"ADJOURN_{name.upper()}", written)
+    value = getattr(load(), name)
+    assert (str(value) if name == "upstream" else value) == expected
+
+
+def test_mappings_key_by_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two underscores lead into a mapping."""
+    monkeypatch.setenv("ADJOURN_ALIASES__fast", "m:deer")
+    assert load().aliases == {"fast": "m:deer"} or load().aliases == {"FAST": "m:deer"}
+
+
+@pytest.mark.parametrize("written", ["off", "'off'", "Off", "no", "false"])
+def test_off_is_off(file: Path, written: str) -> None:
+    """To YAML an unquoted ``off`` is the boolean false; whoever writes it means "off"."""
+    file.write_text(f"policy: {written}\n")
+    assert load(file).policy == "off"
+
+
+@pytest.mark.parametrize("text", ["", "# nothing\n", "{}\n"])
+def test_an_empty_file_is_the_defaults(file: Path, text: str) -> None:
+    """A file of comments is a file."""
+    file.write_text(text)
+    assert load(file) == load()
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("prot: 1", "prot"),
+        ("port: many", "port"),
+        ("port: 70000", "port"),
+        ("policy: dear", "policy: .*unknown policy 'dear': choose one of"),
+        ("policy: deer(treshold=1)", "policy: .*threshold"),
+        ("mode: watch", "mode"),
+        ("hold_out: 2", "hold_out"),
+        ("hold_out: -1", "hold_out"),
+        ("upstream: engine", "upstream"),
+        ("max_body_bytes: 0", "max_body_bytes"),
+        ("probe_timeout: 0", "probe_timeout"),
+        ("aliases: [a]", "aliases"),
+        ("dialect: nope", "dialect: .*qwen3"),
+        ("dialects: {mine: {start: <a>, end: </a>, closing: x}}", "dialects: .*mine.*closing"),
+        ("dialects: {mine: {cuse: [a]}}", "dialects: .*mine.*cuse"),
+        ("dialects: {mine: {cues: ['']}}", "dialects: .*mine.*cues"),
+        ("dialects: {mine: {cues: Wait}}", "dialects: .*mine.*cues"),
+        ("dialects: {mine: {end: 5}}", "dialects: .*mine.*end"),
+        ("- a", "mapping|dictionary"),
+        ("port: [", r"adjourn\.yaml"),
+    ],
+)
+def test_what_is_wrong_is_named(file: Path, text: str, named: str) -> None:
+    """A wrong file is told by key, with what would be right."""
+    file.write_text(text)
+    with pytest.raises(BadConfig, match=named):
+        load(file)
+
+
+def test_a_file_that_is_not_there(file: Path) -> None:
+    """A path that leads nowhere is an error, not the defaults."""
+    with pytest.raises(BadConfig, match="no such file"):
+        load(file)
+    with pytest.raises(BadConfig, match="no such file"):
+        load(file.parent)
+
+
+def test_a_file_that_is_no_text(file: Path) -> None:
+    """Bytes that are no UTF-8 are an error with the file's name."""
+    file.write_bytes(b"host: \xff\xfe\n")
+    with pytest.raises(BadConfig, match=r"adjourn\.yaml"):
+        load(file)
+
+
+@pytest.mark.parametrize("name", ["ADJOURN_PROT", "ADJOURN_PORT__X", "ADJOURN_", "adjourn_prot"])
+def test_an_unknown_variable_is_an_error(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A typing error in the environment is no silence, within a key neither."""
+    monkeypatch.setenv(name, "1")
+    with pytest.raises(BadConfig, match=name):
+        load()
+
+
+def test_a_variable_that_cannot_be_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The message names the key, and no file where there is none."""
+    monkeypatch.setenv("ADJOURN_ALIASES", "{bad")
+    with pytest.raises(BadConfig, match="aliases") as caught:
+        load()
+    assert "None" not in str(caught.value)
+
+
+def test_a_wrong_override_is_an_error() -> None:
+    """The command line is checked like the rest."""
+    with pytest.raises(BadConfig, match="mode"):
+        load(mode="watch")
+
+
+def test_the_key_is_not_shown() -> None:
+    """A secret is in no representation."""
+    assert "hush" not in repr(load(upstream_api_key="hush"))
+
+
+def test_settings_do_not_change() -> None:
+    """One reading is one state."""
+    with pytest.raises(Exception, match="frozen"):
+        load().port = 5  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("name", sorted(Settings.model_fields))
+def test_every_key_says_what_it_is(name: str) -> None:
+    """``config --list`` has a sentence for each."""
+    assert (Settings.model_fields[name].description or "").endswith(".")

@@ -1,0 +1,125 @@
+"""The calls to the engine: what a probe asks for, what its reply must hold, what is not said."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import httpx
+import pytest
+
+from policies.events import Probe
+from server.config import Settings
+from server.engine import BadReply, Drawn, Engine, forwarded_headers
+
+LOGPROBS = {"tokens": ["4", "2", "}"], "token_logprobs": [-0.1, -0.2, -0.3]}
+CHOICE = {"text": "42}", "logprobs": LOGPROBS, "finish_reason": "stop"}
+USAGE = {"prompt_tokens": 9, "prompt_tokens_details": {"cached_tokens": 4}}
+
+
+def asked(
+    reply: Any, extra: dict[str, Any] | None = None, status: int = 200
+) -> tuple[dict[str, Any], Drawn]:
+    """The probe's body as the engine got it, and what was drawn from this reply."""
+    seen: list[httpx.Request] = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        seen.append(request)
+        return httpx.Response(status, content=json.dumps(reply).encode())
+
+    async def probe() -> Drawn:
+        engine = Engine(Settings(), httpx.MockTransport(answer))
+        return await engine.probe("m", [5, 6, 7], Probe(max_tokens=8), [], extra or {})
+
+    drawn = asyncio.run(probe())
+    assert seen[0].url.path == "/v1/completions"
+    return json.loads(seen[0].content), drawn
+
+
+def test_a_probe_is_greedy() -> None:
+    """Trap 3: at temperature 0 the token drawn is the most probable, so its probability is the
+    maximum; nothing that a client asked for its own stream changes that."""
+    body, _ = asked({"choices": [CHOICE]}, {"temperature": 1, "logprobs": 0, "cache_salt": "s"})
+    assert body == {
+        "cache_salt": "s",
+        "model": "m",
+        "prompt": [5, 6, 7],
+        "max_tokens": 8,
+        "temperature": 0,
+        "logprobs": 1,
+    }
+
+
+def test_what_a_probe_brings() -> None:
+    """Tokens and their log-probabilities one to one, and what the cache did not hold."""
+    _, drawn = asked({"choices": [CHOICE], "usage": USAGE})
+    assert drawn == Drawn("42}", ("4", "2", "}"), (-0.1, -0.2, -0.3), True, prefilled=5)
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        {},
+        [],
+        {"choices": []},
+        {"choices": [{"text": "42"}]},
+        {"choices": [{**CHOICE, "logprobs": None}]},
+        {"choices": [{**CHOICE, "logprobs": {**LOGPROBS, "token_logprobs": [-0.1, None, -0.3]}}]},
+        {"choices": [{**CHOICE, "logprobs": {**LOGPROBS, "token_logprobs": [-0.1]}}]},
+    ],
+)
+def test_a_reply_without_probabilities_is_a_bad_one(reply: Any) -> None:
+    """Trap 3: a confidence is never made up of what the engine did not say."""
+    with pytest.raises(BadReply):
+        asked(reply)
+
+
+def test_a_probe_that_is_refused() -> None:
+    """Any status but 200 is a bad reply."""
+    with pytest.raises(BadReply):
+        asked({"error": {}}, status=400)
+
+
+def test_headers_that_go_on() -> None:
+    """A client's own headers, less its connection's and those that are the gateway's."""
+    names = [b"authorization", b"host", b"x-adjourn-policy", b"accept-encoding", b"te", b"x-a"]
+    headers = [(name, b"1") for name in names]
+    kept = [b"authorization", b"accept-encoding", b"x-a"]
+    assert forwarded_headers(headers) == [(name, b"1") for name in kept]
+    theirs = [(b"x-adjourn-policy", b"1"), (b"connection", b"1"), (b"content-type", b"1")]
+    assert forwarded_headers(theirs, ours=False) == [theirs[0], theirs[2]]
+
+
+def served(use: Callable[[Engine], Awaitable[None]]) -> bytes:
+    """The head of the request that a real socket gets when ``use`` uses its engine."""
+    heads: list[bytes] = []
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        heads.append(await reader.readuntil(b"\r\n\r\n"))
+        writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\nconnection: close\r\n\r\nok")
+        await writer.drain()
+        writer.close()
+
+    async def run() -> None:
+        async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
+            port = server.sockets[0].getsockname()[1]
+            engine = Engine(Settings(upstream=f"http://127.0.0.1:{port}"))  # type: ignore[arg-type]
+            await use(engine)
+            await engine.aclose()
+
+    asyncio.run(run())
+    return heads[0].lower()
+
+
+def test_the_engine_is_not_asked_to_compress() -> None:
+    """A stream that came compressed could be neither read nor cut."""
+
+    async def send(engine: Engine) -> None:
+        response = await engine.send("POST", "/v1/chat/completions", [], b"{}")
+        assert await response.aread() == b"ok"
+
+    head = served(send)
+    assert b"gzip" not in head
+    assert b"deflate" not in head
