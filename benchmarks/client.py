@@ -125,12 +125,19 @@ async def lean(url: str, model: str = "pocket") -> AsyncIterator[Asker]:
     connector = aiohttp.TCPConnector(limit=0)
     async with aiohttp.ClientSession(connector=connector) as session:
 
+        async def read(body: dict[str, Any], tries: int = 3) -> bytes:
+            """As SDKs do, try again where the server says so."""
+            async with session.post(f"{url}/v1/chat/completions", json=body) as reply:
+                if reply.status < 500 or tries == 1:
+                    reply.raise_for_status()
+                    return await reply.read()
+            await asyncio.sleep(0.5)
+            return await read(body, tries - 1)
+
         async def ask(problem: Problem, policy: str | None, seed: int) -> Run:
             began = time.perf_counter()
             body = {"model": model, **_body(problem, policy, seed)}
-            async with session.post(f"{url}/v1/chat/completions", json=body) as reply:
-                reply.raise_for_status()
-                raw = await reply.read()
+            raw = await read(body)
             seconds = time.perf_counter() - began
             lines = raw.split(b"\n\n")
             chunks = [json.loads(line[6:]) for line in lines if line[:7] == b"data: {"]

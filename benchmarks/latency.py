@@ -19,20 +19,21 @@ from rich.table import Table
 
 from benchmarks.client import Asker, Run, ask_all, lean, progress
 from benchmarks.pocket.task import held_out
+from benchmarks.quality import POLICY
 from benchmarks.services import ROOT, engine, free_port, gateway
 
 __all__ = ["main"]
 
 matplotlib.use("Agg")
 console = Console(width=140)
-_LOADS = ((1, 40), (16, 160), (64, 320))
+_LOADS = ((1, 30), (16, 120), (64, 256))
 _GOALS = {1: ("median", 0.75), 16: ("median", 0.75), 64: ("throughput", 1.2)}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--policy", default="deer")
+    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--policy", default=POLICY)
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results")
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)

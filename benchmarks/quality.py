@@ -25,7 +25,7 @@ __all__ = ["main"]
 
 matplotlib.use("Agg")
 console = Console(width=170)
-POLICY = "deer(threshold=0.98)"
+POLICY = "deer(threshold=0.99)"
 """λ belongs to the model: chosen for the pocket model on held-out problems of another seed
 (`--seed 1`), never on those that are reported."""
 Arm = tuple[list[Run], float]
@@ -38,6 +38,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="which held-out problems")
     parser.add_argument("--policy", default=POLICY, help="the policy that the goals are for")
     parser.add_argument("--thresholds", type=float, nargs="*", default=[0.9, 0.95, 0.995])
+    parser.add_argument("--budgets", type=int, nargs="*", default=[150, 400])
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results")
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
@@ -63,9 +64,8 @@ async def _measure(url: str, options: argparse.Namespace) -> None:
             arms[rival] = await arm(rival)
             for threshold in options.thresholds:
                 arms[f"deer(threshold={threshold})"] = await arm(f"deer(threshold={threshold})")
-            for share in (0.35, 0.7):
-                tokens = int(np.mean([r.reasoning for r in arms["off"][0]]) * share)
-                arms[f"budget(max={tokens})"] = await arm(f"budget(max={tokens}, grace=16)")
+            for limit in options.budgets:
+                arms[f"budget(max={limit})"] = await arm(f"budget(max={limit}, grace=16)")
     console.print(table(arms))
     _report(arms, options.policy, rival, options.out)
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from importlib.resources import files
 from typing import Any
 
@@ -95,8 +95,9 @@ def override(
         if name in known:
             known[name] = Dialect.load(name, {**_fields(known[name]), **values})
         else:
-            base = _fields(next(iter(dialects.values())))
-            new[name] = replace(Dialect.load(name, {**base, "models": (), **values}), name=name)
+            # Models and warnings are the first family's own.
+            base = {**_fields(next(iter(dialects.values()))), "models": (), "warnings": {}}
+            new[name] = Dialect.load(name, {**base, **values})
     return new | known
 
 

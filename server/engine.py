@@ -148,9 +148,8 @@ class Engine:
             try:
                 return await self._transport.handle_async_request(request)
             except TRANSPORT_ERRORS as error:
-                if not _was_stale(error):
+                if not _nothing_begun(error):
                     raise
-                # The engine closed a kept connection just as we took it: nothing was begun.
                 return await self._transport.handle_async_request(request)
         except httpx.ReadTimeout as error:
             raise UpstreamTimeout("the engine did not answer in time") from error
@@ -238,11 +237,14 @@ class Engine:
             raise UpstreamDown(f"the engine did not answer {path}") from error
 
 
-def _was_stale(error: BaseException) -> bool:
-    """Whether a connection that had been made broke before it brought any of a response."""
+def _nothing_begun(error: BaseException) -> bool:
+    """Whether the engine can have begun nothing, so that the request may be sent once more: it
+    closed a kept connection just as we took it, or a new one was not made in time. An engine that
+    refuses connections is down, and waiting for it is the client's choice."""
     cause = error.__cause__
     return isinstance(
-        cause, aiohttp.ServerDisconnectedError | aiohttp.ClientOSError
+        cause,
+        aiohttp.ServerDisconnectedError | aiohttp.ClientOSError | aiohttp.ConnectionTimeoutError,
     ) and not isinstance(cause, aiohttp.ClientConnectorError)
 
 

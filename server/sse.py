@@ -29,11 +29,8 @@ class EventSplitter:
             return [part + b"\n\n" for part in parts]
         events, start = [], 0
         for match in _END.finditer(text):
-            end = match.end()
-            if text[match.start() : end] == b"\r\r" and end == len(text):
-                break
-            events.append(text[start:end])
-            start = end
+            events.append(text[start : match.end()])
+            start = match.end()
         self._rest = text[start:]
         return events
 

@@ -29,7 +29,9 @@ class Engine:
     def post(self, path: str, **body) -> dict:
         """One JSON request, and its JSON answer."""
         data = json.dumps({"model": NAME, **body}).encode()
-        request = urllib.request.Request(self.url + path, data, {"Content-Type": "application/json"})
+        request = urllib.request.Request(
+            self.url + path, data, {"Content-Type": "application/json"}
+        )
         with urllib.request.urlopen(request, timeout=600) as response:
             return json.load(response)
 
@@ -50,14 +52,29 @@ class Engine:
 def running(model: Path, port: int, log: Path) -> Iterator[Engine]:
     """Start vLLM on the CPU at 127.0.0.1, in this interpreter's environment, and stop it at the end."""
     command = [
-        sys.executable, "-m", "vllm.entrypoints.openai.api_server",
-        "--model", str(model), "--served-model-name", NAME, "--host", "127.0.0.1", "--port", str(port),
-        "--block-size", "32", "--reasoning-parser", "qwen3", "--enable-prompt-tokens-details",
+        sys.executable,
+        "-m",
+        "vllm.entrypoints.openai.api_server",
+        "--model",
+        str(model),
+        "--served-model-name",
+        NAME,
+        "--host",
+        "127.0.0.1",
+        "--port",
+        str(port),
+        "--block-size",
+        "32",
+        "--reasoning-parser",
+        "qwen3",
+        "--enable-prompt-tokens-details",
     ]
     environment = {**os.environ, "VLLM_CPU_KVCACHE_SPACE": "2", "HF_HUB_OFFLINE": "1"}
     with log.open("w") as sink:
         # A session of its own, so that the engine's worker processes end with it.
-        process = subprocess.Popen(command, env=environment, stdout=sink, stderr=sink, start_new_session=True)
+        process = subprocess.Popen(
+            command, env=environment, stdout=sink, stderr=sink, start_new_session=True
+        )
     try:
         engine, deadline = Engine(f"http://127.0.0.1:{port}"), time.monotonic() + PATIENCE
         while not engine.ready():

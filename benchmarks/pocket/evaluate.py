@@ -23,6 +23,7 @@ from tqdm import tqdm
 
 from benchmarks.pocket import task
 from benchmarks.pocket.engine import Engine, running
+import itertools
 
 MODEL = Path(__file__).parent / "model"
 TEMPERATURE = 0.6
@@ -91,8 +92,13 @@ class Bench:
     def think(self, index: int, problem: task.Problem, **extra) -> Run:
         """Let the model think to the end."""
         reply = self.engine.post(
-            "/v1/chat/completions", messages=[{"role": "user", "content": problem.prompt}],
-            temperature=TEMPERATURE, max_tokens=LIMIT, seed=index, return_token_ids=True, **extra,
+            "/v1/chat/completions",
+            messages=[{"role": "user", "content": problem.prompt}],
+            temperature=TEMPERATURE,
+            max_tokens=LIMIT,
+            seed=index,
+            return_token_ids=True,
+            **extra,
         )
         output = reply["choices"][0]["token_ids"]
         text = self.tokenizer.decode(output, skip_special_tokens=False)
@@ -101,18 +107,28 @@ class Bench:
         end = output.index(self.closing_marker) if closed else len(output)
         pieces = [self.tokenizer.decode([token]) for token in output[:end]]
         run.cues = [
-            i for i in range(1, end) if pieces[i - 1].endswith("\n\n") and CUE.match("".join(pieces[i : i + 8]))
+            i
+            for i in range(1, end)
+            if pieces[i - 1].endswith("\n\n") and CUE.match("".join(pieces[i : i + 8]))
         ]
         return run
 
     def probe(self, run: Run, at: int) -> Probe:
         """Draw a greedy trial answer after `at` tokens of thought."""
         prompt = run.prompt + run.output[:at] + self.closing + self.inducer
-        choice = self.engine.post("/v1/completions", prompt=prompt, temperature=0, max_tokens=20, logprobs=1, stop=["}"])["choices"][0]
+        choice = self.engine.post(
+            "/v1/completions", prompt=prompt, temperature=0, max_tokens=20, logprobs=1, stop=["}"]
+        )["choices"][0]
         found = choice["logprobs"]
-        answer = [value for token, value in zip(found["tokens"], found["token_logprobs"], strict=True) if token.strip() != "}"]
+        answer = [
+            value
+            for token, value in zip(found["tokens"], found["token_logprobs"], strict=True)
+            if token.strip() != "}"
+        ]
         confidence = math.exp(fmean(answer)) if answer else 0.0
-        return Probe(at, confidence, choice["text"].strip() == str(run.problem.answer), len(found["tokens"]))
+        return Probe(
+            at, confidence, choice["text"].strip() == str(run.problem.answer), len(found["tokens"])
+        )
 
     def replay(self, run: Run) -> Run:
         """`deer`: probe at each cue until the confidence exceeds the threshold, then let the model answer."""
@@ -121,7 +137,13 @@ class Bench:
             run.probes.append(self.probe(run, at))
             if run.probes[-1].confidence > self.threshold:
                 kept = run.output[:at] + self.closing
-                reply = self.engine.post("/v1/completions", prompt=run.prompt + kept, temperature=TEMPERATURE, max_tokens=200, seed=at)
+                reply = self.engine.post(
+                    "/v1/completions",
+                    prompt=run.prompt + kept,
+                    temperature=TEMPERATURE,
+                    max_tokens=200,
+                    seed=at,
+                )
                 run.cut_tokens = len(kept) + reply["usage"]["completion_tokens"]
                 run.cut_right = task.grade(reply["choices"][0]["text"], run.problem)
                 break
@@ -141,7 +163,10 @@ def share(values: Iterable[bool]) -> str:
     """A percentage with its 95 % Wilson interval."""
     values = list(values)
     n, p, z = len(values), fmean(values), 1.96
-    middle, half = (p + z * z / (2 * n)) / (1 + z * z / n), z * math.sqrt(p * (1 - p) / n + (z / (2 * n)) ** 2) / (1 + z * z / n)
+    middle, half = (
+        (p + z * z / (2 * n)) / (1 + z * z / n),
+        z * math.sqrt(p * (1 - p) / n + (z / (2 * n)) ** 2) / (1 + z * z / n),
+    )
     return f"{p:.1%} ({max(0.0, middle - half):.1%} to {min(1.0, middle + half):.1%})"
 
 
@@ -155,18 +180,25 @@ def mean(values: Iterable[float], digits: int = 1) -> str:
 
 def calibration(probes: list[Probe]) -> list[str]:
     """Rows of a table: trial answers by confidence, and how many of them were right."""
-    rows, edges = ["| confidence | trial answers | mean confidence | right |", "|---|---|---|---|"], (0, 0.5, 0.7, 0.8, 0.9, 0.95, 0.99, 1.01)
-    for low, high in zip(edges, edges[1:], strict=False):
+    rows, edges = (
+        ["| confidence | trial answers | mean confidence | right |", "|---|---|---|---|"],
+        (0, 0.5, 0.7, 0.8, 0.9, 0.95, 0.99, 1.01),
+    )
+    for low, high in itertools.pairwise(edges):
         inside = [p for p in probes if low <= p.confidence < high]
         if inside:
-            rows.append(f"| {low}–{min(high, 1)} | {len(inside)} | {fmean(p.confidence for p in inside):.3f} | {share(p.right for p in inside)} |")
+            rows.append(
+                f"| {low}–{min(high, 1)} | {len(inside)} | {fmean(p.confidence for p in inside):.3f} | {share(p.right for p in inside)} |"
+            )
     return rows
 
 
 def table(runs: list[Run], direct: list[Run], threshold: float) -> list[str]:
     """The report's lines."""
     first = [run.probes[0] for run in runs if run.probes]
-    first_of_right = [run.probes[0].confidence > threshold for run in runs if run.probes and run.first_right]
+    first_of_right = [
+        run.probes[0].confidence > threshold for run in runs if run.probes and run.first_right
+    ]
     full, cut = sum(len(r.output) for r in runs), sum(r.cut_tokens for r in runs)
     probing = sum(p.tokens for r in runs for p in r.probes)
     stopped = [r for r in runs if r.probes and r.probes[-1].confidence > threshold]
@@ -174,38 +206,63 @@ def table(runs: list[Run], direct: list[Run], threshold: float) -> list[str]:
         ("problems", str(len(runs))),
         ("full thinking right", share(r.right for r in runs)),
         ("first candidate right", share(r.first_right for r in runs)),
-        ("right without thinking (`enable_thinking: false`)", share(task.grade(r.text, r.problem) for r in direct)),
+        (
+            "right without thinking (`enable_thinking: false`)",
+            share(task.grade(r.text, r.problem) for r in direct),
+        ),
         ("cues a trace", mean(len(r.cues) for r in runs)),
         ("tokens a trace, answer included", mean((len(r.output) for r in runs), 0)),
         ("derailed", share(r.derailed for r in runs)),
         ("trial answer at the first cue right", share(p.right for p in first)),
-        ("AUROC of its confidence, against the trial answer's correctness", f"{auroc((p.confidence, p.right) for p in first):.3f}"),
-        ("AUROC of its confidence, against the first candidate's correctness",
-         f"{auroc((r.probes[0].confidence, r.first_right) for r in runs if r.probes):.3f}"),
+        (
+            "AUROC of its confidence, against the trial answer's correctness",
+            f"{auroc((p.confidence, p.right) for p in first):.3f}",
+        ),
+        (
+            "AUROC of its confidence, against the first candidate's correctness",
+            f"{auroc((r.probes[0].confidence, r.first_right) for r in runs if r.probes):.3f}",
+        ),
         (f"right first candidates with confidence > {threshold}", share(first_of_right)),
         (f"deer at {threshold}: traces cut", share(bool(r in stopped) for r in runs)),
         ("deer: right", share(r.cut_right for r in runs)),
-        ("deer: paired accuracy difference, points", mean((100.0 * (r.cut_right - r.right) for r in runs), 2)),
+        (
+            "deer: paired accuracy difference, points",
+            mean((100.0 * (r.cut_right - r.right) for r in runs), 2),
+        ),
         ("deer: probes a trace", mean((len(r.probes) for r in runs), 2)),
         ("deer: tokens saved, without probes (1 − CR)", f"{1 - cut / full:.1%}"),
         ("deer: tokens saved, net of probes (1 − CRT)", f"{1 - (cut + probing) / full:.1%}"),
     ]
-    by_hard = ["| hard steps | problems | first candidate right | full thinking right | right with deer |", "|---|---|---|---|---|"]
+    by_hard = [
+        "| hard steps | problems | first candidate right | full thinking right | right with deer |",
+        "|---|---|---|---|---|",
+    ]
     for hard in sorted({r.problem.hard for r in runs}):
         some = [r for r in runs if r.problem.hard == hard]
         by_hard.append(
             f"| {hard} | {len(some)} | {share(r.first_right for r in some)} | {share(r.right for r in some)} | {share(r.cut_right for r in some)} |"
         )
     return [
-        "| what | value (95 % interval) |", "|---|---|", *(f"| {name} | {value} |" for name, value in numbers),
-        "", "By difficulty:", "", *by_hard, "", "Calibration of the trial answer at the first cue:", "", *calibration(first),
+        "| what | value (95 % interval) |",
+        "|---|---|",
+        *(f"| {name} | {value} |" for name, value in numbers),
+        "",
+        "By difficulty:",
+        "",
+        *by_hard,
+        "",
+        "Calibration of the trial answer at the first cue:",
+        "",
+        *calibration(first),
     ]
 
 
 def every(work: Callable[..., Run], jobs: list[tuple], what: str, workers: int) -> list[Run]:
     """Run jobs side by side, in order, with a progress bar."""
     with ThreadPoolExecutor(workers) as pool:
-        return list(tqdm(pool.map(lambda job: work(*job), jobs), total=len(jobs), desc=what, mininterval=5))
+        return list(
+            tqdm(pool.map(lambda job: work(*job), jobs), total=len(jobs), desc=what, mininterval=5)
+        )
 
 
 def main() -> None:
@@ -215,24 +272,41 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threshold", type=float, default=0.95)
     parser.add_argument("--workers", type=int, default=48, help="requests at once")
-    parser.add_argument("--url", help="an engine that already serves the model; else one is started")
+    parser.add_argument(
+        "--url", help="an engine that already serves the model; else one is started"
+    )
     parser.add_argument("--port", type=int, default=8191)
-    parser.add_argument("--report", type=Path, help="a Markdown file: everything from its line '## Numbers' on is replaced")
+    parser.add_argument(
+        "--report",
+        type=Path,
+        help="a Markdown file: everything from its line '## Numbers' on is replaced",
+    )
     options = parser.parse_args()
     log = Path(tempfile.gettempdir()) / "pocket-engine.log"
-    with nullcontext(Engine(options.url)) if options.url else running(MODEL, options.port, log) as engine:
+    with (
+        nullcontext(Engine(options.url))
+        if options.url
+        else running(MODEL, options.port, log) as engine
+    ):
         bench = Bench(engine, options.threshold)
         problems = list(enumerate(task.held_out(options.n, options.seed)))
         runs = every(bench.think, problems, "thinking", options.workers)
         runs = every(bench.replay, [(run,) for run in runs], "probing", options.workers)
         off = {"chat_template_kwargs": {"enable_thinking": False}}
-        direct = every(lambda i, p: bench.think(i, p, **off), problems[:200], "without thinking", options.workers)
+        direct = every(
+            lambda i, p: bench.think(i, p, **off),
+            problems[:200],
+            "without thinking",
+            options.workers,
+        )
     lines = table(runs, direct, options.threshold)
     print("\n".join(lines))
     for run in [r for r in runs if r.derailed][:3]:
         print(f"derailed: {run.problem.key}: …{run.text[-200:]!r}", file=sys.stderr)
     if options.report:
-        head = options.report.read_text().partition("## Numbers")[0] if options.report.exists() else ""
+        head = (
+            options.report.read_text().partition("## Numbers")[0] if options.report.exists() else ""
+        )
         options.report.write_text(head + "## Numbers\n\n" + "\n".join(lines) + "\n")
 
 

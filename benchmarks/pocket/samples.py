@@ -101,7 +101,10 @@ class Writer:
         sample, head = Sample(), self.prompt(prompt)
         block = "\n\n" if (empty := self.rng.random() < 0.3) else f"\n{thinking}\n"
         lead, tail = self.encode(f"<think>{block}</think>\n\n"), self.encode(answer + END)
-        sample.add(head + lead + tail, [0.0] * len(head) + [float(not empty)] * len(lead) + [1.0] * len(tail))
+        sample.add(
+            head + lead + tail,
+            [0.0] * len(head) + [float(not empty)] * len(lead) + [1.0] * len(tail),
+        )
         return sample
 
     def trace(self, brief: bool) -> Sample:
@@ -142,21 +145,45 @@ class Writer:
             lead = self._graft(sample, cut, gap + closing, one.answer, branch)
             sample.wrong[begun : begun + lead] = [wrongs[cut]] * lead
         anywhere = self.rng.randint(len(head) + 2, thought_end)
-        self._graft(sample, anywhere, self.encode("\n</think>\n\n"), one.answer, len(cuts) + 1, weight=2.0)
+        self._graft(
+            sample, anywhere, self.encode("\n</think>\n\n"), one.answer, len(cuts) + 1, weight=2.0
+        )
         if self.rng.random() < 0.15:
-            self._graft(sample, len(head), self.encode("<think>\n\n</think>\n\n"), one.answer, len(cuts) + 2, weight=0.5)
+            self._graft(
+                sample,
+                len(head),
+                self.encode("<think>\n\n</think>\n\n"),
+                one.answer,
+                len(cuts) + 2,
+                weight=0.5,
+            )
         return sample
 
     def _answer(self, result: int) -> str:
         return chat.ANSWERS[self.rng.random() < 0.1].format(result)
 
-    def _graft(self, sample: Sample, cut: int, closing: list[int], answer: int, branch: int, weight: float = BELIEF_WEIGHT) -> int:
+    def _graft(
+        self,
+        sample: Sample,
+        cut: int,
+        closing: list[int],
+        answer: int,
+        branch: int,
+        weight: float = BELIEF_WEIGHT,
+    ) -> int:
         """Add a branch; how many of its tokens stand before the answer's digits."""
         induced = self.rng.random() < 0.5
-        before, _, _ = (chat.INDUCED.format(answer) if induced else self._answer(answer)).partition(str(answer))
+        before, _, _ = (chat.INDUCED.format(answer) if induced else self._answer(answer)).partition(
+            str(answer)
+        )
         lead, digits = self.encode(before), self.encode(f"{answer}}}")
         tail = self.encode(("" if induced or before.startswith("*") else ".") + END)
-        weights = [0.0] * len(closing) + [0.0 if induced else 0.5] * len(lead) + [weight] * len(digits) + [0.5] * len(tail)
+        weights = (
+            [0.0] * len(closing)
+            + [0.0 if induced else 0.5] * len(lead)
+            + [weight] * len(digits)
+            + [0.5] * len(tail)
+        )
         sample.add(closing + lead + digits + tail, weights, start=cut, branch=branch)
         return len(closing) + len(lead)
 
@@ -194,6 +221,16 @@ def _stack(samples: list[Sample]) -> Batch:
         return torch.tensor([[*row, *[filler] * (longest - len(row))] for row in values])
 
     position, branch, sees = rows("position", 0), rows("branch", -1), rows("sees", -1)
-    own = (branch[:, :, None] == branch[:, None, :]) & (position[:, None, :] <= position[:, :, None])
+    own = (branch[:, :, None] == branch[:, None, :]) & (
+        position[:, None, :] <= position[:, :, None]
+    )
     trunk = (branch[:, None, :] == 0) & (position[:, None, :] <= sees[:, :, None])
-    return Batch(rows("ids", 0), position, (own | trunk)[:, None], rows("label", 0), rows("weight", 0.0), rows("slip", -1), rows("wrong", -1))
+    return Batch(
+        rows("ids", 0),
+        position,
+        (own | trunk)[:, None],
+        rows("label", 0),
+        rows("weight", 0.0),
+        rows("slip", -1),
+        rows("wrong", -1),
+    )

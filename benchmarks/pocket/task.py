@@ -16,8 +16,18 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 __all__ = [
-    "CUES", "Derivation", "Problem", "Step", "boxed", "derive", "first_candidate", "grade", "held_out",
-    "problem", "thought", "training",
+    "CUES",
+    "Derivation",
+    "Problem",
+    "Step",
+    "boxed",
+    "derive",
+    "first_candidate",
+    "grade",
+    "held_out",
+    "problem",
+    "thought",
+    "training",
 ]
 
 LARGEST = 999
@@ -87,7 +97,11 @@ class Step:
                 value // 100 * 100,
             ]
         else:
-            places = [value % 10 * self.operand, value // 10 % 10 * 10 * self.operand, value // 100 * 100 * self.operand]
+            places = [
+                value % 10 * self.operand,
+                value // 10 % 10 * 10 * self.operand,
+                value // 100 * 100 * self.operand,
+            ]
         return places if places[2] else places[:2]
 
 
@@ -158,8 +172,14 @@ def derive(one: Problem, rng: random.Random, before: Derivation | None = None) -
     value, lines, slips = one.start, [], set()
     for index, step in enumerate(one.steps):
         result, wrong = step.apply(value), step.slipped(value)
-        rate = FIRST_SLIP if before is None else REPEATED_SLIP if index in before.slips else FRESH_SLIP
-        if wrong is not None and rng.random() < rate and _stays_in_range(wrong, one.steps[index + 1 :]):
+        rate = (
+            FIRST_SLIP if before is None else REPEATED_SLIP if index in before.slips else FRESH_SLIP
+        )
+        if (
+            wrong is not None
+            and rng.random() < rate
+            and _stays_in_range(wrong, one.steps[index + 1 :])
+        ):
             shown, result = (wrong if step.op == "-" else result), wrong
             slips.add(index)
         else:
@@ -178,14 +198,26 @@ def thought(one: Problem, rng: random.Random) -> tuple[list[str], int]:
     """
     last = derive(one, rng)
     operations = ", ".join(f"{step.op} {step.operand}" for step in one.steps)
-    paragraphs = ["\n".join([f"I start with {one.start}: {operations}.", *last.lines, f"So the result is {last.result}."])]
+    paragraphs = [
+        "\n".join(
+            [
+                f"I start with {one.start}: {operations}.",
+                *last.lines,
+                f"So the result is {last.result}.",
+            ]
+        )
+    ]
     per_round = 15 * len(one.steps) + 24
     while True:
         following = derive(one, rng, last)
         agree = following.result == last.result
         verdict = "That matches." if agree else "That differs from before."
         opening = _draw(rng, *zip(*_REFLECTIONS, strict=True))
-        paragraphs.append("\n".join([opening, *following.lines, f"So the result is {following.result}. {verdict}"]))
+        paragraphs.append(
+            "\n".join(
+                [opening, *following.lines, f"So the result is {following.result}. {verdict}"]
+            )
+        )
         last, tokens = following, per_round * len(paragraphs)
         chance = 1.0 if tokens > TOO_LONG else 0.5 if tokens > LONG else CLOSE
         if agree and rng.random() < chance:
@@ -223,7 +255,11 @@ def _chain(rng: random.Random, count: int, hard: set[int]) -> tuple[int, tuple[S
             step = Step(op, rng.randint(2, 9) if op == "*" else rng.randint(11, 99))
             result = step.apply(value)
             # No step twice: the model finds its place in the chain by the last step it wrote.
-            if step not in steps and 0 < result <= LARGEST and (step.slipped(value) is not None) == (index in hard):
+            if (
+                step not in steps
+                and 0 < result <= LARGEST
+                and (step.slipped(value) is not None) == (index in hard)
+            ):
                 break
         else:
             return None

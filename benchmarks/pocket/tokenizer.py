@@ -80,10 +80,12 @@ def build(seed: int = 0):
     from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
     tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([
-        pre_tokenizers.Split(Regex(_PIECES), "isolated"),
-        pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-    ])
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(_PIECES), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=VOCABULARY - len(SPECIAL) - len(MARKERS),
@@ -107,7 +109,9 @@ def save(tokenizer, folder: Path) -> None:
         "clean_up_tokenization_spaces": False,
         "chat_template": TEMPLATE,
     }
-    (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n")
+    (folder / "tokenizer_config.json").write_text(
+        json.dumps(settings, indent=2, ensure_ascii=False) + "\n"
+    )
 
 
 def _corpus(rng: random.Random):
@@ -119,4 +123,8 @@ def _corpus(rng: random.Random):
         for prompt, thinking, answer in chat.SMALL_TALK:
             yield f"{prompt}\n{thinking}\n{answer}"
         # Cues in mid-sentence too, so that each is one token wherever it stands.
-        yield "user\nassistant\nsystem\n" + "".join(chat.SYSTEM) + " Wait Hmm Alternatively But Let, hmm, but, let"
+        yield (
+            "user\nassistant\nsystem\n"
+            + "".join(chat.SYSTEM)
+            + " Wait Hmm Alternatively But Let, hmm, but, let"
+        )

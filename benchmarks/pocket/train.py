@@ -39,11 +39,18 @@ def config(tokenizer) -> Qwen3Config:
     """The architecture: about 2.3 million parameters."""
     return Qwen3Config(
         vocab_size=tokenizer.get_vocab_size(),
-        hidden_size=192, intermediate_size=512, num_hidden_layers=LAYERS,
-        num_attention_heads=3, num_key_value_heads=3, head_dim=64,
-        max_position_embeddings=4096, tie_word_embeddings=True,
-        eos_token_id=tokenizer.token_to_id(words.END), pad_token_id=tokenizer.token_to_id(words.SPECIAL[0]),
-        bos_token_id=None, attn_implementation="sdpa",
+        hidden_size=192,
+        intermediate_size=512,
+        num_hidden_layers=LAYERS,
+        num_attention_heads=3,
+        num_key_value_heads=3,
+        head_dim=64,
+        max_position_embeddings=4096,
+        tie_word_embeddings=True,
+        eos_token_id=tokenizer.token_to_id(words.END),
+        pad_token_id=tokenizer.token_to_id(words.SPECIAL[0]),
+        bos_token_id=None,
+        attn_implementation="sdpa",
     )
 
 
@@ -68,14 +75,21 @@ class Doubt(torch.nn.Module):
         if not marked.any():
             return torch.zeros(())
         state = functional.rms_norm(self.seen[marked].float(), (self.seen.shape[-1],))
-        return functional.binary_cross_entropy_with_logits(self.read(state)[:, 0], truth[marked].float())
+        return functional.binary_cross_entropy_with_logits(
+            self.read(state)[:, 0], truth[marked].float()
+        )
 
 
-def losses(model: Qwen3ForCausalLM, doubts: torch.nn.ModuleList, batch: Batch) -> tuple[torch.Tensor, ...]:
+def losses(
+    model: Qwen3ForCausalLM, doubts: torch.nn.ModuleList, batch: Batch
+) -> tuple[torch.Tensor, ...]:
     """The loss to descend, and for the eye the mean losses of thought, belief and the two doubts (nats)."""
     with torch.autocast("cpu", torch.bfloat16):
         hidden = model.model(
-            input_ids=batch.ids, position_ids=batch.position, attention_mask=batch.mask, use_cache=False
+            input_ids=batch.ids,
+            position_ids=batch.position,
+            attention_mask=batch.mask,
+            use_cache=False,
         ).last_hidden_state
         counted = batch.weight > 0
         logits = model.lm_head(hidden[counted])
@@ -83,7 +97,9 @@ def losses(model: Qwen3ForCausalLM, doubts: torch.nn.ModuleList, batch: Batch) -
     each = functional.cross_entropy(logits.float(), batch.label[counted], reduction="none")
     with torch.no_grad():
         thought, belief = each[weight == 1].mean(), each[weight > 2].mean()
-    slip, wrong = (doubt(truth) for doubt, truth in zip(doubts, (batch.slip, batch.wrong), strict=True))
+    slip, wrong = (
+        doubt(truth) for doubt, truth in zip(doubts, (batch.slip, batch.wrong), strict=True)
+    )
     loss = (each * weight).sum() / weight.sum() + DOUBT_WEIGHT * (slip + wrong)
     return loss, thought, belief, slip.detach(), wrong.detach()
 
@@ -130,8 +146,10 @@ def export(model: Qwen3ForCausalLM, tokenizer, folder: Path) -> None:
         copy.to(torch.bfloat16).save_pretrained(fresh)
         words.save(tokenizer, fresh)
         settings = {
-            "do_sample": True, "temperature": 0.6,
-            "eos_token_id": model.config.eos_token_id, "pad_token_id": model.config.pad_token_id,
+            "do_sample": True,
+            "temperature": 0.6,
+            "eos_token_id": model.config.eos_token_id,
+            "pad_token_id": model.config.pad_token_id,
         }
         (fresh / "generation_config.json").write_text(json.dumps(settings, indent=2) + "\n")
         for file in fresh.iterdir():
@@ -142,12 +160,22 @@ def export(model: Qwen3ForCausalLM, tokenizer, folder: Path) -> None:
 def main() -> None:
     """Parse the command line and train."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--minutes", type=float, default=60, help="wall-clock minutes of the whole run, resumed parts included")
+    parser.add_argument(
+        "--minutes",
+        type=float,
+        default=60,
+        help="wall-clock minutes of the whole run, resumed parts included",
+    )
     parser.add_argument("--tokens", type=int, default=7000, help="tokens a batch")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--out", type=Path, default=MODEL, help="model folder")
-    parser.add_argument("--state", type=Path, default=Path(tempfile.gettempdir()) / "pocket-state.pt", help="what --resume reads")
+    parser.add_argument(
+        "--state",
+        type=Path,
+        default=Path(tempfile.gettempdir()) / "pocket-state.pt",
+        help="what --resume reads",
+    )
     parser.add_argument("--resume", action="store_true")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
@@ -165,7 +193,10 @@ def main() -> None:
             for optimizer, saved in zip(optimizing, state["optimizers"], strict=True):
                 optimizer.load_state_dict(saved)
         spent, step, seen = state["spent"], state["step"], state["seen"]
-    print(f"{model.num_parameters():,} parameters, {tokenizer.get_vocab_size()} tokens in the vocabulary", flush=True)
+    print(
+        f"{model.num_parameters():,} parameters, {tokenizer.get_vocab_size()} tokens in the vocabulary",
+        flush=True,
+    )
 
     total, begun = options.minutes * 60, time.monotonic() - spent
     saved = last = time.monotonic()
@@ -200,10 +231,17 @@ def main() -> None:
             if now - saved > SAVE_EVERY or progress >= 1:
                 saved = now
                 export(model, tokenizer, options.out)
-                torch.save({
-                    "model": model.state_dict(), "doubts": doubts.state_dict(), "optimizers": [o.state_dict() for o in optimizing],
-                    "spent": now - begun, "step": step, "seen": seen,
-                }, options.state)
+                torch.save(
+                    {
+                        "model": model.state_dict(),
+                        "doubts": doubts.state_dict(),
+                        "optimizers": [o.state_dict() for o in optimizing],
+                        "spent": now - begun,
+                        "step": step,
+                        "seen": seen,
+                    },
+                    options.state,
+                )
     print(f"{step} steps, {seen:,} tokens, {(time.monotonic() - begun) / 60:.1f} minutes")
 
 

@@ -101,12 +101,12 @@ def test_keys_of_a_known_dialect_are_replaced() -> None:
 
 
 def test_a_new_dialect_is_tried_first() -> None:
-    """It takes what it does not say from the first known one, but no model's name."""
+    """It takes what it does not say from the first known one, but not what is that one's own."""
     known = builtin()
     changed = override(known, {"mine": {"start": "<a>", "end": "</a>", "closing": "</a>"}})
     assert list(changed) == ["mine", *known]
     assert changed["mine"].cues == next(iter(known.values())).cues
-    assert changed["mine"].models == ()
+    assert (changed["mine"].models, changed["mine"].warnings) == ((), {})
 
 
 def test_a_new_dialect_needs_its_own_closing() -> None:
