@@ -18,8 +18,8 @@ from rich.progress import Progress
 from rich.table import Table
 
 from benchmarks.client import Asker, Run, ask_all, lean, progress
+from benchmarks.pocket import POLICY
 from benchmarks.pocket.task import held_out
-from benchmarks.quality import POLICY
 from benchmarks.services import ROOT, engine, free_port, gateway
 
 __all__ = ["main"]

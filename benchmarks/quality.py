@@ -17,6 +17,7 @@ from rich.console import Console
 
 from benchmarks.client import Run, ask_all, lean, progress
 from benchmarks.demo import table
+from benchmarks.pocket import POLICY
 from benchmarks.pocket.task import held_out
 from benchmarks.services import ROOT, engine, free_port, gateway
 from benchmarks.statistics import paired_difference, share_interval
@@ -25,9 +26,6 @@ __all__ = ["main"]
 
 matplotlib.use("Agg")
 console = Console(width=170)
-POLICY = "deer(threshold=0.99)"
-"""λ belongs to the model: chosen for the pocket model on held-out problems of another seed
-(`--seed 1`), never on those that are reported."""
 Arm = tuple[list[Run], float]
 
 

@@ -7,10 +7,10 @@ at each cue in turn, cut if the confidence of a greedy trial answer exceeds a th
 from __future__ import annotations
 
 import argparse
+import itertools
 import math
 import re
 import sys
-import tempfile
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
@@ -22,8 +22,9 @@ from tokenizers import Tokenizer
 from tqdm import tqdm
 
 from benchmarks.pocket import task
-from benchmarks.pocket.engine import Engine, running
-import itertools
+from benchmarks.pocket.engine import Engine
+from benchmarks.services import engine as started
+from benchmarks.services import free_port
 
 MODEL = Path(__file__).parent / "model"
 TEMPERATURE = 0.6
@@ -275,20 +276,14 @@ def main() -> None:
     parser.add_argument(
         "--url", help="an engine that already serves the model; else one is started"
     )
-    parser.add_argument("--port", type=int, default=8191)
     parser.add_argument(
         "--report",
         type=Path,
         help="a Markdown file: everything from its line '## Numbers' on is replaced",
     )
     options = parser.parse_args()
-    log = Path(tempfile.gettempdir()) / "pocket-engine.log"
-    with (
-        nullcontext(Engine(options.url))
-        if options.url
-        else running(MODEL, options.port, log) as engine
-    ):
-        bench = Bench(engine, options.threshold)
+    with nullcontext(options.url) if options.url else started(free_port()) as url:
+        bench = Bench(Engine(url), options.threshold)
         problems = list(enumerate(task.held_out(options.n, options.seed)))
         runs = every(bench.think, problems, "thinking", options.workers)
         runs = every(bench.replay, [(run,) for run in runs], "probing", options.workers)
