@@ -90,7 +90,7 @@ class ConvergenceStopper:
                 return Probe(max_tokens=self._policy.max_tokens)
             case ProbeResult():
                 return self._judge(event)
-            case ProbeFailed():
+            case ProbeFailed() if event.reason != "price":  # then nothing was asked
                 self._recent.append(None)
         return None
 

@@ -76,7 +76,7 @@ class DeerStopper:
                 return Probe(max_tokens=1 if self._gate else self._policy.max_tokens)
             case ProbeResult():
                 return self._judge(event)
-            case ProbeFailed():
+            case ProbeFailed() if event.reason != "price":  # then nothing was asked
                 self._back_off(event.position)
         return None
 

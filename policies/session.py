@@ -117,7 +117,7 @@ class Cut:
 @dataclass(slots=True)
 class Trigger:
     """What became of a stop: ``abandoned`` is a cut that the client did not wait for. ``after``:
-    tokens thought behind it, where the trace went on."""
+    tokens thought behind it, where the trace went on to its own end."""
 
     stop: Stop
     position: int
@@ -338,7 +338,8 @@ class Session:
         if ending != "length":
             self._appraiser.ended(self.ledger.reasoning)
         if self.trigger is not None:
-            self.trigger.after = self.ledger.reasoning - self.trigger.position
+            if ending != "length":
+                self.trigger.after = self.ledger.reasoning - self.trigger.position
         elif self.muted is None:
             self._observe(TraceEnd(self.ledger.reasoning, at))
 

@@ -147,9 +147,9 @@ class Relay:
             task = asyncio.current_task()
             if self._answer is None or (task is not None and task.cancelling()):
                 raise
-        if self._beside and self.session.waiting:
+        while self._beside and self.session.waiting:
             # The main stream ended while a cut was being carried out.
-            await asyncio.wait(self._beside)
+            await asyncio.wait(self._beside, return_when=asyncio.FIRST_COMPLETED)
         if self._answer is not None:
             self._metrics.aborts.labels("cut").inc()
             await self._main.aclose()
