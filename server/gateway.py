@@ -105,9 +105,9 @@ class Gateway:
         # What an engine lacks it may only have lacked for a moment: ask a few times.
         self._again = _AGAIN if not known else self._again - 1
         report = await examine(self.engine, self.dialects, self.settings.dialect)
-        if not known or report != self.report:
+        changed, self.report = report != self.report, report
+        if changed:
             self._say(report)
-        self.report = report
 
     def _say(self, report: Report) -> None:
         for model in report.models.values():
