@@ -122,15 +122,19 @@ async def official(url: str, model: str = "pocket") -> AsyncIterator[Asker]:
 async def lean(url: str, model: str = "pocket") -> AsyncIterator[Asker]:
     """Streamed as well, but read as bytes and decoded at the end: the client's own work must not
     be what is measured when it shares its cores with the engine."""
-    connector = aiohttp.TCPConnector(limit=0)
+    # vLLM's server closes an idle connection after five seconds: we must be first.
+    connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=2)
     async with aiohttp.ClientSession(connector=connector) as session:
 
         async def read(body: dict[str, Any], tries: int = 3) -> bytes:
-            """As SDKs do, try again where the server says so."""
-            async with session.post(f"{url}/v1/chat/completions", json=body) as reply:
-                if reply.status < 500 or tries == 1:
+            """As SDKs do, try again where the connection broke or the server failed."""
+            try:
+                async with session.post(f"{url}/v1/chat/completions", json=body) as reply:
                     reply.raise_for_status()
                     return await reply.read()
+            except aiohttp.ClientError:
+                if tries == 1:
+                    raise
             await asyncio.sleep(0.5)
             return await read(body, tries - 1)
 

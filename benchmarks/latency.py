@@ -26,7 +26,7 @@ __all__ = ["main"]
 
 matplotlib.use("Agg")
 console = Console(width=140)
-_LOADS = ((1, 30), (16, 120), (64, 256))
+_LOADS = ((1, 20), (16, 80), (64, 160))
 _GOALS = {1: ("median", 0.75), 16: ("median", 0.75), 64: ("throughput", 1.2)}
 
 
