@@ -102,7 +102,8 @@ def test_headers_go_both_ways(adjourn: str, standin: str) -> None:
 def test_other_paths_are_the_engines(adjourn: str, standin: str, path: str) -> None:
     """Status and body of every other path are the engine's own, errors included."""
     direct, ours = httpx.get(standin + path), httpx.get(adjourn + path)
-    assert (direct.status_code, direct.content) == (ours.status_code, ours.content)
+    assert direct.status_code == ours.status_code
+    assert normal(direct.content) == normal(ours.content)
 
 
 def test_completions_are_handed_through(adjourn: str, standin: str) -> None:
