@@ -33,7 +33,7 @@ from enum import Enum
 from typing import Literal
 
 from policies.appraisal import Appraiser
-from policies.cues import CueScanner
+from policies.cues import Cue, CueScanner
 from policies.dialect import Marks
 from policies.events import (
     Checkpoint,
@@ -185,6 +185,7 @@ class Session:
         self._on_newline = True
         self._next_interval = self._needs.interval
         self._checkpoint = 0  # the position that is being probed
+        self._missed: Cue | None = None  # the latest cue that came while a probe was on its way
         self._asked = 0
         self._probe_seconds = 0.0
         self._began: float | None = None
@@ -298,11 +299,11 @@ class Session:
             if (command := self._observe(piece)) is not None:
                 return command
         if self.state is not State.THINKING:
+            self._missed = cues[-1] if cues else self._missed
             return None
-        for cue in cues:
-            self._release(cue.start)
-            checkpoint = Checkpoint("cue", self._place().position, at, cue.word)
-            if (command := self._observe(checkpoint)) is not None:
+        for index, cue in enumerate(cues):
+            if (command := self._look(cue, at)) is not None:
+                self._missed = cues[-1] if index + 1 < len(cues) else None
                 return command
         if cues:
             self._release(self._scanner.settled)
@@ -311,6 +312,10 @@ class Session:
             self._next_interval = position + self._needs.interval
             return self._observe(Checkpoint("interval", position, at))
         return None
+
+    def _look(self, cue: Cue, at: float) -> Ask | Cut | None:
+        self._release(cue.start)
+        return self._observe(Checkpoint("cue", self._place().position, at, cue.word))
 
     def _release(self, settled: int) -> None:
         """Let pieces go whose text ends at or before ``settled`` characters of the trace."""
@@ -463,6 +468,7 @@ class Session:
         self._pace(event.at)
         if self.state is State.PROBING:
             self._go_on()
+            return self._catch_up(event.at)
         return command
 
     def _ask(self, probe: Probe, event: Event) -> Ask | Cut | None:
@@ -518,8 +524,15 @@ class Session:
         if self.muted is not None or self.trigger is not None:
             self._held.clear()
             self.released = self._fed
-        else:
+
+    def _catch_up(self, at: float) -> Ask | Cut | None:
+        """The probe said no. Of the cues that came meanwhile the latest is the one to look at: all
+        of its prefix is decoded already, and the most is known there."""
+        missed, self._missed = self._missed, None
+        command = None if missed is None else self._look(missed, at)
+        if command is None:
             self._release(self._scanner.settled)
+        return command
 
     def _pace(self, at: float) -> None:
         if self._began is not None:

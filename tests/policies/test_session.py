@@ -657,6 +657,36 @@ def test_a_question_at_a_thought_is_about_its_place() -> None:
     assert fed(made, ("a", 50), (" W", 51))[-1] == Ask(Probe(), 1, 1, CLOSING)
 
 
+def test_the_latest_cue_that_came_beside_a_probe_is_looked_at_next() -> None:
+    """A probe that says no is followed by one at the latest of the cues that it kept waiting."""
+    made = session(EAGER)
+    fed(made, (".", 50), (" Wait", 51), (" a", 52), (" Hmm", 53), (".", 54), (" Wait", 55))
+    fed(made, (" b", 56))
+    ask = made.probed(result(1, "7", 0.5))
+    assert isinstance(ask, Ask)
+    assert (ask.position, ask.kept, made.released) == (5, 5, 5)
+    assert made.probed(result(5, "7", 0.5)) is None
+    assert (made.state, made.released) == (State.THINKING, 7)
+    assert made.probes == 2
+
+
+def test_a_cue_beside_the_probe_of_another_in_its_piece_is_not_lost() -> None:
+    """Of two cues that become certain at once the second waits for the first's probe."""
+    made = session(EAGER)
+    first = fed(made, (".", 50), (" Wait", 51), (", no. Hmm, so", 52, 53))[-1]
+    second = made.probed(result(1, "7", 0.5))
+    assert [ask.position for ask in (first, second) if isinstance(ask, Ask)] == [1, 2]
+
+
+def test_a_cue_that_was_kept_waiting_does_not_outlive_its_trace() -> None:
+    """Where the trace ends first, nothing is asked any more."""
+    made = session(EAGER)
+    fed(made, (".", 50), (" Wait", 51), (" a", 52), (" Hmm", 53), (".", 54))
+    made.feed("", (END, ANSWER), 0.0, answering=True)
+    assert made.probed(result(1, "7", 0.5)) is None
+    assert made.state is State.ANSWERING
+
+
 def test_a_late_result_is_counted_and_not_judged() -> None:
     """A result for another place, or for a trace that is over, costs what it cost."""
     made = session(EAGER)
