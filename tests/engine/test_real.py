@@ -161,13 +161,13 @@ def test_probes_hit_the_running_requests_blocks(real: str) -> None:
     """What a probe prefills is a tail of the prefix, not the prefix."""
     before = metric(real, "adjourn_tokens_total", kind="prefilled")
     probes = metric(real, "adjourn_probes_total", outcome="ok")
-    reply = ask(real, PROBLEMS[0], adjourn={"policy": "convergence(every=40, window=9)"})
+    for prompt in PROBLEMS[:4]:
+        ask(real, prompt, adjourn={"policy": "convergence(every=40, window=9)"})
     prefilled = metric(real, "adjourn_tokens_total", kind="prefilled") - before
     sent = metric(real, "adjourn_probes_total", outcome="ok") - probes
-    assert sent >= 1
+    assert sent >= 4
     # Blocks of 32 tokens: the last, partial one and the closing with its inducer are new.
     assert prefilled / sent < 80
-    assert reply["usage"]["completion_tokens"] > 0
 
 
 def test_structured_output_behind_a_cut(real: str) -> None:
