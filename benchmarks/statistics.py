@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from scipy import stats
 
-__all__ = ["paired_difference", "share_interval"]
+__all__ = ["mean_ratio", "paired_difference", "share_interval"]
 
 _RESAMPLES = 5000
 
@@ -34,3 +34,11 @@ def paired_difference(
     rows = np.random.default_rng(0).integers(0, len(a), (_RESAMPLES, len(a)))
     low, high = np.percentile(measure(rows), (2.5, 97.5))
     return float(measure(everything)[0]), float(low), float(high)
+
+
+def mean_ratio(rounds: Sequence[float]) -> tuple[float, float, float]:
+    """(geometric mean, low, high) of the rounds' ratios: Student's 95 % interval of the logarithms,
+    at least two rounds."""
+    logs = np.log(np.asarray(rounds, dtype=float))
+    margin = stats.t.ppf(0.975, len(logs) - 1) * stats.sem(logs)
+    return tuple(float(np.exp(logs.mean() + side * margin)) for side in (0, -1, 1))
