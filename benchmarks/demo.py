@@ -84,23 +84,24 @@ async def _compare(url: str, options: argparse.Namespace) -> None:
     _show_example(full, ours)
 
 
-def table(arms: dict[str, tuple[list[Run], float]]) -> Table:
-    """A column a policy; the first is the one that the others are compared with."""
+def table(arms: dict[str, tuple[list[Run], float]], samples: int = 1) -> Table:
+    """A column a policy; the first is the one that the others are compared with. ``samples``: runs
+    a problem."""
     shown = Table(title="What it cost and what it brought")
     shown.add_column("means per request")
     for name in arms:
         shown.add_column(name, justify="right")
     base = next(iter(arms.values()))[0]
-    columns = [_column(runs, seconds, base) for runs, seconds in arms.values()]
+    columns = [_column(runs, seconds, base, samples) for runs, seconds in arms.values()]
     for row in columns[0]:
         shown.add_row(row, *(column[row] for column in columns))
     return shown
 
 
-def _column(runs: list[Run], seconds: float, base: list[Run]) -> dict[str, str]:
-    right, low, high = (100 * x for x in share_interval([r.right for r in runs]))
+def _column(runs: list[Run], seconds: float, base: list[Run], samples: int) -> dict[str, str]:
+    right, low, high = (100 * x for x in share_interval([r.right for r in runs], samples))
     net, full = [r.net for r in runs], [r.net for r in base]
-    crt, crt_low, crt_high = paired_difference(net, full, ratio=True)
+    crt, crt_low, crt_high = paired_difference(net, full, ratio=True, samples=samples)
     cr, _, _ = paired_difference(
         [r.completion for r in runs], [r.completion for r in base], ratio=True
     )

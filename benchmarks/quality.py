@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+from functools import partial
 from pathlib import Path
 
 import matplotlib
@@ -32,6 +33,7 @@ Arm = tuple[list[Run], float]
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--problems", type=int, default=1000)
+    parser.add_argument("--samples", type=int, default=2, help="traces a problem")
     parser.add_argument("--concurrency", type=int, default=32)
     parser.add_argument("--seed", type=int, default=0, help="which held-out problems")
     parser.add_argument("--policy", default=POLICY, help="the policy that the goals are for")
@@ -48,7 +50,7 @@ def main() -> None:
 
 
 async def _measure(url: str, options: argparse.Namespace) -> None:
-    problems = held_out(options.problems, options.seed)
+    problems = held_out(options.problems, options.seed) * options.samples
     with progress() as bar:
         async with lean(url) as ask:
 
@@ -65,8 +67,8 @@ async def _measure(url: str, options: argparse.Namespace) -> None:
                 arms[policy] = await arm(policy)
             for limit in options.budgets:
                 arms[f"budget(max={limit})"] = await arm(f"budget(max={limit}, grace=16)")
-    console.print(table(arms))
-    _report(arms, options.policy, rival, options.out)
+    console.print(table(arms, options.samples))
+    _report(arms, options.policy, rival, options)
 
 
 def _same_cost(runs: list[Run], ours: list[Run]) -> int:
@@ -78,29 +80,31 @@ def _same_cost(runs: list[Run], ours: list[Run]) -> int:
     return int(candidates[np.abs(costs - wanted).argmin()])
 
 
-def _report(arms: dict[str, Arm], policy: str, rival: str, out: Path) -> None:
+def _report(arms: dict[str, Arm], policy: str, rival: str, options: argparse.Namespace) -> None:
+    difference = partial(paired_difference, samples=options.samples)
+    out = options.out
     full, ours, budget = arms["off"][0], arms[policy][0], arms[rival][0]
-    saved, low, high = paired_difference([r.net for r in ours], [r.net for r in full], ratio=True)
+    saved, low, high = difference([r.net for r in ours], [r.net for r in full], ratio=True)
     console.print(
         f"{policy} saves {100 * (1 - saved):.1f} % net of probes and waste, 95 % interval "
         f"[{100 * (1 - high):.1f}, {100 * (1 - low):.1f}] (goal: at least 35 %)"
     )
     for name, other in (("full thinking", full), (rival, budget)):
-        delta, low, high = paired_difference([r.right for r in ours], [r.right for r in other])
+        delta, low, high = difference([r.right for r in ours], [r.right for r in other])
         console.print(
             f"{policy} against {name}: accuracy {100 * delta:+.2f} points, paired 95 % interval "
             f"[{100 * low:+.2f}, {100 * high:+.2f}]"
         )
     rows = {
         name: {
-            "right": share_interval([r.right for r in runs]),
+            "right": share_interval([r.right for r in runs], options.samples),
             "net": float(np.mean([r.net for r in runs])),
             "reasoning": float(np.mean([r.reasoning for r in runs])),
             "probe": float(np.mean([r.probe for r in runs])),
             "wasted": float(np.mean([r.wasted for r in runs])),
             "stopped": float(np.mean([bool(r.note.get("stopped")) for r in runs])),
-            "difference": paired_difference([r.right for r in runs], [r.right for r in full]),
-            "ratio": paired_difference([r.net for r in runs], [r.net for r in full], ratio=True),
+            "difference": difference([r.right for r in runs], [r.right for r in full]),
+            "ratio": difference([r.net for r in runs], [r.net for r in full], ratio=True),
             "seconds": seconds,
         }
         for name, (runs, seconds) in arms.items()
