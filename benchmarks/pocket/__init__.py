@@ -4,6 +4,5 @@ __all__ = ["POLICY"]
 
 POLICY = "deer(threshold=0.99, gate=0)"
 """A threshold belongs to a model: chosen on held-out problems of another seed (`benchmarks.quality
---seed 1`), never on those that are reported. The gate is off on the guess that
-for trial answers of six tokens a second request costs more than it spares; that was not measured,
-and the threshold was chosen with the gate on."""
+--seed 1`), never on those that are reported. The gate is off because a trial answer here is six
+tokens long: a request that spares it costs more than it does."""
