@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from importlib.resources import files
 from typing import Any
 
-from policies.markers import Ids, Markers
+from policies.markers import Ids, Mark, Markers
 
 __all__ = ["Dialect", "Marks", "builtin", "override"]
 
@@ -64,6 +64,14 @@ class Dialect:
         """The texts that must each be one token of a model's vocabulary."""
         return (*self.start, *self.end) if self.tokens is None else self.tokens
 
+    @property
+    def texts(self) -> set[str]:
+        """Every text of which ``Marks.of`` needs the ids."""
+        markers = (*self.start, *self.end)
+        spaced = (f" {marker}" for marker in markers)
+        closings = (self.closing, self.closing.removeprefix("\n"), self.header)
+        return {*markers, *spaced, *self.breaks, *closings, *self.inducers.values()} - {""}
+
 
 @dataclass(frozen=True, slots=True)
 class Marks:
@@ -81,6 +89,19 @@ class Marks:
     closing_on_newline: Ids
     inducers: Mapping[str, Ids]
     header: Ids = ()
+
+    @classmethod
+    def of(cls, dialect: Dialect, ids: Mapping[str, Ids]) -> Marks:
+        """``ids``: what each of the dialect's ``texts`` is in the model's vocabulary."""
+        return cls(
+            dialect=dialect,
+            markers=Markers(_markers(dialect, ids)),
+            start=ids[dialect.start[0]],
+            closing=ids[dialect.closing],
+            closing_on_newline=ids[dialect.closing.removeprefix("\n")],
+            inducers={name: ids[text] for name, text in dialect.inducers.items()},
+            header=ids.get(dialect.header, ()),
+        )
 
 
 def builtin() -> dict[str, Dialect]:
@@ -101,6 +122,18 @@ def override(
         else:
             new[name] = Dialect.load(name, {**_shared(next(iter(dialects.values()))), **values})
     return new | known
+
+
+def _markers(dialect: Dialect, ids: Mapping[str, Ids]) -> dict[Ids, Mark]:
+    # Where a break is several tokens, it is plain text: no parser waits for it.
+    markers = {ids[text]: Mark.BREAK for text in dialect.breaks if len(ids[text]) == 1}
+    for mark, texts in ((Mark.START, dialect.start), (Mark.END, dialect.end)):
+        for text in texts:
+            markers[marker := ids[text]] = mark
+            # Plain text is other tokens behind a space.
+            if (spaced := ids[f" {text}"])[-len(marker) :] != marker:
+                markers[spaced] = mark
+    return markers
 
 
 def _value(key: str, value: Any) -> Any:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import fnmatch
 import logging
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,7 +16,7 @@ import msgspec
 
 from policies.dialect import Dialect, Marks
 from policies.events import Probe
-from policies.markers import Ids, Mark, Markers
+from policies.markers import Ids
 from server.engine import BadReply, Engine, Model
 from server.errors import GatewayError
 from server.sse import EventSplitter, data_of
@@ -117,7 +117,7 @@ async def _marks(
                     known[text] = await ids(text)
             told = {known[text] for text in dialect.telling}
             if len(told) == len(dialect.telling) and all(len(token) == 1 for token in told):
-                return await _in_ids(dialect, ids)
+                return Marks.of(dialect, {text: await ids(text) for text in dialect.texts})
     except (GatewayError, BadReply) as error:
         missing["/tokenize"] = f"no dialect can be told, so nothing is stopped ({error})"
         return None
@@ -139,28 +139,6 @@ def _candidates(
         elif dialect.telling:
             others.append(dialect)
     yield from others
-
-
-async def _in_ids(dialect: Dialect, ids: Callable[[str], Awaitable[Ids]]) -> Marks:
-    markers: dict[Ids, Mark] = {}
-    for text in dialect.breaks:
-        if len(token := await ids(text)) == 1:  # where it is text, no parser waits for it
-            markers[token] = Mark.BREAK
-    for mark, texts in ((Mark.START, dialect.start), (Mark.END, dialect.end)):
-        for text in texts:
-            markers[marker := await ids(text)] = mark
-            # Plain text is other tokens behind a space.
-            if len(marker) > 1 and (spaced := await ids(f" {text}"))[-len(marker) :] != marker:
-                markers[spaced] = mark
-    return Marks(
-        dialect=dialect,
-        markers=Markers(markers),
-        start=await ids(dialect.start[0]),
-        closing=await ids(dialect.closing),
-        closing_on_newline=await ids(dialect.closing.removeprefix("\n")),
-        inducers={name: await ids(text) for name, text in dialect.inducers.items()},
-        header=await ids(dialect.header) if dialect.header else (),
-    )
 
 
 async def _talk(
