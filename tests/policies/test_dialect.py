@@ -32,12 +32,6 @@ def test_a_builtin_dialect_is_whole(name: str) -> None:
         assert scanner.feed(f"So. {cue}, no") == [Cue(cue, 4)]
 
 
-def test_known_names_come_before_catch_alls() -> None:
-    """A dialect for any name is tried behind those that name their models."""
-    thinkers = [d.models != () for d in builtin().values() if "<think>" in d.start and d.telling]
-    assert thinkers == sorted(thinkers, reverse=True)
-
-
 def test_models_are_matched_in_lower_case() -> None:
     """Patterns are compared with a lower-case name, so they are lower case themselves."""
     patterns = [pattern for d in builtin().values() for pattern in d.models]
