@@ -33,6 +33,8 @@ def served(
     arguments = (
         f"--served-model-name={name}-tiny",
         "--max-model-len=1024",
+        "--dtype=float32",
+        "--enforce-eager",
         "--block-size=32",
         f"--reasoning-parser={SERVED[name].parser}",
     )
