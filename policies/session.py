@@ -46,6 +46,7 @@ from policies.events import (
     TraceEnd,
 )
 from policies.ledger import Ledger
+from policies.markers import NOWHERE, Mark
 from policies.never import Never
 from policies.policy import Policy, Stopper
 
@@ -138,6 +139,16 @@ class _Piece:
     on_newline: bool
 
 
+@dataclass(frozen=True, slots=True)
+class _End:
+    """A marker of ``length`` ids that ends the trace. ``inside``: ids of its last piece that are
+    still the trace's; less than none where earlier pieces were the marker's."""
+
+    mark: Mark
+    length: int
+    inside: int
+
+
 class Session:
     """Feed it with ``opened``, ``feed``, ``probed``, ``probe_failed``, ``resumed``, ``refused``
     and ``ended``; each may return an ``Ask`` or a ``Cut`` to carry out.
@@ -178,6 +189,8 @@ class Session:
             self._stopper = policy.start()
         except Exception as error:
             self._fail(error)
+        self._markers = marks.markers
+        self._at = NOWHERE  # among the markers
         self._scanner = CueScanner(marks.dialect.cues if self._needs.cues else ())
         self._fed = 0
         self._held: deque[_Piece] = deque()
@@ -199,11 +212,8 @@ class Session:
         """The prompt's ids. The last marker among them tells whether a trace is open."""
         self.prompt = prompt
         self.ledger.prompt = len(prompt)
-        for token in reversed(prompt):
-            if token == self.marks.start:
-                self._go(Input.THINK)
-            if token in (self.marks.start, self.marks.end):
-                return
+        if self._markers.last(prompt) is Mark.START:
+            self._go(Input.THINK)
 
     def feed(
         self,
@@ -227,7 +237,8 @@ class Session:
             and not answering
             and ending is None
             and thought
-            and self.marks.end not in token_ids
+            and self._at == NOWHERE
+            and self._markers.beginnings.isdisjoint(token_ids)
             and self._scanner.skim(thought)
         ):
             # Nearly every token: no cue, nothing held, nobody to show it to.
@@ -248,29 +259,22 @@ class Session:
         before = self._half or self._here()
         self._fed += 1
         self.generated.extend(token_ids)
-        if state is State.OPENING:
-            if token_ids and token_ids[0] == self.marks.start:
-                self._go(Input.THINK)
-            elif not (token_ids or thought or answering or ending):
-                self.released = self._fed  # the role, which tells nothing
-                return None
-            else:
-                if thought and not (answering or ending):
-                    # Reasoning without a marker: not what this dialect says of the model.
-                    self.mute("no-marker")
-                self._leave(token_ids, at, answering, ending)
-                return None
-        if answering or ending or self.marks.end in token_ids:
-            self._leave(token_ids, at, answering, ending)
+        opening, end = self._scan(token_ids)
+        if state is State.OPENING and not opening:
+            self._wait(thought, token_ids, end is not None or answering or ending is not None)
+            return None
+        if opening:
+            before = replace(before, kept=len(self.generated) - len(token_ids) + opening)
+            self._open(opening)
+        if end or answering or ending:
+            self._leave(len(token_ids) - opening, end, at, answering, ending)
             return None
         if token_ids and self._began is None:
             self._began = at
-        count = len(token_ids)
-        if before.kept == 0 and count and token_ids[0] == self.marks.start:
-            self.ledger.marker += 1
-            count -= 1
-            before = replace(before, kept=1)  # no trace is cut before its opening
-        self._half = before if count and not thought else None
+        count = len(token_ids) - opening
+        # No trace is cut in the midst of a character, nor where a marker may have begun.
+        whole = thought and not self._markers.begun(self._at)
+        self._half = None if whole or not count else before
         self.ledger.reasoning += count
         if thought:
             self._on_newline = thought[-1] == "\n"
@@ -278,6 +282,46 @@ class Session:
             self.released = self._fed
             return None
         return self._think(thought, token_ids, at, before)
+
+    def _scan(self, token_ids: Sequence[int]) -> tuple[int, _End | None]:
+        """How many of these ids open the trace, and what ends it: markers that are whole with one
+        of them, wherever they began."""
+        opening, end = 0, None
+        for count, token in enumerate(token_ids, 1):
+            self._at = self._markers.step(self._at, token)
+            if (found := self._markers.whole(self._at)) is None:
+                continue
+            mark, length = found
+            if mark is not Mark.START:
+                end = _End(mark, length, count - opening - length)
+                self._at = NOWHERE
+                break
+            if self._opens(count == length) and not opening:
+                opening, self._at = count, NOWHERE
+        return opening, end
+
+    def _opens(self, first: bool) -> bool:
+        """Whether a start marker opens the trace here, and is not just a part of it. Some models
+        write it once more behind a prompt that ends with it."""
+        return self.state is State.OPENING or (first and not self.ledger.reasoning)
+
+    def _wait(self, thought: str, token_ids: Sequence[int], decided: bool) -> None:
+        """No trace is open. Until there is something to read, one may still be opened."""
+        self.released = self._fed
+        self.ledger.answer += len(token_ids)
+        reasoning = thought and not thought.isspace()
+        if reasoning and not decided:
+            # Reasoning without a marker: not what this dialect says of the model.
+            self.mute("no-marker")
+        if reasoning or decided:
+            self._go(Input.ANSWER)
+
+    def _open(self, opening: int) -> None:
+        """A marker, and what stood before it, is neither trace nor answer."""
+        if self.state is State.OPENING:
+            self._go(Input.THINK)
+        self.ledger.marker += self.ledger.answer + opening
+        self.ledger.answer = 0
 
     @property
     def _quiet(self) -> bool:
@@ -328,17 +372,13 @@ class Session:
         self.released = held[0].pieces if held else self._fed
 
     def _leave(
-        self, token_ids: Sequence[int], at: float, answering: bool, ending: str | None
+        self, count: int, end: _End | None, at: float, answering: bool, ending: str | None
     ) -> None:
-        """The trace is over, or there was none: everything may go."""
-        thinking = self.state is not State.OPENING
+        """The trace is over: everything may go."""
         self._go(Input.ANSWER)
         self.released = self._fed
         self._held.clear()
-        if not thinking:
-            self.ledger.answer += len(token_ids)
-            return
-        self._split_last(list(token_ids), answering)
+        self._split_last(count, end, answering)
         self._pace(at)
         if ending != "length":
             self._appraiser.ended(self.ledger.reasoning)
@@ -348,21 +388,19 @@ class Session:
         elif self.muted is None:
             self._observe(TraceEnd(self.ledger.reasoning, at))
 
-    def _split_last(self, ids: list[int], answering: bool) -> None:
-        """Share the ids of the trace's last piece out between trace, markers and answer."""
+    def _split_last(self, count: int, end: _End | None, answering: bool) -> None:
+        """Share the ids of the trace's last piece out between trace, marker and answer."""
         ledger = self.ledger
-        if len(self.generated) == len(ids) and ids and ids[0] == self.marks.start:
-            ledger.marker += 1
-            ids = ids[1:]
-        if self.marks.end in ids:
-            inside = ids.index(self.marks.end)
-            ledger.reasoning += inside
-            ledger.marker += 1
-            ledger.answer += len(ids) - inside - 1
+        if end is not None:
+            ledger.reasoning += end.inside
+            ledger.answer += count - end.inside
+            if end.mark is Mark.END:
+                ledger.marker += end.length
+                ledger.answer -= end.length
         elif answering:
-            ledger.answer += len(ids)
+            ledger.answer += count
         else:
-            ledger.reasoning += len(ids)
+            ledger.reasoning += count
 
     # -- what the driver did with a command -------------------------------------------------
 
@@ -483,7 +521,8 @@ class Session:
             return None  # one is in flight
         self._go(Input.PROBE)
         self.probes += 1
-        return Ask(probe, place.kept, self._checkpoint, self._closing(place))
+        closing = self._closing(place) + self.marks.header
+        return Ask(probe, place.kept, self._checkpoint, closing)
 
     def _stop(self, stop: Stop) -> Cut | None:
         if stop.position is None:

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 from policies.appraisal import Appraiser
 from policies.dialect import Dialect, Marks
 from policies.events import Checkpoint, Event, Probe, ProbeFailed, ProbeResult, Thought
+from policies.markers import Mark, Markers
 from policies.policy import Needs, Policy
 from policies.session import TABLE, Session, State
 
@@ -38,14 +39,14 @@ PROMPT = (5, 6, START)
 MARKS = Marks(
     dialect=Dialect(
         name="lab",
-        start="<think>",
-        end="</think>",
+        start=("<think>",),
+        end=("</think>",),
         closing="\n</think>\n\n",
         cues=("Wait", "But wait", "Hmm", "Let me check"),
         inducers={"answer": "\\boxed{"},
     ),
-    start=START,
-    end=END,
+    markers=Markers({(START,): Mark.START, (END,): Mark.END}),
+    start=(START,),
     closing=CLOSING,
     closing_on_newline=CLOSING_ON_NEWLINE,
     inducers={"answer": (20, 21)},
