@@ -77,7 +77,7 @@ class Dialect:
 class Marks:
     """A dialect in one model's token ids.
 
-    ``start`` opens a trace. ``closing`` follows a trace whose text ends in the middle of a line,
+    ``start`` opens a trace, ``end`` closes it. ``closing`` follows a trace whose text ends in the middle of a line,
     ``closing_on_newline`` one that has just ended a line (a second newline there is not what the
     model would write); a probe puts ``header`` behind it. ``inducers`` by name.
     """
@@ -85,6 +85,7 @@ class Marks:
     dialect: Dialect
     markers: Markers
     start: Ids
+    end: Ids
     closing: Ids
     closing_on_newline: Ids
     inducers: Mapping[str, Ids]
@@ -97,6 +98,7 @@ class Marks:
             dialect=dialect,
             markers=Markers(_markers(dialect, ids)),
             start=ids[dialect.start[0]],
+            end=ids[dialect.end[0]],
             closing=ids[dialect.closing],
             closing_on_newline=ids[dialect.closing.removeprefix("\n")],
             inducers={name: ids[text] for name, text in dialect.inducers.items()},

@@ -89,3 +89,13 @@ class Markers:
                 if tuple(ids[max(0, end - len(marker)) : end]) == marker:
                     return mark
         return None
+
+    def through_end(self, ids: Ids) -> Ids:
+        """``ids`` up to the first end marker, that included; all of them where there is none."""
+        place = NOWHERE
+        for count, token in enumerate(ids, 1):
+            place = self.step(place, token)
+            found = self.whole(place)
+            if found is not None and found[0] is Mark.END:
+                return ids[:count]
+        return ids

@@ -17,10 +17,11 @@ import msgspec
 from policies.dialect import Dialect, Marks
 from policies.events import Probe
 from policies.markers import Ids
+from policies.uncertainty import TOP
 from server.engine import BadReply, Engine, Model
 from server.errors import GatewayError
 from server.sse import EventSplitter, data_of
-from server.wire import Chunk, decode_chunk
+from server.wire import Chunk, decode_chunk, given
 
 __all__ = ["Report", "examine", "served"]
 
@@ -41,6 +42,14 @@ class Report:
     @property
     def can_probe(self) -> bool:
         return "token-id probes" not in self.missing
+
+    @property
+    def can_score_endings(self) -> bool:
+        return "log-probabilities of chosen tokens" not in self.missing
+
+    @property
+    def can_tell_logprobs(self) -> bool:
+        return "log-probabilities" not in self.missing
 
     @property
     def can_cut(self) -> bool:
@@ -176,6 +185,15 @@ async def _talk(
         await engine.probe(model, prompt, Probe(max_tokens=1), headers, {})
     except (GatewayError, BadReply) as error:
         missing["token-id probes"] = f"policies that probe are off ({error})"
+    if marks is not None:
+        try:
+            probe = Probe(inducer="", max_tokens=1, closing=False, ending=True)
+            await engine.probe(model, prompt, probe, headers, {}, marks.closing[:1])
+        except (GatewayError, BadReply) as error:
+            missing["log-probabilities of chosen tokens"] = f"`margin` is off ({error})"
+    chunks = await _stream(engine, {**streamed, "logprobs": True, "top_logprobs": TOP}, headers)
+    if not any(c.choices and given(c.choices[0].logprobs) for c in chunks):
+        missing["log-probabilities"] = "policies that need them with each token are off"
     return skeleton
 
 

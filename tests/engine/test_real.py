@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import httpx
@@ -12,24 +12,11 @@ import openai
 import pytest
 
 from benchmarks.pocket.task import held_out
-from benchmarks.services import engine, free_port, gateway
 from tests.exchange import CHAT, events, metric, normal
 
 pytestmark = pytest.mark.engine
 
 PROBLEMS = [problem.prompt for problem in held_out(12)]
-
-
-@pytest.fixture(scope="module")
-def vllm() -> Iterator[str]:
-    with engine(free_port()) as url:
-        yield url
-
-
-@pytest.fixture(scope="module")
-def real(vllm: str) -> Iterator[str]:
-    with gateway(vllm, free_port(), "--policy", "deer", "--hold-out", "0") as url:
-        yield url
 
 
 def ask(url: str, prompt: str, **fields: Any) -> Any:
