@@ -17,12 +17,13 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse
 
 from server import __version__
-from server.chat import ENDPOINT, JudgedChat
+from server.chat import ENDPOINT
 from server.choose import ChatRequest, read_chat
 from server.config import Settings
 from server.engine import forwarded_headers
 from server.errors import BadRequest, GatewayError, TooLarge
 from server.gateway import Gateway
+from server.judged import Judged
 from server.responses import Passage, WithRawSend
 
 __all__ = ["create_app"]
@@ -136,7 +137,7 @@ def _answer(
         reason = asked.untouchable or gateway.refusal(policy, model)
         if reason is None and model is not None:
             extra.append((b"x-adjourn-policy", policy.name.encode()))
-            return JudgedChat(gateway, asked, policy, model, headers, request_id, extra, arrived)
+            return Judged(gateway, asked, policy, model, headers, request_id, extra, arrived)
         gateway.metrics.passed.labels(label, reason).inc()
         extra.append((b"x-adjourn-passed-through", str(reason).encode()))
     else:

@@ -21,6 +21,7 @@ from server.errors import BadRequest
 
 __all__ = ["ChatRequest", "read_chat"]
 
+_CHOICES = 128
 _cached_parse = lru_cache(maxsize=256)(parse)
 
 
@@ -43,6 +44,8 @@ class ChatRequest:
     include_reasoning: bool
     return_token_ids: bool
     limit: int | None
+    choices: int
+    seed: int | None
 
 
 class _StreamOptions(msgspec.Struct):
@@ -62,6 +65,8 @@ class _Known(msgspec.Struct):
     model: str | None = None
     stream: bool | None = None
     n: int | float | None = None
+    seed: int | float | None = None
+    temperature: int | float | None = None
     max_tokens: int | float | None = None
     max_completion_tokens: int | float | None = None
     stream_options: _StreamOptions | None = None
@@ -129,6 +134,8 @@ def read_chat(
         include_reasoning=known.include_reasoning is not False,
         return_token_ids=bool(known.return_token_ids),
         limit=_whole(known.max_completion_tokens or known.max_tokens),
+        choices=int(known.n or 1),
+        seed=_whole(known.seed),
     )
 
 
@@ -170,8 +177,9 @@ def _policy(
 
 
 def _untouchable(known: _Known) -> str | None:
-    if (known.n or 1) > 1:
-        return "several-choices"
+    choices = known.n or 1
+    if not 1 <= choices <= _CHOICES or (choices > 1 and known.temperature == 0):
+        return "several-choices"  # the engine refuses them, or they are its own affair
     if known.use_beam_search:
         return "beam-search"
     if known.echo:

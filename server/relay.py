@@ -1,4 +1,4 @@
-"""Carry one judged chat response from the engine to the client.
+"""Carry one judged choice of a response from the engine to the client.
 
 The relay drives a ``Session``: it reads the main stream, shows each chunk to the session and sends
 on what the session has released, byte for byte. It runs probes beside the stream and, at a cut,
@@ -20,34 +20,21 @@ from typing import Any, Protocol
 
 import httpx
 import msgspec
-from msgspec import Raw
 
 from policies.events import ProbeResult
 from policies.session import Ask, Cut, Session
-from server.choose import ChatRequest
 from server.engine import TRANSPORT_ERRORS, BadReply, Engine
 from server.errors import GatewayError, broken_off
 from server.metrics import Metrics
 from server.sse import EventSplitter, data_of
-from server.wire import (
-    Choice,
-    Chunk,
-    Renamer,
-    decode_chunk,
-    event_of,
-    given,
-    hide_ids,
-    is_padding,
-    with_key,
-    without_reasoning,
-)
+from server.surface import Fields, Surface
+from server.wire import Chunk, Renamer, event_of, given, with_key
 
 __all__ = ["Relay", "Sink"]
 
 log = logging.getLogger("adjourn.relay")
 
 _DONE = b"[DONE]"
-_PATH = "/v1/chat/completions"
 Headers = Sequence[tuple[bytes, bytes]]
 
 
@@ -88,13 +75,14 @@ class Relay:
     def __init__(
         self,
         engine: Engine,
-        request: ChatRequest,
+        surface: Surface,
         headers: Headers,
         request_id: str,
         session: Session,
         sink: Sink,
         metrics: Metrics,
         labels: tuple[str, str],
+        explicit: bool,
         arrived: float,
     ) -> None:
         self.session = session
@@ -102,18 +90,18 @@ class Relay:
         self.status = 200
         self.probe_seconds: list[float] = []
         self._engine = engine
-        self._request = request
+        self._surface = surface
         self._headers = headers
         self._request_id = request_id
         self._sink = sink
         self._metrics = metrics
         self._labels = labels
-        self._fields = self._main_fields()
+        self._model, _ = labels
+        self._explicit = explicit
         self._first = Chunk()
         self._pieces = 0
         self._pending: deque[tuple[int, bytes]] = deque()
         self._sending = asyncio.Lock()
-        self._hide_ids = not request.return_token_ids
         self._main: httpx.Response | None = None
         self._answer: _Answer | None = None
         self._pump: asyncio.Task[None] | None = None
@@ -121,13 +109,12 @@ class Relay:
         self._broken: str | None = None
         self._finished = False
         self._done = False
-        self._note_on_usage = request.include_usage or not request.stream
 
     # -- the life of a response --------------------------------------------------------------
 
     async def run(self) -> None:
         try:
-            self._main = await self._open(self._fields, self._request_id)
+            self._main = await self._open(self._surface.fields, self._request_id)
             if self._main.status_code != 200:
                 self.status = self._main.status_code
                 await self._sink.hand_through(self._main)
@@ -185,14 +172,7 @@ class Relay:
 
     # -- upstream requests ---------------------------------------------------------------------
 
-    def _main_fields(self) -> dict[str, Raw]:
-        fields = dict(self._request.fields)
-        fields["stream"] = fields["return_token_ids"] = fields["include_reasoning"] = Raw(b"true")
-        if not self._request.stream:
-            fields["stream_options"] = Raw(b'{"include_usage":true}')
-        return fields
-
-    async def _open(self, fields: dict[str, Raw], request_id: str) -> httpx.Response:
+    async def _open(self, fields: Fields, request_id: str) -> httpx.Response:
         headers = [
             *(header for header in self._headers if header[0] != b"accept-encoding"),
             (b"accept-encoding", b"identity"),  # it is read here
@@ -201,7 +181,7 @@ class Relay:
         body = msgspec.json.encode(fields)
         if not self.times.sent:
             self.times.sent = time.perf_counter()
-        return await self._engine.send("POST", _PATH, headers, body)
+        return await self._engine.send("POST", self._surface.path, headers, body)
 
     # -- the main stream -----------------------------------------------------------------------
 
@@ -251,7 +231,7 @@ class Relay:
             self._finished = self._finished or choice.finish_reason is not None
         elif given(chunk.error):
             self._finished = True
-        edited = self._edited(event, data, chunk)
+        edited = self._edited(event, chunk)
         if edited is not None:
             self._pending.append((self._pieces, edited))
         if command is not None:
@@ -262,34 +242,20 @@ class Relay:
 
     def _decode(self, data: bytes) -> Chunk | None:
         try:
-            return decode_chunk(data)
+            return self._surface.decode(data)
         except msgspec.MsgspecError:
             self._fail_open("unreadable-chunk")
             return None
 
-    def _edited(self, event: bytes, data: bytes, chunk: Chunk) -> bytes | None:
+    def _edited(self, event: bytes, chunk: Chunk) -> bytes | None:
         """The event as the client is to get it; None where it gets none."""
+        shown = self._surface.shown(event, chunk)
+        if shown is None or not self._telling:
+            return shown
         choice = chunk.choices[0] if chunk.choices else None
-        if self._hide_ids:
-            if choice is not None and choice.token_ids is not None:
-                if is_padding(event, choice):
-                    return None
-                event = hide_ids(event)
-            if chunk.prompt_token_ids is not None:
-                event = hide_ids(event, b'"prompt_token_ids":[')
-        if not self._request.include_reasoning and choice is not None:
-            shown = without_reasoning(data_of(event) or b"")
-            if shown is None:
-                return None
-            event = event_of(shown)
-        if self._is_last(choice, chunk) and self._telling:
-            event = event_of(with_key(data_of(event) or b"{}", "adjourn", self._note()))
-        return event
-
-    def _is_last(self, choice: Choice | None, chunk: Chunk) -> bool:
-        if self._note_on_usage:
-            return choice is None and chunk.usage is not None
-        return choice is not None and choice.finish_reason is not None
+        if self._surface.is_last(chunk, choice):
+            return event_of(with_key(data_of(shown) or b"{}", "adjourn", self._note()))
+        return shown
 
     async def _flush(self) -> None:
         """Send what is released, in order; who comes while another sends waits for the rest."""
@@ -338,7 +304,7 @@ class Relay:
                 raise BadReply(f"the dialect has no inducer {ask.probe.inducer!r}")
             async with asyncio.timeout(self._engine.settings.probe_timeout):
                 drawn = await self._engine.probe(
-                    self._request.model, prompt, ask.probe, self._headers, self._sticky
+                    self._model, prompt, ask.probe, self._headers, self._surface.sticky
                 )
         except TimeoutError:
             outcome = "timeout"
@@ -367,16 +333,11 @@ class Relay:
             self.times.triggered = now
         return command
 
-    @property
-    def _sticky(self) -> dict[str, Raw]:
-        """What must be the same on all calls of a request, or the prefix cache is missed."""
-        return {k: v for k, v in self._request.fields.items() if k in ("cache_salt", "priority")}
-
     async def _resume(self, cut: Cut) -> None:
         """Open the answer from the kept prefix; only then is the main stream given up."""
         session = self.session
         prompt = [*session.prompt, *session.generated[: cut.kept], *cut.closing]
-        fields = self._answer_fields(prompt, cut)
+        fields = self._surface.answer(prompt, cut.kept + len(cut.closing))
         if fields is None:
             return self._refuse("no-token-left")
         response = answer = None
@@ -402,18 +363,6 @@ class Relay:
         self.times.resumed = time.perf_counter()
         if self._pump is not None:
             self._pump.cancel()
-
-    def _answer_fields(self, prompt: list[int], cut: Cut) -> dict[str, Raw] | None:
-        fields = dict(self._fields)
-        fields["kv_transfer_params"] = Raw(msgspec.json.encode({"prompt_token_ids": prompt}))
-        if self._request.limit is not None:
-            left = self._request.limit - cut.kept - len(cut.closing)
-            if left < 1:
-                return None
-            for name in ("max_completion_tokens", "max_tokens"):
-                if name in fields:
-                    fields[name] = Raw(b"%d" % left)
-        return fields
 
     async def _begin(self, response: httpx.Response, prompt: list[int]) -> _Answer | None:
         """Read up to the first chunk, which tells whether the engine took our ids."""
@@ -474,19 +423,12 @@ class Relay:
         for choice in chunk.choices:
             self.session.answered(len(choice.token_ids or ()))
             self._finished = self._finished or choice.finish_reason is not None
-            if self._request.return_token_ids and answer.closing_due:
-                event = self._with_closing(event)
+            if answer.closing_due:
+                event = self._surface.closed(event, self.session.closing)
                 answer.closing_due = False
         if chunk.usage is not None:
             event = event_of(self._with_usage(data_of(event) or b"{}"))
-        return self._edited(event, data, chunk)
-
-    def _with_closing(self, event: bytes) -> bytes:
-        """A client that asked for ids gets those of the closing sequence with the first answer."""
-        chunk = msgspec.json.decode(data_of(event) or b"{}")
-        choice = chunk["choices"][0]
-        choice["token_ids"] = [*self.session.closing, *(choice.get("token_ids") or ())]
-        return event_of(msgspec.json.encode(chunk))
+        return self._edited(event, chunk)
 
     def _with_usage(self, data: bytes) -> bytes:
         """One usage for the whole response: the prompt once, and all that the client got."""
@@ -505,7 +447,7 @@ class Relay:
 
     @property
     def _telling(self) -> bool:
-        return self._request.explicit or self.session.trigger is not None
+        return self._explicit or self.session.trigger is not None
 
     def _note(self) -> dict[str, Any]:
         session, ledger = self.session, self.session.ledger

@@ -84,9 +84,7 @@ class Assembler:
         self._skeleton = skeleton
         self._headers: list[tuple[bytes, bytes]] = []
         self._reply: dict[str, Any] = {}
-        self._choice: dict[str, Any] = {}
-        self._message: dict[str, Any] = {}
-        self._calls: dict[int, dict[str, Any]] = {}
+        self._choices: dict[int, _Choice] = {}
         self._error: bytes | None = None
 
     def open(self, response: httpx.Response) -> None:
@@ -112,50 +110,18 @@ class Assembler:
                 self._error = data
                 continue
             for choice in chunk.pop("choices", ()):
-                self._add(choice)
+                self._choices.setdefault(choice.get("index", 0), _Choice()).add(choice)
             for key, value in chunk.items():
                 if value is not None or key not in self._reply:
                     self._reply[key] = value
 
-    def _add(self, choice: dict[str, Any]) -> None:
-        for key, value in choice.pop("delta", {}).items():
-            if key == "tool_calls":
-                for call in value or ():
-                    self._add_call(call)
-            else:
-                _join(self._message, key, value)
-        logprobs = choice.pop("logprobs", None)
-        if logprobs:
-            merged = self._choice.setdefault("logprobs", {})
-            for key, value in logprobs.items():
-                _join(merged, key, value)
-        for key, value in choice.items():
-            if key == "token_ids" and value is not None:
-                _join(self._choice, key, value)
-            elif value is not None or key not in self._choice:
-                self._choice[key] = value
-
-    def _add_call(self, delta: dict[str, Any]) -> None:
-        call = self._calls.setdefault(delta.pop("index", 0), {})
-        function = delta.pop("function", None) or {}
-        for key, value in delta.items():
-            if value is not None:
-                call[key] = value
-        for key, value in function.items():
-            _join(call.setdefault("function", {}), key, value)
-
     def document(self) -> dict[str, Any]:
         """The reply so far, in the shape of the engine's own."""
-        message = dict(self._message)
-        message["content"] = message.get("content") or None
-        if self._calls:
-            message["tool_calls"] = [self._calls[index] for index in sorted(self._calls)]
-        choice = {**self._choice, "message": message}
         reply = {**self._reply, "object": "chat.completion"}
         empty = self._skeleton
         shape = (empty.get("choices") or [{}])[0]
-        choice["message"] = _filled(message, shape.get("message", {}))
-        reply["choices"] = [_filled(choice, shape)]
+        choices = self._choices or {0: _Choice()}
+        reply["choices"] = [choices[index].document(shape) for index in sorted(choices)]
         if isinstance(usage := reply.get("usage"), dict):
             like = empty.get("usage") or {}
             details = {
@@ -190,6 +156,52 @@ class Assembler:
 
     async def fail(self, error: GatewayError) -> None:
         raise error
+
+
+class _Choice:
+    """One choice of a document, as far as it has come."""
+
+    __slots__ = ("_calls", "_choice", "_message")
+
+    def __init__(self) -> None:
+        self._choice: dict[str, Any] = {}
+        self._message: dict[str, Any] = {}
+        self._calls: dict[int, dict[str, Any]] = {}
+
+    def add(self, choice: dict[str, Any]) -> None:
+        for key, value in choice.pop("delta", {}).items():
+            if key == "tool_calls":
+                for call in value or ():
+                    self._add_call(call)
+            else:
+                _join(self._message, key, value)
+        logprobs = choice.pop("logprobs", None)
+        if logprobs:
+            merged = self._choice.setdefault("logprobs", {})
+            for key, value in logprobs.items():
+                _join(merged, key, value)
+        for key, value in choice.items():
+            if key == "token_ids" and value is not None:
+                _join(self._choice, key, value)
+            elif value is not None or key not in self._choice:
+                self._choice[key] = value
+
+    def _add_call(self, delta: dict[str, Any]) -> None:
+        call = self._calls.setdefault(delta.pop("index", 0), {})
+        function = delta.pop("function", None) or {}
+        for key, value in delta.items():
+            if value is not None:
+                call[key] = value
+        for key, value in function.items():
+            _join(call.setdefault("function", {}), key, value)
+
+    def document(self, shape: Mapping[str, Any]) -> dict[str, Any]:
+        message = dict(self._message)
+        message["content"] = message.get("content") or None
+        if self._calls:
+            message["tool_calls"] = [self._calls[index] for index in sorted(self._calls)]
+        choice = {**self._choice, "message": _filled(message, shape.get("message", {}))}
+        return _filled(choice, shape)
 
 
 def _join(target: dict[str, Any], key: str, value: Any) -> None:

@@ -20,6 +20,7 @@ __all__ = [
     "given",
     "hide_ids",
     "is_padding",
+    "with_index",
     "with_key",
     "without_reasoning",
 ]
@@ -88,6 +89,11 @@ def hide_ids(event: bytes, key: bytes = b'"token_ids":[') -> bytes:
         return event
     begin += len(key) - 1
     return b"%b%b%b" % (event[:begin], b"null", event[event.index(b"]", begin) + 1 :])
+
+
+def with_index(event: bytes, index: int) -> bytes:
+    """The event of a response's first choice as that of its ``index``-th."""
+    return event.replace(b'"choices":[{"index":0', b'"choices":[{"index":%d' % index, 1)
 
 
 def with_key(data: bytes, key: str, value: Any) -> bytes:

@@ -255,7 +255,10 @@ def test_aliases(named: str, model: str, policy: Any) -> None:
     [
         ({}, None),
         ({"n": 1}, None),
-        ({"n": 2}, "several-choices"),
+        ({"n": 2}, None),
+        ({"n": 2, "temperature": 0}, "several-choices"),
+        ({"n": 129}, "several-choices"),
+        ({"n": -1}, "several-choices"),
         ({"use_beam_search": True}, "beam-search"),
         ({"echo": True}, "echo"),
         ({"kv_transfer_params": {}}, "kv-transfer"),

@@ -1,0 +1,46 @@
+"""What an endpoint is to the relay: how it is asked, what its chunks say, what its client sees."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from msgspec import Raw
+
+from server.wire import Choice, Chunk
+
+__all__ = ["Fields", "Surface"]
+
+Fields = dict[str, Raw]
+"""A request's top-level values, as the bytes they were written in."""
+
+
+class Surface(Protocol):
+    """One choice of a response, in the shape of one endpoint. It holds what the client asked for
+    and nothing of how far the response has come."""
+
+    path: str
+    """Where the main stream and the answer behind a cut are asked for."""
+
+    fields: Fields
+    """The main stream's request."""
+
+    @property
+    def sticky(self) -> Fields:
+        """What must be the same on all calls of a request, or the prefix cache is missed."""
+
+    def answer(self, prompt: Sequence[int], spent: int) -> Fields | None:
+        """The request for the answer from these ids, ``spent`` tokens of the client's limit being
+        used up; None where none is left."""
+
+    def decode(self, data: bytes) -> Chunk:
+        """Raises msgspec.MsgspecError where the bytes are no chunk."""
+
+    def shown(self, event: bytes, chunk: Chunk) -> bytes | None:
+        """The event as the client is to get it; None where it gets none."""
+
+    def closed(self, event: bytes, closing: Sequence[int]) -> bytes:
+        """The answer's first event, with the closing sequence where the client sees such things."""
+
+    def is_last(self, chunk: Chunk, choice: Choice | None) -> bool:
+        """Whether the chunk is the one that the note stands on."""
