@@ -10,8 +10,10 @@ engine's stream itself never pauses.
     -----------  ---------  ----------  -----------------------------------------------------
     opening      think      thinking    the prompt's or the output's ids open a trace
     opening      answer     answering   no trace: everything is the answer
+    opening      stop       closing     no trace, but the answer is to be drawn apart
     thinking     probe      probing     a checkpoint is held, a probe is on its way
-    thinking     stop       closing     a trigger without a probe (budget, loop)
+    thinking     stop       closing     a trigger without a probe (budget, loop), or the trace ended
+                                        and its answer is to be drawn apart
     thinking     answer     answering   the model ended its trace
     probing      probe      probing     a second question at the same checkpoint
     probing      go on      thinking    the probe said no: what was held is released
@@ -73,7 +75,11 @@ class Input(Enum):
 
 
 TABLE: dict[State, dict[Input, State]] = {
-    State.OPENING: {Input.THINK: State.THINKING, Input.ANSWER: State.ANSWERING},
+    State.OPENING: {
+        Input.THINK: State.THINKING,
+        Input.ANSWER: State.ANSWERING,
+        Input.STOP: State.CLOSING,
+    },
     State.THINKING: {
         Input.PROBE: State.PROBING,
         Input.STOP: State.CLOSING,
@@ -107,11 +113,17 @@ class Ask:
 
 @dataclass(frozen=True, slots=True)
 class Cut:
-    """Open the answer: the first ``kept`` generated ids, then ``closing``."""
+    """Open the answer: the first ``kept`` generated ids, then ``closing``.
+
+    ``edge``: how many ids of the first piece that is not released are kept too. ``rescue``: the
+    finish reason of a response that would have ended within its trace.
+    """
 
     kept: int
     position: int
     closing: tuple[int, ...]
+    edge: int = 0
+    rescue: str | None = None
 
 
 @dataclass(slots=True)
@@ -143,7 +155,9 @@ class Session:
     and ``ended``; each may return an ``Ask`` or a ``Cut`` to carry out.
 
     ``hold_out`` lets the trace run on after a trigger, to measure (the policy is muted then);
-    ``observe`` does so for every request. Times are seconds of the driver's monotonic clock.
+    ``observe`` does so for every request. ``apart``: the answer is drawn by a call of its own even
+    behind a trace that ended by itself. ``rescue``: an answer is drawn where the response would
+    end within the trace. Times are seconds of the driver's monotonic clock.
     """
 
     def __init__(
@@ -154,6 +168,8 @@ class Session:
         *,
         observe: bool = False,
         hold_out: bool = False,
+        apart: bool = False,
+        rescue: bool = False,
     ) -> None:
         self.policy = policy
         self.marks = marks
@@ -171,6 +187,10 @@ class Session:
         self._spare: Literal["observed", "held-out", None] = (
             "observed" if observe else "held-out" if hold_out else None
         )
+        self.rescued: str | None = None  # the finish reason that an answer took the place of
+        self._apart = apart
+        self._rescue = rescue
+        self._drawing: Cut | None = None  # is being carried out, and is no trigger's
         self._needs = policy.needs
         self._plain = not (self._needs.thoughts or self._needs.interval)
         self._stopper: Stopper = Never()
@@ -247,6 +267,8 @@ class Session:
         before = self._half or self._here()
         self._fed += 1
         self.generated.extend(token_ids)
+        if thought:
+            self._on_newline = thought[-1] == "\n"
         if state is State.OPENING:
             if token_ids and token_ids[0] == self.marks.start:
                 self._go(Input.THINK)
@@ -257,11 +279,9 @@ class Session:
                 if thought and not (answering or ending):
                     # Reasoning without a marker: not what this dialect says of the model.
                     self.mute("no-marker")
-                self._leave(token_ids, at, answering, ending)
-                return None
+                return self._leave(token_ids, at, answering, ending)
         if answering or ending or self.marks.end in token_ids:
-            self._leave(token_ids, at, answering, ending)
-            return None
+            return self._leave(token_ids, at, answering, ending)
         if token_ids and self._began is None:
             self._began = at
         count = len(token_ids)
@@ -271,8 +291,6 @@ class Session:
             before = replace(before, kept=1)  # no trace is cut before its opening
         self._half = before if count and not thought else None
         self.ledger.reasoning += count
-        if thought:
-            self._on_newline = thought[-1] == "\n"
         if self.muted is not None or self.trigger is not None:
             self.released = self._fed
             return None
@@ -324,16 +342,23 @@ class Session:
 
     def _leave(
         self, token_ids: Sequence[int], at: float, answering: bool, ending: str | None
-    ) -> None:
-        """The trace is over, or there was none: everything may go."""
+    ) -> Cut | None:
+        """The trace is over, or there was none: everything may go, or an answer is drawn."""
         thinking = self.state is not State.OPENING
-        self._go(Input.ANSWER)
-        self.released = self._fed
+        cut = self._draw(token_ids, thinking, answering, ending)
+        self._go(Input.ANSWER if cut is None else Input.STOP)
+        self.released = self._fed - (cut is not None)
         self._held.clear()
-        if not thinking:
+        if thinking:
+            self._split_last(list(token_ids), answering)
+            self._trace_ended(at, ending)
+        else:
             self.ledger.answer += len(token_ids)
-            return
-        self._split_last(list(token_ids), answering)
+        if cut is not None:
+            self._set_aside(cut)
+        return cut
+
+    def _trace_ended(self, at: float, ending: str | None) -> None:
         self._pace(at)
         if ending != "length":
             self._appraiser.ended(self.ledger.reasoning)
@@ -342,6 +367,34 @@ class Session:
                 self.trigger.after = self.ledger.reasoning - self.trigger.position
         elif self.muted is None:
             self._observe(TraceEnd(self.ledger.reasoning, at))
+
+    def _draw(
+        self, ids: Sequence[int], thinking: bool, answering: bool, ending: str | None
+    ) -> Cut | None:
+        """The cut behind the trace's own end, where the answer is to be drawn apart."""
+        before, end = len(self.generated) - len(ids), self.marks.end
+        position = self.ledger.reasoning
+        if not ending:
+            edge = list(ids).index(end) + 1 if end in ids else 0
+            return Cut(before + edge, position, (), edge) if self._apart else None
+        lost = thinking and not answering and end not in ids and ending in ("length", "stop")
+        if not (self._rescue and lost):
+            return None
+        edge = len(ids) - (ending == "stop" and bool(ids))  # less the end of the sequence
+        return Cut(before + edge, position, self._closing(self._here()), edge, ending)
+
+    def _set_aside(self, cut: Cut) -> None:
+        """What the piece brought behind the cut is not the client's, unless the engine refuses."""
+        ledger = self.ledger
+        if cut.rescue is not None:
+            surplus = len(self.generated) - cut.kept
+            ledger.reasoning -= surplus
+            ledger.answer += surplus
+        self._drawing = cut
+        self._cut_off, ledger.answer = ledger.answer, 0
+        ledger.wasted += self._cut_off
+        self.closing = cut.closing
+        ledger.closing = len(cut.closing)
 
     def _split_last(self, ids: list[int], answering: bool) -> None:
         """Share the ids of the trace's last piece out between trace, markers and answer."""
@@ -373,25 +426,40 @@ class Session:
 
     def resumed(self) -> None:
         """The answer streams from the kept prefix; the main stream is given up."""
-        assert self.trigger is not None
-        self.trigger.action = "carried-out"
+        if self._drawing is not None:
+            self.rescued, self._drawing = self._drawing.rescue, None
+        else:
+            assert self.trigger is not None
+            self.trigger.action = "carried-out"
         self._overrun.clear()
         self._go(Input.RESUMED)
 
-    def refused(self, reason: str) -> None:
-        """The engine would not resume from the prefix: the main stream is the answer after all."""
-        assert self.trigger is not None
-        self.trigger.action = "refused"
-        self.ledger.reasoning += self._cut_off
-        self.ledger.closing = self.ledger.wasted = 0
+    def refused(self, reason: str) -> Cut | None:
+        """The engine would not resume from the prefix: the main stream is the answer after all.
+
+        It may have come to the trace's own end meanwhile, and that may be a cut again.
+        """
+        ledger = self.ledger
+        ledger.closing = ledger.wasted = 0
         self.mute(reason)
         self._go(Input.REFUSED)
         self._held.clear()
+        if self._drawing is not None:
+            self._drawing = None
+            ledger.answer = self._cut_off
+            self._go(Input.ANSWER)
+        else:
+            assert self.trigger is not None
+            self.trigger.action = "refused"
+            ledger.reasoning += self._cut_off
         overrun, self._overrun = self._overrun, []
         self._fed -= len(overrun)
         self.released = self._fed
+        cut = None
         for thought, ids, at, answering, ending in overrun:
-            self.feed(thought, ids, at, answering=answering, ending=ending)
+            command = self.feed(thought, ids, at, answering=answering, ending=ending)
+            cut = command if isinstance(command, Cut) else cut
+        return cut
 
     def answered(self, tokens: int) -> None:
         """The resumed stream brought ``tokens`` of the answer."""
@@ -405,6 +473,7 @@ class Session:
     def give_up(self, reason: str) -> None:
         """The driver failed at a command: whatever is under way is dropped, the stream goes on."""
         self.mute(reason)
+        self._apart = self._rescue = False
         if self.state is State.CLOSING:
             self.refused(reason)
         else:

@@ -16,6 +16,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse
 
+from policies.never import Never
 from server import __version__
 from server.chat import ENDPOINT
 from server.choose import ChatRequest, read_chat
@@ -133,10 +134,13 @@ def _answer(
         headers.append((b"x-session-id", asked.conversation.encode()))
     extra = [(b"x-request-id", request_id.encode())]
     policy = asked.policy
+    if policy is None and gateway.settings.reasoning_field != "upstream":
+        policy = Never()  # no stop, but the client's reading of reasoning
     if policy is not None:
         reason = asked.untouchable or gateway.refusal(policy, model)
         if reason is None and model is not None:
-            extra.append((b"x-adjourn-policy", policy.name.encode()))
+            name = "off" if asked.policy is None else policy.name
+            extra.append((b"x-adjourn-policy", name.encode()))
             return Judged(gateway, asked, policy, model, headers, request_id, extra, arrived)
         gateway.metrics.passed.labels(label, reason).inc()
         extra.append((b"x-adjourn-passed-through", str(reason).encode()))

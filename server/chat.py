@@ -8,6 +8,7 @@ import msgspec
 from msgspec import Raw
 
 from server.choose import ChatRequest
+from server.spelling import Spelling, speller
 from server.sse import data_of
 from server.surface import Fields
 from server.wire import (
@@ -15,8 +16,10 @@ from server.wire import (
     Chunk,
     decode_chunk,
     event_of,
+    given,
     hide_ids,
     is_padding,
+    thought_of,
     without_reasoning,
 )
 
@@ -24,6 +27,7 @@ __all__ = ["ENDPOINT", "Chat"]
 
 ENDPOINT = "/v1/chat/completions"
 _STICKY = ("cache_salt", "priority")
+_LIMITS = ("max_completion_tokens", "max_tokens")
 
 
 class Chat:
@@ -31,10 +35,24 @@ class Chat:
 
     path = ENDPOINT
 
-    def __init__(self, request: ChatRequest, choice: int = 0) -> None:
+    def __init__(
+        self,
+        request: ChatRequest,
+        choice: int = 0,
+        *,
+        apart: bool = False,
+        tool_calls: frozenset[int] = frozenset(),
+        spelling: Spelling = "upstream",
+    ) -> None:
+        """``apart``: the client's stop strings are for the answer's own call. ``tool_calls``: ids
+        that begin one. ``spelling``: how the client reads reasoning."""
         self._request = request
+        self._apart = apart
+        self._tool_calls = tool_calls if "tools" in request.fields else frozenset()
+        self.limit = request.limit
         self._hide_ids = not request.return_token_ids
         self._hide_reasoning = not request.include_reasoning
+        self._spell = speller(spelling)
         self._note_on_usage = request.include_usage or not request.stream
         self.fields = self._main(choice)
         self.decode = decode_chunk
@@ -45,6 +63,8 @@ class Chat:
         if not self._request.stream:
             fields["stream_options"] = Raw(b'{"include_usage":true}')
         fields.pop("n", None)
+        if self._apart:
+            fields.pop("stop", None)
         if choice and self._request.seed is not None:
             # What the engine gives the choices of one request: each the next seed.
             fields["seed"] = Raw(b"%d" % (self._request.seed + choice))
@@ -54,17 +74,22 @@ class Chat:
     def sticky(self) -> Fields:
         return {key: value for key, value in self.fields.items() if key in _STICKY}
 
-    def answer(self, prompt: Sequence[int], spent: int) -> Fields | None:
+    def answer(self, prompt: Sequence[int], left: int | None) -> Fields:
         fields = dict(self.fields)
         fields["kv_transfer_params"] = Raw(msgspec.json.encode({"prompt_token_ids": prompt}))
-        if self._request.limit is not None:
-            left = self._request.limit - spent
-            if left < 1:
-                return None
-            for name in ("max_completion_tokens", "max_tokens"):
-                if name in fields:
-                    fields[name] = Raw(b"%d" % left)
+        if self._apart:
+            fields["stop"] = self._request.fields["stop"]
+        if left is not None:
+            names = [name for name in _LIMITS if name in fields] or _LIMITS[:1]
+            fields |= dict.fromkeys(names, Raw(b"%d" % left))
         return fields
+
+    def answers(self, choice: Choice) -> bool:
+        delta = choice.delta
+        if delta.content or given(delta.tool_calls):
+            return True
+        # Before its name is whole, a tool call is nothing but a token.
+        return bool(self._tool_calls) and not self._tool_calls.isdisjoint(choice.token_ids or ())
 
     def shown(self, event: bytes, chunk: Chunk) -> bytes | None:
         choice = chunk.choices[0] if chunk.choices else None
@@ -78,7 +103,12 @@ class Chat:
         if self._hide_reasoning and choice is not None:
             shown = without_reasoning(data_of(event) or b"")
             return None if shown is None else event_of(shown)
+        if self._spell is not None and choice is not None:
+            return self._spell(event, choice)
         return event
+
+    def edge(self, event: bytes, kept: int) -> bytes | None:
+        return thought_of(event, kept)
 
     def closed(self, event: bytes, closing: Sequence[int]) -> bytes:
         """A client that asked for ids gets those of the closing sequence too."""

@@ -17,11 +17,14 @@ from msgspec import Raw
 from policies.policy import Policy
 from policies.registry import LONGEST, BadPolicy, parse
 from server.config import Settings
+from server.dial import dialed, turned
 from server.errors import BadRequest
 
 __all__ = ["ChatRequest", "read_chat"]
 
 _CHOICES = 128
+_SESSION_HEADERS = ("x-session-id", "x-conversation-id", "x-claude-code-session-id")
+_SESSION_KEYS = ("conversation_id", "session_id", "thread_id")
 _cached_parse = lru_cache(maxsize=256)(parse)
 
 
@@ -46,11 +49,11 @@ class ChatRequest:
     limit: int | None
     choices: int
     seed: int | None
+    stops: bool
 
 
 class _StreamOptions(msgspec.Struct):
     include_usage: bool | None = None
-    continuous_usage_stats: bool | None = None
 
 
 class _Message(msgspec.Struct):
@@ -69,12 +72,25 @@ class _Known(msgspec.Struct):
     temperature: int | float | None = None
     max_tokens: int | float | None = None
     max_completion_tokens: int | float | None = None
+    stop: str | list[str] | None = None
     stream_options: _StreamOptions | None = None
     include_reasoning: bool | None = None
     return_token_ids: bool | None = None
     echo: bool | None = None
     use_beam_search: bool | None = None
     kv_transfer_params: dict[str, Any] | None = None
+    # Where a client says how long to think, and which conversation this is. What is none of our
+    # business is the engine's to refuse.
+    reasoning_effort: Any = None
+    reasoning: Any = None
+    thinking: Any = None
+    thinking_token_budget: Any = None
+    output_config: Any = None
+    session_id: Any = None
+    conversation: Any = None
+    prompt_cache_key: Any = None
+    metadata: Any = None
+    user: Any = None
     adjourn: dict[str, Any] | None = None
 
 
@@ -121,21 +137,25 @@ def read_chat(
         raise BadRequest("adjourn.policy must be a text", param="adjourn.policy")
     named = asked or headers.get("x-adjourn-policy") or aliased
     policy = _policy(named, options, settings, default)
+    explicit = known.adjourn is not None or named is not None
+    if policy is not None and settings.dial and not explicit:
+        policy = dialed(policy, *turned(msgspec.structs.asdict(known)))
     usage = known.stream_options
     return ChatRequest(
         fields=fields,
         model=model,
         stream=bool(known.stream),
         policy=policy,
-        explicit=known.adjourn is not None or named is not None,
-        untouchable=_untouchable(known),
-        conversation=_conversation(headers, body, known),
+        explicit=explicit,
+        untouchable=_untouchable(known, settings),
+        conversation=_conversation(headers, known),
         include_usage=bool(usage and usage.include_usage),
         include_reasoning=known.include_reasoning is not False,
         return_token_ids=bool(known.return_token_ids),
         limit=_whole(known.max_completion_tokens or known.max_tokens),
         choices=int(known.n or 1),
         seed=_whole(known.seed),
+        stops=bool(known.stop),
     )
 
 
@@ -176,7 +196,7 @@ def _policy(
         raise BadRequest(str(error), param="adjourn", code="bad_policy") from None
 
 
-def _untouchable(known: _Known) -> str | None:
+def _untouchable(known: _Known, settings: Settings) -> str | None:
     choices = known.n or 1
     if not 1 <= choices <= _CHOICES or (choices > 1 and known.temperature == 0):
         return "several-choices"  # the engine refuses them, or they are its own affair
@@ -186,8 +206,8 @@ def _untouchable(known: _Known) -> str | None:
         return "echo"
     if known.kv_transfer_params is not None:
         return "kv-transfer"
-    if known.stream_options and known.stream_options.continuous_usage_stats:
-        return "continuous-usage"
+    if known.stop and not settings.stop_in_answer and settings.mode == "enforce":
+        return "stop-strings"  # the engine holds text back that may be one: no exact place to cut
     for message in known.messages:
         if isinstance(message.content, list) and any(
             not isinstance(part, dict) or part.get("type", "text") not in ("text", "refusal")
@@ -197,9 +217,16 @@ def _untouchable(known: _Known) -> str | None:
     return None
 
 
-def _conversation(headers: Mapping[str, str], body: bytes, known: _Known) -> str:
-    """What stays the same over a conversation's requests: an id, else its first user message."""
-    if session := headers.get("x-session-id"):
-        return session
-    first = next((m.content for m in known.messages if m.role == "user"), None)
-    return hashlib.blake2b(msgspec.json.encode(first), digest_size=16).hexdigest()
+def _conversation(headers: Mapping[str, str], known: _Known) -> str:
+    """What stays the same over a conversation's requests, and fit for a header: the client's own
+    id, else its user and first user message."""
+    for name in _SESSION_HEADERS:
+        if session := headers.get(name):
+            return session
+    metadata = known.metadata if isinstance(known.metadata, dict) else {}
+    named = (known.session_id, known.conversation, *(metadata.get(key) for key in _SESSION_KEYS))
+    own = next((name for name in (*named, known.prompt_cache_key) if name), None)
+    if own is None:
+        first = next((m.content for m in known.messages if m.role == "user"), None)
+        own = [known.user or metadata.get("user_id"), first]
+    return hashlib.blake2b(msgspec.json.encode(own), digest_size=16).hexdigest()

@@ -20,6 +20,7 @@ from server.engine import Model
 from server.relay import Relay, Sink
 from server.responses import Abandonable
 from server.sinks import Assembler, StreamSink
+from server.spelling import spelt
 
 if TYPE_CHECKING:
     from server.gateway import Gateway
@@ -63,14 +64,18 @@ class Judged(Abandonable):
         self._request_id = request_id
         self._extra = extra
         self._appraiser = gateway.appraiser(model.id, policy)
+        enforce = settings.mode == "enforce" and request.policy is not None
+        self._apart = request.stops and enforce
         hold_out = held_out(request.conversation, policy, settings.salt, settings.hold_out)
         self._sessions = [
             Session(
                 policy,
                 model.marks,
                 self._appraiser,
-                observe=settings.mode == "observe",
+                observe=not enforce,
                 hold_out=hold_out,
+                apart=self._apart,
+                rescue=enforce and settings.rescue_tokens > 0,
             )
             for _ in range(request.choices)
         ]
@@ -91,7 +96,11 @@ class Judged(Abandonable):
         self._sink = (
             StreamSink(send, self._extra)
             if self._request.stream
-            else Assembler(send, self._extra, self._model.skeleton)
+            else Assembler(
+                send,
+                self._extra,
+                spelt(self._model.skeleton, self._gateway.settings.reasoning_field),
+            )
         )
         if self._request.choices == 1:
             relay = self._relay(0, self._sink)
@@ -103,7 +112,13 @@ class Judged(Abandonable):
     def _relay(self, choice: int, sink: Sink) -> Relay:
         relay = Relay(
             self._gateway.engine,
-            Chat(self._request, choice),
+            Chat(
+                self._request,
+                choice,
+                apart=self._apart,
+                tool_calls=self._model.tool_calls,
+                spelling=self._gateway.settings.reasoning_field,
+            ),
             self._onward,
             f"{self._request_id}-{choice}" if choice else self._request_id,
             self._sessions[choice],
@@ -151,6 +166,8 @@ class Judged(Abandonable):
     def _note_trigger(self, session: Session) -> None:
         metrics, labels = self.metrics, self.labels[1:]
         trigger = session.trigger
+        if session.rescued is not None:
+            metrics.rescues.labels(*labels, session.rescued).inc()
         if session.ledger.reasoning:
             outcome = trigger.action if trigger else "whole"
             metrics.trace.labels(*labels, outcome).observe(session.ledger.reasoning)

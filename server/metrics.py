@@ -115,6 +115,14 @@ class Metrics:
             "policy",
             "outcome",
         )
+        self.rescues = counter(
+            "rescues",
+            "Responses that would have ended within their trace and got an answer, by what would "
+            "have ended them: length, stop.",
+            "model",
+            "policy",
+            "reason",
+        )
         self.probes = counter(
             "probes",
             "Probes, by outcome: ok, error, timeout, bad-reply.",
@@ -173,6 +181,8 @@ class Metrics:
             self.tokens.labels(model, policy, kind)
         for action in get_args(Action):
             self.triggers.labels(model, policy, action)
+        for reason in ("length", "stop"):
+            self.rescues.labels(model, policy, reason)
         for outcome in ("ok", "error", "timeout", "bad-reply"):
             self.probes.labels(model, policy, outcome)
         for reason in _FAIL_OPEN:

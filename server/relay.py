@@ -15,7 +15,6 @@ import time
 from collections import deque
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from typing import Any, Protocol
 
 import httpx
@@ -100,7 +99,8 @@ class Relay:
         self._explicit = explicit
         self._first = Chunk()
         self._pieces = 0
-        self._pending: deque[tuple[int, bytes]] = deque()
+        self._pending: deque[tuple[int, bytes, Chunk | None]] = deque()  # not released
+        self._outgoing: list[bytes] = []  # released, as the client is to get it
         self._sending = asyncio.Lock()
         self._main: httpx.Response | None = None
         self._answer: _Answer | None = None
@@ -138,7 +138,8 @@ class Relay:
             # The main stream ended while a cut was being carried out.
             await asyncio.wait(self._beside, return_when=asyncio.FIRST_COMPLETED)
         if self._answer is not None:
-            self._metrics.aborts.labels("cut").inc()
+            if self._pump.cancelled():
+                self._metrics.aborts.labels("cut").inc()
             await self._main.aclose()
             await self._pump_answer(self._answer)
 
@@ -156,7 +157,7 @@ class Relay:
             await self._sink.fail(error)
             return
         if not self._done:
-            self._pending.append((0, event_of(_DONE)))
+            self._pending.append((0, event_of(_DONE), None))
             await self._flush()
         await self._sink.end(self._note() if self._telling else None)
 
@@ -205,12 +206,12 @@ class Relay:
             await flush()
 
     def _take(self, event: bytes, at: float) -> None:
-        """One event of the main stream: show it to the session, queue what the client gets."""
+        """One event of the main stream: show it to the session, queue it for the client."""
         data = data_of(event)
         chunk = None if data is None or data == _DONE else self._decode(data)
         if data is None or chunk is None:
             self._done = self._done or data == _DONE
-            self._pending.append((self._pieces, event))
+            self._pending.append((self._pieces, event, None))
             return
         if self._pieces == 0:
             self._first = chunk
@@ -225,15 +226,13 @@ class Relay:
                 delta.thought,
                 choice.token_ids or (),
                 at,
-                answering=bool(delta.content) or given(delta.tool_calls),
+                answering=self._surface.answers(choice),
                 ending=choice.finish_reason,
             )
             self._finished = self._finished or choice.finish_reason is not None
         elif given(chunk.error):
             self._finished = True
-        edited = self._edited(event, chunk)
-        if edited is not None:
-            self._pending.append((self._pieces, edited))
+        self._pending.append((self._pieces, event, chunk))
         if command is not None:
             self.times.triggered = at
             task = asyncio.ensure_future(self._carry_out(command))
@@ -259,25 +258,24 @@ class Relay:
 
     async def _flush(self) -> None:
         """Send what is released, in order; who comes while another sends waits for the rest."""
-        if not self._ready():
+        self._release()
+        if not self._outgoing:
             return
         async with self._sending:
-            while count := self._ready():
+            while count := len(self._outgoing):
                 if not self.times.first_write:
                     self.times.first_write = time.perf_counter()
-                await self._sink.write([event for _, event in islice(self._pending, count)])
+                await self._sink.write(self._outgoing[:count])
                 # Only now: a write that was cancelled while it waited has written nothing.
-                for _ in range(count):
-                    self._pending.popleft()
+                del self._outgoing[:count]
 
-    def _ready(self) -> int:
-        """How many of the pending events the session has released."""
-        released, count = self.session.released, 0
-        for number, _ in self._pending:
-            if number > released:
-                break
-            count += 1
-        return count
+    def _release(self) -> None:
+        released, pending = self.session.released, self._pending
+        while pending and pending[0][0] <= released:
+            _, event, chunk = pending.popleft()
+            shown = event if chunk is None else self._edited(event, chunk)
+            if shown is not None:
+                self._outgoing.append(shown)
 
     # -- beside the stream -----------------------------------------------------------------------
 
@@ -285,8 +283,8 @@ class Relay:
         try:
             while isinstance(command, Ask):
                 command = await self._probe(command)
-            if command is not None:
-                await self._resume(command)
+            while command is not None:
+                command = await self._resume(command)
         except Exception as error:
             # A fault of ours must not become the client's.
             log.exception("beside the stream: %s", type(error).__name__)
@@ -333,13 +331,14 @@ class Relay:
             self.times.triggered = now
         return command
 
-    async def _resume(self, cut: Cut) -> None:
+    async def _resume(self, cut: Cut) -> Cut | None:
         """Open the answer from the kept prefix; only then is the main stream given up."""
         session = self.session
         prompt = [*session.prompt, *session.generated[: cut.kept], *cut.closing]
-        fields = self._surface.answer(prompt, cut.kept + len(cut.closing))
-        if fields is None:
+        left = self._left(cut)
+        if left is not None and left < 1:
             return self._refuse("no-token-left")
+        fields = self._surface.answer(prompt, left)
         response = answer = None
         try:
             async with asyncio.timeout(self._engine.settings.resume_timeout):
@@ -354,13 +353,30 @@ class Relay:
             reason = "ids-not-honoured" if response.status_code == 200 else "resume-rejected"
             return self._refuse(reason)
         session.resumed()
-        # What stands behind the cut is nobody's; what the session released may still be on its way.
-        while self._pending and self._pending[-1][0] > session.released:
-            self._pending.pop()
-        self._finished = self._done = False
-        self._broken = None
+        self._give_up_main(cut)
         self._answer = answer
         self.times.resumed = time.perf_counter()
+        return None
+
+    def _left(self, cut: Cut) -> int | None:
+        """Tokens that the answer may have; None where the client set no limit."""
+        limit = self._surface.limit
+        left = None if limit is None else limit - cut.kept - len(cut.closing)
+        if cut.rescue is not None:
+            return max(left or 0, self._engine.settings.rescue_tokens)
+        return left
+
+    def _give_up_main(self, cut: Cut) -> None:
+        """What stands behind the cut is nobody's; what was released may still be on its way."""
+        edge, released = None, self.session.released
+        while self._pending and self._pending[-1][0] > released:
+            number, event, chunk = self._pending.pop()
+            if number == released + 1 and chunk is not None:
+                edge = event  # the last that is found is the first that came
+        if edge is not None and cut.edge:
+            self._append(self._surface.edge(edge, cut.edge))
+        self._finished = self._done = False
+        self._broken = None
         if self._pump is not None:
             self._pump.cancel()
 
@@ -384,9 +400,9 @@ class Relay:
                 )
         return None
 
-    def _refuse(self, reason: str) -> None:
+    def _refuse(self, reason: str) -> Cut | None:
         self._fail_open(reason)
-        self.session.refused(reason)
+        return self.session.refused(reason)
 
     def _fail_open(self, reason: str) -> None:
         self._metrics.fail_open.labels(self._labels[1], reason).inc()
@@ -408,16 +424,16 @@ class Relay:
 
     async def _send_answer(self, answer: _Answer, events: list[bytes]) -> None:
         for event in events:
-            if (shown := self._take_answer(answer, event)) is not None:
-                self._pending.append((0, shown))
+            self._take_answer(answer, event)
         await self._flush()
 
-    def _take_answer(self, answer: _Answer, event: bytes) -> bytes | None:
+    def _take_answer(self, answer: _Answer, event: bytes) -> None:
         data = data_of(event)
         chunk = None if data is None or data == _DONE else self._decode(data)
         if data is None or chunk is None:
             self._done = self._done or data == _DONE
-            return event
+            self._pending.append((0, event, None))
+            return
         self._finished = self._finished or given(chunk.error)
         event = answer.rename(event)
         for choice in chunk.choices:
@@ -428,7 +444,12 @@ class Relay:
                 answer.closing_due = False
         if chunk.usage is not None:
             event = event_of(self._with_usage(data_of(event) or b"{}"))
-        return self._edited(event, chunk)
+        self._pending.append((0, event, chunk))
+
+    def _append(self, event: bytes | None) -> None:
+        """An event that was made here."""
+        if event is not None:
+            self._pending.append((0, event, self._decode(data_of(event) or b"{}")))
 
     def _with_usage(self, data: bytes) -> bytes:
         """One usage for the whole response: the prompt once, and all that the client got."""
@@ -447,7 +468,8 @@ class Relay:
 
     @property
     def _telling(self) -> bool:
-        return self._explicit or self.session.trigger is not None
+        session = self.session
+        return self._explicit or session.trigger is not None or session.rescued is not None
 
     def _note(self) -> dict[str, Any]:
         session, ledger = self.session, self.session.ledger
@@ -458,6 +480,8 @@ class Relay:
             if trigger.stop.confidence is not None:
                 note["confidence"] = round(trigger.stop.confidence, 6)
             note["position"] = trigger.position
+        if session.rescued is not None:
+            note["rescued"] = session.rescued
         if session.muted is not None:
             note["muted"] = session.muted
         note["probes"] = session.probes

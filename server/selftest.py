@@ -26,6 +26,19 @@ __all__ = ["Report", "examine", "served"]
 log = logging.getLogger("adjourn.selftest")
 
 _HEADERS = [(b"content-type", b"application/json")]
+_TOOL_CALLS = (
+    "<tool_call>",
+    "<tool_calls>",
+    "<|tool_call|>",
+    "<|tool_call>",
+    "<|tool_call_begin|>",
+    "<|tool_calls_section_begin|>",
+    "<\uff5ctool\u2581calls\u2581begin\uff5c>",
+    "<|START_ACTION|>",
+    "<minimax:tool_call>",
+    "<seed:tool_call>",
+    "[TOOL_CALLS]",
+)
 _MESSAGES = [{"role": "user", "content": "Hi"}]
 
 
@@ -83,7 +96,8 @@ async def examine(engine: Engine, dialects: Mapping[str, Dialect], forced: str |
         skeleton: dict[str, Any] = {}
         if card is cards[0]:
             skeleton = await _talk(engine, card.id, marks, headers, missing)
-        models[card.id] = Model(card.id, card.max_model_len, marks, skeleton)
+        calls = await _tool_calls(engine, card.id, headers) if marks is not None else frozenset()
+        models[card.id] = Model(card.id, card.max_model_len, marks, skeleton, calls)
     for what, off in missing.items():
         log.warning("the engine lacks %s: %s", what, off)
     return Report(version, models, missing)
@@ -131,6 +145,17 @@ async def _marks(
         return None
     log.warning("model %s has the markers of no known dialect: it is handed through", model)
     return None
+
+
+async def _tool_calls(
+    engine: Engine, model: str, headers: Sequence[tuple[bytes, bytes]]
+) -> frozenset[int]:
+    """The model's tokens that begin a tool call. Without them one is seen when its name is."""
+    try:
+        ids = [await engine.tokenize(model, text, headers) for text in _TOOL_CALLS]
+    except (GatewayError, BadReply):
+        return frozenset()
+    return frozenset(found[0] for found in ids if len(found) == 1)
 
 
 async def _talk(

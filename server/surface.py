@@ -16,8 +16,7 @@ Fields = dict[str, Raw]
 
 
 class Surface(Protocol):
-    """One choice of a response, in the shape of one endpoint. It holds what the client asked for
-    and nothing of how far the response has come."""
+    """One choice of a response, in the shape of one endpoint."""
 
     path: str
     """Where the main stream and the answer behind a cut are asked for."""
@@ -25,19 +24,28 @@ class Surface(Protocol):
     fields: Fields
     """The main stream's request."""
 
+    limit: int | None
+    """Tokens that the client lets the whole response have."""
+
     @property
     def sticky(self) -> Fields:
         """What must be the same on all calls of a request, or the prefix cache is missed."""
 
-    def answer(self, prompt: Sequence[int], spent: int) -> Fields | None:
-        """The request for the answer from these ids, ``spent`` tokens of the client's limit being
-        used up; None where none is left."""
+    def answer(self, prompt: Sequence[int], left: int | None) -> Fields:
+        """The request for an answer from these ids, of ``left`` tokens where that is limited."""
 
     def decode(self, data: bytes) -> Chunk:
         """Raises msgspec.MsgspecError where the bytes are no chunk."""
 
+    def answers(self, choice: Choice) -> bool:
+        """Whether an answer or a tool call has begun."""
+
     def shown(self, event: bytes, chunk: Chunk) -> bytes | None:
-        """The event as the client is to get it; None where it gets none."""
+        """The event as the client is to get it; None where it gets none. Called once for each
+        event that the client is to get, in order."""
+
+    def edge(self, event: bytes, kept: int) -> bytes | None:
+        """What an event says within the trace, of its first ``kept`` tokens; None if nothing."""
 
     def closed(self, event: bytes, closing: Sequence[int]) -> bytes:
         """The answer's first event, with the closing sequence where the client sees such things."""

@@ -11,6 +11,8 @@ from typing import Any
 
 import msgspec
 
+from server.sse import data_of
+
 __all__ = [
     "Chunk",
     "Delta",
@@ -20,6 +22,7 @@ __all__ = [
     "given",
     "hide_ids",
     "is_padding",
+    "thought_of",
     "with_index",
     "with_key",
     "without_reasoning",
@@ -115,6 +118,26 @@ def without_reasoning(data: bytes) -> bytes | None:
         if "token_ids" in choice:
             choice["token_ids"] = None
     return msgspec.json.encode(chunk)
+
+
+def thought_of(event: bytes, kept: int) -> bytes | None:
+    """What a chat chunk says within the trace, of its first ``kept`` tokens, ending nothing; None
+    where that is nothing."""
+    chunk = msgspec.json.decode(data_of(event) or b"{}")
+    choice = chunk["choices"][0]
+    delta = choice["delta"]
+    thought = {k: delta[k] for k in ("role", "reasoning", "reasoning_content") if k in delta}
+    ids = choice.get("token_ids")
+    if not thought and not ids:
+        return None
+    choice |= {"delta": thought, "finish_reason": None}
+    choice.pop("stop_reason", None)
+    chunk.pop("system_fingerprint", None)
+    if ids:
+        choice["token_ids"] = ids[:kept]
+    if choice.get("logprobs"):
+        choice["logprobs"]["content"] = choice["logprobs"]["content"][:kept]
+    return event_of(msgspec.json.encode(chunk))
 
 
 class Renamer:

@@ -26,6 +26,7 @@ class Scenario:
     cues: tuple[int, ...] = ()  # positions of " Wait" in the reasoning, each followed by a comma
     writes_marker: bool = False  # the model opens the think block, not the prompt
     both_fields: bool = False  # end of reasoning and start of content in one chunk
+    ends_in_trace: bool = False  # the sequence ends where the reasoning does, without an answer
     empty: int = 0  # every n-th token holds its text back
     usage_each: bool = False  # usage on every chunk
     # Probes: one for all, or one after the other; the last goes on
@@ -80,6 +81,8 @@ class Scenario:
         if not thinking:
             return [*self.spoken(), v.END]
         opening = [v.THINK, v.NEWLINE] if self.writes_marker else []
+        if self.ends_in_trace:
+            return [*opening, *self.thought(), v.END]
         return [*opening, *self.thought(), v.END_THINK, v.BLANK, *self.spoken(), v.END]
 
     def probe(self, turn: int) -> tuple[str, float]:
