@@ -465,6 +465,13 @@ class Session:
         """The resumed stream brought ``tokens`` of the answer."""
         self.ledger.answer += tokens
 
+    def closed_again(self, ids: Sequence[int], lost: int) -> None:
+        """The answer opened a trace, which was closed with ``ids``; a new answer goes on, and
+        ``lost`` tokens of the old one are nobody's."""
+        self.closing = tuple(ids)
+        self.ledger.wasted += lost
+        self.ledger.closing += len(ids)
+
     def ended(self) -> None:
         self._go(Input.END)
         if not self.stopped:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import msgspec
 from msgspec import Raw
 
-from server.choose import ChatRequest
+from server.choose import Asked
 from server.spelling import Spelling, speller
 from server.sse import data_of
 from server.surface import Fields
@@ -37,7 +37,7 @@ class Chat:
 
     def __init__(
         self,
-        request: ChatRequest,
+        request: Asked,
         choice: int = 0,
         *,
         apart: bool = False,
@@ -110,13 +110,13 @@ class Chat:
     def edge(self, event: bytes, kept: int) -> bytes | None:
         return thought_of(event, kept)
 
-    def closed(self, event: bytes, closing: Sequence[int]) -> bytes:
+    def closed(self, event: bytes, choice: Choice, closing: Sequence[int]) -> bytes:
         """A client that asked for ids gets those of the closing sequence too."""
         if self._hide_ids:
             return event
         chunk = msgspec.json.decode(data_of(event) or b"{}")
-        choice = chunk["choices"][0]
-        choice["token_ids"] = [*closing, *(choice.get("token_ids") or ())]
+        told = chunk["choices"][0]
+        told["token_ids"] = [*closing, *(told.get("token_ids") or ())]
         return event_of(msgspec.json.encode(chunk))
 
     def is_last(self, chunk: Chunk, choice: Choice | None) -> bool:

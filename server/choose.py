@@ -6,10 +6,10 @@ Everything else stays as the bytes that the client wrote, and goes on to the eng
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 from msgspec import Raw
@@ -20,17 +20,18 @@ from server.config import Settings
 from server.dial import dialed, turned
 from server.errors import BadRequest
 
-__all__ = ["ChatRequest", "read_chat"]
+__all__ = ["Asked", "read_chat", "read_completion"]
 
 _CHOICES = 128
+_TEXT_LIMIT = 16  # tokens of a raw completion that sets none
 _SESSION_HEADERS = ("x-session-id", "x-conversation-id", "x-claude-code-session-id")
 _SESSION_KEYS = ("conversation_id", "session_id", "thread_id")
 _cached_parse = lru_cache(maxsize=256)(parse)
 
 
 @dataclass(slots=True)
-class ChatRequest:
-    """A chat request. ``fields`` are its top-level values as they came, less ``adjourn``.
+class Asked:
+    """A request that was read. ``fields`` are its top-level values as they came, less ``adjourn``.
 
     ``policy`` is None where it is off. ``explicit``: the client chose it, and so is told what
     was done even where nothing was. ``untouchable`` names why no policy may act on it.
@@ -50,6 +51,8 @@ class ChatRequest:
     choices: int
     seed: int | None
     stops: bool
+    prompt: Any = None
+    """A raw completion's: a text or ids."""
 
 
 class _StreamOptions(msgspec.Struct):
@@ -64,19 +67,18 @@ class _Message(msgspec.Struct):
 class _Known(msgspec.Struct):
     """The fields that are read, with their types. A wrong one is the client's error."""
 
-    messages: list[_Message]
     model: str | None = None
     stream: bool | None = None
     n: int | float | None = None
     seed: int | float | None = None
     temperature: int | float | None = None
     max_tokens: int | float | None = None
-    max_completion_tokens: int | float | None = None
     stop: str | list[str] | None = None
     stream_options: _StreamOptions | None = None
     include_reasoning: bool | None = None
     return_token_ids: bool | None = None
     echo: bool | None = None
+    prompt_logprobs: int | float | None = None
     use_beam_search: bool | None = None
     kv_transfer_params: dict[str, Any] | None = None
     # Where a client says how long to think, and which conversation this is. What is none of our
@@ -94,8 +96,37 @@ class _Known(msgspec.Struct):
     adjourn: dict[str, Any] | None = None
 
 
+class _ChatBody(_Known, kw_only=True):
+    messages: list[_Message]
+    max_completion_tokens: int | float | None = None
+
+    @property
+    def limit(self) -> float | None:
+        return self.max_completion_tokens or self.max_tokens
+
+    @property
+    def first(self) -> Any:
+        """What the conversation begins with."""
+        return next((m.content for m in self.messages if m.role == "user"), None)
+
+
+class _TextBody(_Known):
+    prompt: Any = None
+    prompt_embeds: Any = None
+
+    @property
+    def limit(self) -> float | None:
+        return _TEXT_LIMIT if self.max_tokens is None else self.max_tokens
+
+    @property
+    def first(self) -> Any:
+        return self.prompt
+
+
 _decode_fields = msgspec.json.Decoder(dict[str, Raw]).decode
-_decode_known = msgspec.json.Decoder(_Known).decode
+_decode_chat = msgspec.json.Decoder(_ChatBody).decode
+_decode_text = msgspec.json.Decoder(_TextBody).decode
+_Body = TypeVar("_Body", _ChatBody, _TextBody)
 
 
 def read_chat(
@@ -104,17 +135,45 @@ def read_chat(
     settings: Settings,
     default: Policy | None,
     models: Mapping[str, Any],
-) -> ChatRequest:
+) -> Asked:
     """``models``: ids that the engine serves, to tell an alias from a name with a colon.
 
     Raises BadRequest.
     """
+    fields, known = _read(body, _decode_chat)
+    if not known.messages:
+        raise BadRequest("messages must not be empty", param="messages")
+    asked = _asked(fields, known, headers, settings, default, models)
+    asked.untouchable = asked.untouchable or _not_text(known.messages)
+    return asked
+
+
+def read_completion(
+    body: bytes,
+    headers: Mapping[str, str],
+    settings: Settings,
+    default: Policy | None,
+    models: Mapping[str, Any],
+) -> Asked:
+    """The same of a raw completion."""
+    fields, known = _read(body, _decode_text)
+    asked = _asked(fields, known, headers, settings, default, models)
+    if known.prompt_embeds is not None:
+        asked.untouchable = "not-text"
+    elif isinstance(known.prompt, list) and not all(type(x) is int for x in known.prompt):
+        asked.untouchable = "several-prompts"
+    asked.prompt = known.prompt
+    return asked
+
+
+def _read(body: bytes, decode: Callable[[bytes], _Body]) -> tuple[dict[str, Raw], _Body]:
+    """The top-level fields, and those of them that are known. Raises BadRequest."""
     try:
         fields = _decode_fields(body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise BadRequest(f"the body is not a JSON object: {error}") from None
     try:
-        known = _decode_known(body)
+        return fields, decode(body)
     except (UnicodeDecodeError, RecursionError) as error:
         raise BadRequest(f"the body cannot be read: {error}") from None
     except msgspec.DecodeError as error:
@@ -125,8 +184,16 @@ def read_chat(
         if where:
             message += f" at {where!r}"
         raise BadRequest(message, param=where or missing or None) from None
-    if not known.messages:
-        raise BadRequest("messages must not be empty", param="messages")
+
+
+def _asked(
+    fields: dict[str, Raw],
+    known: _ChatBody | _TextBody,
+    headers: Mapping[str, str],
+    settings: Settings,
+    default: Policy | None,
+    models: Mapping[str, Any],
+) -> Asked:
     options = dict(known.adjourn or {})
     fields.pop("adjourn", None)
     model, aliased = _model(known.model or "", settings, models)
@@ -141,7 +208,7 @@ def read_chat(
     if policy is not None and settings.dial and not explicit:
         policy = dialed(policy, *turned(msgspec.structs.asdict(known)))
     usage = known.stream_options
-    return ChatRequest(
+    return Asked(
         fields=fields,
         model=model,
         stream=bool(known.stream),
@@ -152,7 +219,7 @@ def read_chat(
         include_usage=bool(usage and usage.include_usage),
         include_reasoning=known.include_reasoning is not False,
         return_token_ids=bool(known.return_token_ids),
-        limit=_whole(known.max_completion_tokens or known.max_tokens),
+        limit=_whole(known.limit),
         choices=int(known.n or 1),
         seed=_whole(known.seed),
         stops=bool(known.stop),
@@ -196,7 +263,7 @@ def _policy(
         raise BadRequest(str(error), param="adjourn", code="bad_policy") from None
 
 
-def _untouchable(known: _Known, settings: Settings) -> str | None:
+def _untouchable(known: _ChatBody | _TextBody, settings: Settings) -> str | None:
     choices = known.n or 1
     if not 1 <= choices <= _CHOICES or (choices > 1 and known.temperature == 0):
         return "several-choices"  # the engine refuses them, or they are its own affair
@@ -208,7 +275,13 @@ def _untouchable(known: _Known, settings: Settings) -> str | None:
         return "kv-transfer"
     if known.stop and not settings.stop_in_answer and settings.mode == "enforce":
         return "stop-strings"  # the engine holds text back that may be one: no exact place to cut
-    for message in known.messages:
+    if known.prompt_logprobs is not None:
+        return "prompt-logprobs"  # no stream brings them
+    return None
+
+
+def _not_text(messages: Sequence[_Message]) -> str | None:
+    for message in messages:
         if isinstance(message.content, list) and any(
             not isinstance(part, dict) or part.get("type", "text") not in ("text", "refusal")
             for part in message.content
@@ -217,7 +290,7 @@ def _untouchable(known: _Known, settings: Settings) -> str | None:
     return None
 
 
-def _conversation(headers: Mapping[str, str], known: _Known) -> str:
+def _conversation(headers: Mapping[str, str], known: _ChatBody | _TextBody) -> str:
     """What stays the same over a conversation's requests, and fit for a header: the client's own
     id, else its user and first user message."""
     for name in _SESSION_HEADERS:
@@ -227,6 +300,5 @@ def _conversation(headers: Mapping[str, str], known: _Known) -> str:
     named = (known.session_id, known.conversation, *(metadata.get(key) for key in _SESSION_KEYS))
     own = next((name for name in (*named, known.prompt_cache_key) if name), None)
     if own is None:
-        first = next((m.content for m in known.messages if m.role == "user"), None)
-        own = [known.user or metadata.get("user_id"), first]
+        own = [known.user or metadata.get("user_id"), known.first]
     return hashlib.blake2b(msgspec.json.encode(own), digest_size=16).hexdigest()

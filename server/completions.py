@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import msgspec
 from msgspec import Raw
@@ -13,7 +14,7 @@ from server.sse import data_of
 from server.surface import Fields
 from server.wire import Choice, Chunk, Delta, event_of, given, hide_ids
 
-__all__ = ["ENDPOINT", "Completions"]
+__all__ = ["ENDPOINT", "Completions", "opens_trace"]
 
 ENDPOINT = "/v1/completions"
 _STICKY = ("cache_salt", "priority")
@@ -140,7 +141,8 @@ class Completions:
         if closing:
             text = marks.dialect.closing
             spared = tuple(closing) == marks.closing_on_newline != marks.closing
-            self._closing = text.removeprefix("\n") if spared else text
+            opened = marks.dialect.start if closing[0] == marks.start else ""
+            self._closing = opened + (text.removeprefix("\n") if spared else text)
             chunk = msgspec.json.decode(data_of(event) or b"{}")
             told = chunk["choices"][0]
             told["text"] = self._closing + told["text"]
@@ -153,3 +155,14 @@ class Completions:
         if self._note_on_usage:
             return choice is None and chunk.usage is not None
         return choice is not None and choice.finish_reason is not None
+
+
+def opens_trace(prompt: Any, marks: Marks) -> bool:
+    """Whether a raw prompt, a text or ids, ends within a trace; a chat's (None) may always."""
+    if isinstance(prompt, str):
+        dialect = marks.dialect
+        return prompt.rfind(dialect.start) > prompt.rfind(dialect.end)
+    if prompt is None:
+        return True
+    last = next((token for token in reversed(prompt) if token in (marks.start, marks.end)), None)
+    return last == marks.start

@@ -68,6 +68,9 @@ class Settings(BaseSettings):
         ge=0,
         description="Longest answer to a response that would end within its trace; 0: none.",
     )
+    end_escapes: bool = Field(
+        True, description="A trace that the model opens again behind a cut is closed, once."
+    )
     reasoning_field: Spelling = Field(
         "upstream",
         description="Where a chat client finds reasoning: `upstream`, `reasoning`, "

@@ -13,14 +13,17 @@ from starlette.types import Send
 from policies.ledger import Ledger
 from policies.policy import Policy
 from policies.session import Session
-from server.chat import ENDPOINT, Chat
-from server.choose import ChatRequest
+from server.chat import ENDPOINT as CHAT
+from server.chat import Chat
+from server.choose import Asked
 from server.chorus import Chorus
+from server.completions import Completions
 from server.engine import Model
 from server.relay import Relay, Sink
 from server.responses import Abandonable
 from server.sinks import Assembler, StreamSink
 from server.spelling import spelt
+from server.surface import Surface
 
 if TYPE_CHECKING:
     from server.gateway import Gateway
@@ -46,7 +49,8 @@ class Judged(Abandonable):
     def __init__(
         self,
         gateway: Gateway,
-        request: ChatRequest,
+        endpoint: str,
+        request: Asked,
         policy: Policy,
         model: Model,
         headers: Sequence[tuple[bytes, bytes]],
@@ -54,7 +58,7 @@ class Judged(Abandonable):
         extra: Sequence[tuple[bytes, bytes]],
         arrived: float,
     ) -> None:
-        super().__init__(gateway.metrics, (ENDPOINT, model.id, policy.name), arrived)
+        super().__init__(gateway.metrics, (endpoint, model.id, policy.name), arrived)
         assert model.marks is not None
         settings = gateway.settings
         self._gateway = gateway
@@ -65,7 +69,12 @@ class Judged(Abandonable):
         self._extra = extra
         self._appraiser = gateway.appraiser(model.id, policy)
         enforce = settings.mode == "enforce" and request.policy is not None
+        chat = endpoint == CHAT
         self._apart = request.stops and enforce
+        self._kind = self._chat if chat else self._completions
+        self._skeleton = (
+            spelt(model.skeleton, settings.reasoning_field) if chat else model.text_skeleton
+        )
         hold_out = held_out(request.conversation, policy, settings.salt, settings.hold_out)
         self._sessions = [
             Session(
@@ -75,7 +84,8 @@ class Judged(Abandonable):
                 observe=not enforce,
                 hold_out=hold_out,
                 apart=self._apart,
-                rescue=enforce and settings.rescue_tokens > 0,
+                # Who asks for so many tokens of raw text gets them and no more.
+                rescue=enforce and chat and settings.rescue_tokens > 0,
             )
             for _ in range(request.choices)
         ]
@@ -96,11 +106,7 @@ class Judged(Abandonable):
         self._sink = (
             StreamSink(send, self._extra)
             if self._request.stream
-            else Assembler(
-                send,
-                self._extra,
-                spelt(self._model.skeleton, self._gateway.settings.reasoning_field),
-            )
+            else Assembler(send, self._extra, self._skeleton)
         )
         if self._request.choices == 1:
             relay = self._relay(0, self._sink)
@@ -109,16 +115,23 @@ class Judged(Abandonable):
         chorus = Chorus(self._sink, self._request.choices, self.metrics)
         return await chorus.run([self._relay(i, part) for i, part in enumerate(chorus.parts)])
 
+    def _chat(self, choice: int) -> Surface:
+        return Chat(
+            self._request,
+            choice,
+            apart=self._apart,
+            tool_calls=self._model.tool_calls,
+            spelling=self._gateway.settings.reasoning_field,
+        )
+
+    def _completions(self, choice: int) -> Surface:
+        assert self._model.marks is not None
+        return Completions(self._request, choice, marks=self._model.marks, apart=self._apart)
+
     def _relay(self, choice: int, sink: Sink) -> Relay:
         relay = Relay(
             self._gateway.engine,
-            Chat(
-                self._request,
-                choice,
-                apart=self._apart,
-                tool_calls=self._model.tool_calls,
-                spelling=self._gateway.settings.reasoning_field,
-            ),
+            self._kind(choice),
             self._onward,
             f"{self._request_id}-{choice}" if choice else self._request_id,
             self._sessions[choice],
@@ -183,7 +196,7 @@ class Judged(Abandonable):
     def _log(self, status: int, choice: int, session: Session) -> None:
         trigger = session.trigger
         log.info(
-            "chat",
+            "completion",
             extra={
                 "fields": {
                     "request_id": self._request_id,

@@ -123,6 +123,14 @@ class Metrics:
             "policy",
             "reason",
         )
+        self.escapes = counter(
+            "escapes",
+            "Answers behind a cut in which the model opened a trace again, by what became of it: "
+            "ended, refused (by the engine), left.",
+            "model",
+            "policy",
+            "action",
+        )
         self.probes = counter(
             "probes",
             "Probes, by outcome: ok, error, timeout, bad-reply.",
@@ -183,6 +191,8 @@ class Metrics:
             self.triggers.labels(model, policy, action)
         for reason in ("length", "stop"):
             self.rescues.labels(model, policy, reason)
+        for action in ("ended", "refused", "left"):
+            self.escapes.labels(model, policy, action)
         for outcome in ("ok", "error", "timeout", "bad-reply"):
             self.probes.labels(model, policy, outcome)
         for reason in _FAIL_OPEN:

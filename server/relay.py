@@ -13,7 +13,7 @@ import contextlib
 import logging
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -22,12 +22,13 @@ import msgspec
 
 from policies.events import ProbeResult
 from policies.session import Ask, Cut, Session
+from server.answer import Answer
 from server.engine import TRANSPORT_ERRORS, BadReply, Engine
 from server.errors import GatewayError, broken_off
 from server.metrics import Metrics
 from server.sse import EventSplitter, data_of
 from server.surface import Fields, Surface
-from server.wire import Chunk, Renamer, event_of, given, with_key
+from server.wire import Choice, Chunk, event_of, given, with_key
 
 __all__ = ["Relay", "Sink"]
 
@@ -103,7 +104,9 @@ class Relay:
         self._outgoing: list[bytes] = []  # released, as the client is to get it
         self._sending = asyncio.Lock()
         self._main: httpx.Response | None = None
-        self._answer: _Answer | None = None
+        self._answer: Answer | None = None
+        self._drawn = 0
+        self._escaped = False
         self._pump: asyncio.Task[None] | None = None
         self._beside: set[asyncio.Task[None]] = set()
         self._broken: str | None = None
@@ -141,7 +144,7 @@ class Relay:
             if self._pump.cancelled():
                 self._metrics.aborts.labels("cut").inc()
             await self._main.aclose()
-            await self._pump_answer(self._answer)
+            await self._pump_answer()
 
     async def _end(self) -> None:
         self.session.ended()
@@ -338,25 +341,32 @@ class Relay:
         left = self._left(cut)
         if left is not None and left < 1:
             return self._refuse("no-token-left")
-        fields = self._surface.answer(prompt, left)
-        response = answer = None
-        try:
-            async with asyncio.timeout(self._engine.settings.resume_timeout):
-                response = await self._open(fields, f"{self._request_id}-answer")
-                answer = await self._begin(response, prompt)
-        except (TimeoutError, GatewayError, *TRANSPORT_ERRORS):
-            return self._refuse("resume-failed")
-        finally:
-            if answer is None and response is not None:
-                await response.aclose()
-        if answer is None:
-            reason = "ids-not-honoured" if response.status_code == 200 else "resume-rejected"
-            return self._refuse(reason)
+        answer = await self._draw(prompt, left)
+        if isinstance(answer, str):
+            return self._refuse(answer)
         session.resumed()
         self._give_up_main(cut)
         self._answer = answer
         self.times.resumed = time.perf_counter()
         return None
+
+    async def _draw(self, prompt: list[int], left: int | None) -> Answer | str:
+        """An answer from these ids, or why there is none."""
+        response = answer = None
+        self._drawn += 1
+        name = f"{self._request_id}-answer" + (f"-{self._drawn}" if self._drawn > 1 else "")
+        try:
+            async with asyncio.timeout(self._engine.settings.resume_timeout):
+                response = await self._open(self._surface.answer(prompt, left), name)
+                answer = await Answer.begun(response, prompt, self._surface.decode, self._first)
+        except (TimeoutError, GatewayError, msgspec.MsgspecError, *TRANSPORT_ERRORS):
+            return "resume-failed"
+        finally:
+            if answer is None and response is not None:
+                await response.aclose()
+        if answer is None:
+            return "ids-not-honoured" if response.status_code == 200 else "resume-rejected"
+        return answer
 
     def _left(self, cut: Cut) -> int | None:
         """Tokens that the answer may have; None where the client set no limit."""
@@ -380,26 +390,6 @@ class Relay:
         if self._pump is not None:
             self._pump.cancel()
 
-    async def _begin(self, response: httpx.Response, prompt: list[int]) -> _Answer | None:
-        """Read up to the first chunk, which tells whether the engine took our ids."""
-        if response.status_code != 200:
-            return None
-        splitter = EventSplitter()
-        reads = response.stream.__aiter__()  # type: ignore[union-attr]
-        async for data in reads:
-            events = splitter.feed(data)
-            for index, event in enumerate(events):
-                content = data_of(event)
-                chunk = self._decode(content) if content not in (None, _DONE) else None
-                if chunk is None:
-                    continue
-                if chunk.prompt_token_ids != prompt:
-                    return None
-                return _Answer(
-                    response, reads, splitter, events[index + 1 :], Renamer(self._first, chunk)
-                )
-        return None
-
     def _refuse(self, reason: str) -> Cut | None:
         self._fail_open(reason)
         return self.session.refused(reason)
@@ -410,41 +400,90 @@ class Relay:
 
     # -- the answer behind a cut -----------------------------------------------------------------
 
-    async def _pump_answer(self, answer: _Answer) -> None:
-        await self._send_answer(answer, answer.events)
-        try:
-            async for data in answer.reads:
-                await self._send_answer(answer, answer.splitter.feed(data))
-        except httpx.ReadTimeout:
-            self._broken = "timeout"
-        except TRANSPORT_ERRORS:
-            self._broken = "broken"
-        if answer.splitter.rest.strip():
-            await self._send_answer(answer, [answer.splitter.rest])
+    async def _pump_answer(self) -> None:
+        """The answer to its end, and the one that takes its place where it thinks again."""
+        while (answer := self._answer) is not None:
+            try:
+                async for events in answer.events():
+                    if await self._tell_answer(answer, events):
+                        break
+                else:
+                    return
+            except httpx.ReadTimeout:
+                self._broken = "timeout"
+                return
+            except TRANSPORT_ERRORS:
+                self._broken = "broken"
+                return
 
-    async def _send_answer(self, answer: _Answer, events: list[bytes]) -> None:
+    async def _tell_answer(self, answer: Answer, events: list[bytes]) -> bool:
+        """Whether another answer took this one's place."""
         for event in events:
+            if not self._take_answer(answer, event):
+                continue
+            await self._flush()
+            if await self._end_escape(answer):
+                return True
             self._take_answer(answer, event)
         await self._flush()
+        return False
 
-    def _take_answer(self, answer: _Answer, event: bytes) -> None:
+    def _take_answer(self, answer: Answer, event: bytes) -> bool:
+        """One event of the answer; True, and it is not taken, where it thinks again."""
         data = data_of(event)
         chunk = None if data is None or data == _DONE else self._decode(data)
         if data is None or chunk is None:
             self._done = self._done or data == _DONE
             self._pending.append((0, event, None))
-            return
+            return False
         self._finished = self._finished or given(chunk.error)
         event = answer.rename(event)
         for choice in chunk.choices:
-            self.session.answered(len(choice.token_ids or ()))
+            if self._escapes(answer, choice):
+                return True
+            ids = choice.token_ids or ()
+            answer.ids.extend(ids)
+            self.session.answered(len(ids))
             self._finished = self._finished or choice.finish_reason is not None
             if answer.closing_due:
-                event = self._surface.closed(event, self.session.closing)
+                event = self._surface.closed(event, choice, self.session.closing)
                 answer.closing_due = False
         if chunk.usage is not None:
             event = event_of(self._with_usage(data_of(event) or b"{}"))
         self._pending.append((0, event, chunk))
+        return False
+
+    def _escapes(self, answer: Answer, choice: Choice) -> bool:
+        """Whether the model opens a trace again behind the one that was closed for it."""
+        session = self.session
+        if answer.escaped or not (session.stopped or session.rescued):
+            return False
+        ids = choice.token_ids or ()
+        answer.escaped = session.marks.start in ids
+        answer.lost = len(ids)
+        return answer.escaped
+
+    async def _end_escape(self, answer: Answer) -> bool:
+        """Close that trace at once, and draw on; only the first one: a model that will think
+        thinks."""
+        labels, session, closing = self._labels, self.session, self.session.marks.closing
+        if self._escaped or not self._engine.settings.end_escapes:
+            self._metrics.escapes.labels(*labels, "left").inc()
+            return False
+        self._escaped = True
+        marker = (session.marks.start, *closing)
+        limit = self._surface.limit
+        left = None if limit is None else limit - session.ledger.completion - len(marker)
+        following = await self._draw([*answer.prompt, *answer.ids, *marker], left)
+        if isinstance(following, str):
+            self._metrics.escapes.labels(*labels, "refused").inc()
+            return False
+        self._metrics.escapes.labels(*labels, "ended").inc()
+        self._metrics.aborts.labels("cut").inc()
+        session.closed_again(marker, answer.lost)
+        await answer.response.aclose()
+        self._answer = following
+        return True
 
     def _append(self, event: bytes | None) -> None:
         """An event that was made here."""
@@ -490,15 +529,3 @@ class Relay:
             for kind in ("prompt", "reasoning", "answer", "marker", "closing", "probe", "wasted")
         }
         return note
-
-
-@dataclass(slots=True)
-class _Answer:
-    """The stream behind a cut. ``events`` were read with its first chunk."""
-
-    response: httpx.Response
-    reads: AsyncIterator[bytes]
-    splitter: EventSplitter
-    events: list[bytes]
-    rename: Renamer
-    closing_due: bool = True

@@ -21,6 +21,7 @@ _STREAM_HEADERS = (
 )
 # The server in front of us writes its own, and lengths change with what is edited.
 _DROPPED = (b"date", b"content-length")
+_JOINED = ("token_ids", "text")
 
 
 def reply_headers(
@@ -117,8 +118,8 @@ class Assembler:
 
     def document(self) -> dict[str, Any]:
         """The reply so far, in the shape of the engine's own."""
-        reply = {**self._reply, "object": "chat.completion"}
         empty = self._skeleton
+        reply = {**self._reply, "object": str(self._reply.get("object")).removesuffix(".chunk")}
         shape = (empty.get("choices") or [{}])[0]
         choices = self._choices or {0: _Choice()}
         reply["choices"] = [choices[index].document(shape) for index in sorted(choices)]
@@ -161,14 +162,16 @@ class Assembler:
 class _Choice:
     """One choice of a document, as far as it has come."""
 
-    __slots__ = ("_calls", "_choice", "_message")
+    __slots__ = ("_calls", "_choice", "_is_message", "_message")
 
     def __init__(self) -> None:
+        self._is_message = False
         self._choice: dict[str, Any] = {}
         self._message: dict[str, Any] = {}
         self._calls: dict[int, dict[str, Any]] = {}
 
     def add(self, choice: dict[str, Any]) -> None:
+        self._is_message = self._is_message or "delta" in choice
         for key, value in choice.pop("delta", {}).items():
             if key == "tool_calls":
                 for call in value or ():
@@ -181,7 +184,7 @@ class _Choice:
             for key, value in logprobs.items():
                 _join(merged, key, value)
         for key, value in choice.items():
-            if key == "token_ids" and value is not None:
+            if key in _JOINED and value is not None:
                 _join(self._choice, key, value)
             elif value is not None or key not in self._choice:
                 self._choice[key] = value
@@ -196,6 +199,8 @@ class _Choice:
             _join(call.setdefault("function", {}), key, value)
 
     def document(self, shape: Mapping[str, Any]) -> dict[str, Any]:
+        if not self._is_message:
+            return _filled(self._choice, shape)
         message = dict(self._message)
         message["content"] = message.get("content") or None
         if self._calls:

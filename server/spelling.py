@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import msgspec
@@ -74,7 +74,7 @@ def _as_content(event: bytes, text: str) -> bytes:
     return event_of(msgspec.json.encode(chunk))
 
 
-def spelt(skeleton: dict[str, Any], spelling: Spelling) -> dict[str, Any]:
+def spelt(skeleton: Mapping[str, Any], spelling: Spelling) -> Mapping[str, Any]:
     """An unstreamed reply's keys with reasoning under its name; ``skeleton`` stays as it is."""
     if spelling == "upstream" or not skeleton.get("choices"):
         return skeleton

@@ -47,8 +47,9 @@ class Surface(Protocol):
     def edge(self, event: bytes, kept: int) -> bytes | None:
         """What an event says within the trace, of its first ``kept`` tokens; None if nothing."""
 
-    def closed(self, event: bytes, closing: Sequence[int]) -> bytes:
-        """The answer's first event, with the closing sequence where the client sees such things."""
+    def closed(self, event: bytes, choice: Choice, closing: Sequence[int]) -> bytes:
+        """The answer's first event, which brings ``choice``, with the closing sequence where the
+        client sees such things."""
 
     def is_last(self, chunk: Chunk, choice: Choice | None) -> bool:
         """Whether the chunk is the one that the note stands on."""

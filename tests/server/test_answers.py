@@ -152,6 +152,36 @@ def test_an_engine_that_will_not_rescue(adjourn: str) -> None:
     assert "adjourn" not in last
 
 
+# -- escapes -----------------------------------------------------------------------------------
+
+ESCAPING = {"standin": {"tokens": 30, "reopens": 1, "answer": "It is 42."}, "adjourn": CUT}
+
+
+def test_a_trace_that_is_opened_again_is_closed(adjourn: str, standin: str) -> None:
+    """What was said before it, what is said behind its closing, nothing between; counted."""
+    before = metric(adjourn, "adjourn_escapes_total", action="ended")
+    chunks = stream(adjourn, {"x-request-id": "escape"}, **ESCAPING, **USAGE)
+    assert joined(chunks, "content") == "It is 42." * 2
+    finishes = [c["choices"][0]["finish_reason"] for c in chunks[:-1] if c["choices"]]
+    assert [f for f in finishes if f] == ["stop"]
+    resumed = [b["kv_transfer_params"]["prompt_token_ids"] for b in bodies(standin, "escape")[1:]]
+    assert resumed[1][: len(resumed[0])] == resumed[0]
+    assert resumed[1].count(1) == resumed[0].count(1) + 1
+    tokens, usage = chunks[-2]["adjourn"]["tokens"], chunks[-2]["usage"]
+    given = tokens["reasoning"] + tokens["marker"] + tokens["closing"] + tokens["answer"]
+    assert given == usage["completion_tokens"]
+    assert metric(adjourn, "adjourn_escapes_total", action="ended") == before + 1
+
+
+def test_a_model_that_will_think_thinks(adjourn: str) -> None:
+    """The second escape of a response is let go, and counted."""
+    before = metric(adjourn, "adjourn_escapes_total", action="left")
+    asked = {**ESCAPING, "standin": {**ESCAPING["standin"], "reopens": 2}}
+    chunks = stream(adjourn, **asked)
+    assert joined(chunks, "content") == "It is 42." * 3
+    assert metric(adjourn, "adjourn_escapes_total", action="left") == before + 1
+
+
 # -- usage on every chunk ----------------------------------------------------------------------
 
 

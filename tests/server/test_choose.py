@@ -16,7 +16,7 @@ from policies.compose import AnyOf
 from policies.deer import Deer
 from policies.loop import Loop
 from policies.never import Never
-from server.choose import ChatRequest, read_chat
+from server.choose import Asked, read_chat
 from server.config import Settings
 from server.errors import BadRequest
 
@@ -34,7 +34,7 @@ def read(
     models: Mapping[str, Any] = MODELS,
     configured: Settings | None = None,
     **fields: Any,
-) -> ChatRequest:
+) -> Asked:
     """A request with these fields, besides a model and a message."""
     body = json.dumps({"model": "m", "messages": [USER], **fields}).encode()
     return read_chat(body, headers or {}, configured or settings(), DEFAULT, models)

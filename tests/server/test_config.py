@@ -77,6 +77,7 @@ def test_every_key_can_be_set_in_the_environment(
         "stop_in_answer": ("false", False),
         "reasoning_field": ("tags", "tags"),
         "dial": ("false", False),
+        "end_escapes": ("false", False),
     }
     kind = Settings.model_fields[name].annotation
     written, expected = values.get(name, ("7", kind(7) if kind in (int, float) else "7"))
