@@ -23,7 +23,7 @@ from server.choose import Asked, read_chat, read_completion
 from server.completions import ENDPOINT as COMPLETIONS
 from server.config import Settings
 from server.engine import forwarded_headers
-from server.errors import BadRequest, GatewayError, TooLarge
+from server.errors import BadRequest, GatewayError, TooLarge, body_at
 from server.gateway import Gateway
 from server.judged import Judged
 from server.responses import Passage, WithRawSend
@@ -65,7 +65,7 @@ def create_app(settings: Settings, transport: httpx.AsyncBaseTransport | None = 
         headers = error.headers
         if _REQUEST_ID.fullmatch(request_id := request.headers.get("x-request-id", "")):
             headers["x-request-id"] = request_id
-        return Response(error.body, error.status, headers=headers)
+        return Response(body_at(request.url.path, error), error.status, headers=headers)
 
     @app.exception_handler(ClientDisconnect)
     async def gone(request: Request, error: ClientDisconnect) -> Response:
