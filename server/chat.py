@@ -10,7 +10,7 @@ from msgspec import Raw
 from server.choose import Asked
 from server.spelling import Spelling, speller
 from server.sse import data_of
-from server.surface import Fields
+from server.surface import Fields, OpenAI
 from server.wire import (
     Choice,
     Chunk,
@@ -26,12 +26,11 @@ from server.wire import (
 __all__ = ["ENDPOINT", "Chat"]
 
 ENDPOINT = "/v1/chat/completions"
-_STICKY = ("cache_salt", "priority")
 _LIMITS = ("max_completion_tokens", "max_tokens")
 
 
-class Chat:
-    """One choice of a chat response: the ``choice``-th of the client's ``n``."""
+class Chat(OpenAI):
+    """``tool_calls``: ids that begin one. ``spelling``: how the client reads reasoning."""
 
     path = ENDPOINT
 
@@ -44,41 +43,14 @@ class Chat:
         tool_calls: frozenset[int] = frozenset(),
         spelling: Spelling = "upstream",
     ) -> None:
-        """``apart``: the client's stop strings are for the answer's own call. ``tool_calls``: ids
-        that begin one. ``spelling``: how the client reads reasoning."""
-        self._request = request
-        self._apart = apart
-        self._tool_calls = tool_calls if "tools" in request.fields else frozenset()
-        self.limit = request.limit
-        self._hide_ids = not request.return_token_ids
-        self._hide_reasoning = not request.include_reasoning
-        self._spell = speller(spelling)
-        self._note_on_usage = request.include_usage or not request.stream
-        self.fields = self._main(choice)
+        super().__init__(request, choice, apart, "include_reasoning")
         self.decode = decode_chunk
-
-    def _main(self, choice: int) -> Fields:
-        fields = dict(self._request.fields)
-        fields["stream"] = fields["return_token_ids"] = fields["include_reasoning"] = Raw(b"true")
-        if not self._request.stream:
-            fields["stream_options"] = Raw(b'{"include_usage":true}')
-        fields.pop("n", None)
-        if self._apart:
-            fields.pop("stop", None)
-        if choice and self._request.seed is not None:
-            # What the engine gives the choices of one request: each the next seed.
-            fields["seed"] = Raw(b"%d" % (self._request.seed + choice))
-        return fields
-
-    @property
-    def sticky(self) -> Fields:
-        return {key: value for key, value in self.fields.items() if key in _STICKY}
+        self._hide_reasoning = not request.include_reasoning
+        self._tool_calls = tool_calls if "tools" in request.fields else frozenset()
+        self._spell = speller(spelling)
 
     def answer(self, prompt: Sequence[int], left: int | None) -> Fields:
-        fields = dict(self.fields)
-        fields["kv_transfer_params"] = Raw(msgspec.json.encode({"prompt_token_ids": prompt}))
-        if self._apart:
-            fields["stop"] = self._request.fields["stop"]
+        fields = self.answering(kv_transfer_params={"prompt_token_ids": prompt})
         if left is not None:
             names = [name for name in _LIMITS if name in fields] or _LIMITS[:1]
             fields |= dict.fromkeys(names, Raw(b"%d" % left))
@@ -118,8 +90,3 @@ class Chat:
         told = chunk["choices"][0]
         told["token_ids"] = [*closing, *(told.get("token_ids") or ())]
         return event_of(msgspec.json.encode(chunk))
-
-    def is_last(self, chunk: Chunk, choice: Choice | None) -> bool:
-        if self._note_on_usage:
-            return choice is None and chunk.usage is not None
-        return choice is not None and choice.finish_reason is not None

@@ -11,13 +11,12 @@ from msgspec import Raw
 from policies.dialect import Marks
 from server.choose import Asked
 from server.sse import data_of
-from server.surface import Fields
+from server.surface import Fields, OpenAI
 from server.wire import Choice, Chunk, Delta, event_of, given, hide_ids
 
 __all__ = ["ENDPOINT", "Completions", "opens_trace"]
 
 ENDPOINT = "/v1/completions"
-_STICKY = ("cache_salt", "priority")
 _ABSENT = Raw()
 
 
@@ -41,11 +40,11 @@ class _TextChunk(msgspec.Struct):
 _decode = msgspec.json.Decoder(_TextChunk).decode
 
 
-class Completions:
-    """One choice of a completion: the ``choice``-th of the client's ``n``.
+class Completions(OpenAI):
+    """All text is thought to the session, which knows by its marker where the trace ends.
 
-    All text is thought to the session, which knows by its marker where the trace ends. A client
-    sees the closing sequence of a cut as it sees the marker of a model that ends its trace itself.
+    A client sees the closing sequence of a cut as it sees the marker of a model that ends its
+    trace itself.
     """
 
     path = ENDPOINT
@@ -53,41 +52,16 @@ class Completions:
     def __init__(
         self, request: Asked, choice: int = 0, *, marks: Marks, apart: bool = False
     ) -> None:
-        self._request = request
+        super().__init__(request, choice, apart)
         self._marks = marks
-        self._apart = apart
-        self._hide_ids = not request.return_token_ids
-        self._note_on_usage = request.include_usage or not request.stream
         self._told = 0  # characters, for the offsets of what a second call brings
         self._closing = ""
         self._first_answer: Choice | None = None
         self._before_answer: int | None = None
-        self.limit = request.limit
-        self.fields = self._main(choice)
-
-    def _main(self, choice: int) -> Fields:
-        fields = dict(self._request.fields)
-        fields["stream"] = fields["return_token_ids"] = Raw(b"true")
-        if not self._request.stream:
-            fields["stream_options"] = Raw(b'{"include_usage":true}')
-        fields.pop("n", None)
-        if self._apart:
-            fields.pop("stop", None)
-        if choice and self._request.seed is not None:
-            fields["seed"] = Raw(b"%d" % (self._request.seed + choice))
-        return fields
-
-    @property
-    def sticky(self) -> Fields:
-        return {key: value for key, value in self.fields.items() if key in _STICKY}
 
     def answer(self, prompt: Sequence[int], left: int | None) -> Fields:
-        fields = {**self.fields, "prompt": Raw(msgspec.json.encode(prompt))}
-        if self._apart:
-            fields["stop"] = self._request.fields["stop"]
-        if left is not None:
-            fields["max_tokens"] = Raw(b"%d" % left)
-        return fields
+        limit = {} if left is None else {"max_tokens": left}
+        return self.answering(prompt=prompt, **limit)
 
     def decode(self, data: bytes) -> Chunk:
         chunk = _decode(data)
@@ -150,11 +124,6 @@ class Completions:
             event = event_of(msgspec.json.encode(chunk))
         self._first_answer = choice
         return event
-
-    def is_last(self, chunk: Chunk, choice: Choice | None) -> bool:
-        if self._note_on_usage:
-            return choice is None and chunk.usage is not None
-        return choice is not None and choice.finish_reason is not None
 
 
 def opens_trace(prompt: Any, marks: Marks) -> bool:
