@@ -374,11 +374,10 @@ class Session:
         """The cut behind the trace's own end, where the answer is to be drawn apart."""
         before, end = len(self.generated) - len(ids), self.marks.end
         position = self.ledger.reasoning
-        if not ending:
+        if not ending or not thinking or answering or end in ids:
             edge = list(ids).index(end) + 1 if end in ids else 0
             return Cut(before + edge, position, (), edge) if self._apart else None
-        lost = thinking and not answering and end not in ids and ending in ("length", "stop")
-        if not (self._rescue and lost):
+        if not self._rescue or ending not in ("length", "stop"):
             return None
         edge = len(ids) - (ending == "stop" and bool(ids))  # less the end of the sequence
         return Cut(before + edge, position, self._closing(self._here()), edge, ending)

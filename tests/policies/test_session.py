@@ -838,6 +838,13 @@ def test_an_answer_apart_without_a_trace() -> None:
     assert kinds(made) == {"wasted": 1}
 
 
+def test_an_answer_apart_that_came_whole() -> None:
+    """One that began and ended in the piece that ends the trace is drawn anew as well."""
+    made = apart(apart=True, rescue=True)
+    fed(made, ("a", 7))
+    assert made.feed("", (END, 9, 9), 0.0, answering=True, ending="stop") == Cut(2, 1, (), 1)
+
+
 def test_an_answer_apart_that_is_refused() -> None:
     """The main stream's own answer is the client's, to its last token."""
     made = apart(apart=True)
