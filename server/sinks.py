@@ -162,16 +162,14 @@ class Assembler:
 class _Choice:
     """One choice of a document, as far as it has come."""
 
-    __slots__ = ("_calls", "_choice", "_is_message", "_message")
+    __slots__ = ("_calls", "_choice", "_message")
 
     def __init__(self) -> None:
-        self._is_message = False
         self._choice: dict[str, Any] = {}
         self._message: dict[str, Any] = {}
         self._calls: dict[int, dict[str, Any]] = {}
 
     def add(self, choice: dict[str, Any]) -> None:
-        self._is_message = self._is_message or "delta" in choice
         for key, value in choice.pop("delta", {}).items():
             if key == "tool_calls":
                 for call in value or ():
@@ -199,7 +197,7 @@ class _Choice:
             _join(call.setdefault("function", {}), key, value)
 
     def document(self, shape: Mapping[str, Any]) -> dict[str, Any]:
-        if not self._is_message:
+        if "text" in self._choice:
             return _filled(self._choice, shape)
         message = dict(self._message)
         message["content"] = message.get("content") or None
