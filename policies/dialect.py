@@ -77,9 +77,9 @@ class Dialect:
 class Marks:
     """A dialect in one model's token ids.
 
-    ``start`` opens a trace, ``end`` closes it. ``closing`` follows a trace whose text ends in the middle of a line,
-    ``closing_on_newline`` one that has just ended a line (a second newline there is not what the
-    model would write); a probe puts ``header`` behind it. ``inducers`` by name.
+    ``start`` opens a trace, ``end`` closes it. ``closing`` follows a trace whose text ends in the
+    middle of a line, ``closing_on_newline`` one that has just ended a line (a second newline there
+    is not what the model would write); a probe puts ``header`` behind it. ``inducers`` by name.
     """
 
     dialect: Dialect

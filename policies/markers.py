@@ -35,12 +35,11 @@ class Markers:
 
     def __init__(self, markers: Mapping[Ids, Mark]) -> None:
         self._next: list[dict[int, int]] = [{}]
+        self._begun = [0]
         self._whole: list[tuple[Mark, int] | None] = [None]
         for ids, mark in markers.items():
             self._add(ids, mark)
         self.beginnings = frozenset(self._next[NOWHERE])
-        self._begun = [bool(following) for following in self._next]
-        self._begun[NOWHERE] = False
         self._link()
         self._last: dict[int, list[tuple[Ids, Mark]]] = {}
         for ids in sorted(markers, key=len, reverse=True):
@@ -48,11 +47,14 @@ class Markers:
 
     def _add(self, ids: Ids, mark: Mark) -> None:
         place = NOWHERE
-        for token in ids:
+        for count, token in enumerate(ids):
             if token not in self._next[place]:
                 self._next[place][token] = len(self._next)
                 self._next.append({})
                 self._whole.append(None)
+                self._begun.append(0)
+            if place != NOWHERE:
+                self._begun[place] = count
             place = self._next[place][token]
         self._whole[place] = (mark, len(ids))
 
@@ -78,8 +80,8 @@ class Markers:
         """The longest marker that is whole here, and of how many ids it is."""
         return self._whole[place]
 
-    def begun(self, place: int) -> bool:
-        """Whether the ids so far may be the beginning of a marker."""
+    def begun(self, place: int) -> int:
+        """How many of the latest ids may be the beginning of a marker."""
         return self._begun[place]
 
     def last(self, ids: Sequence[int]) -> Mark | None:
@@ -89,6 +91,10 @@ class Markers:
                 if tuple(ids[max(0, end - len(marker)) : end]) == marker:
                     return mark
         return None
+
+    def lengths(self, mark: Mark) -> set[int]:
+        """Of how many ids the markers that do this are."""
+        return {found[1] for found in self._whole if found is not None and found[0] is mark}
 
     def through_end(self, ids: Ids) -> Ids:
         """``ids`` up to the first end marker, that included; all of them where there is none."""

@@ -10,8 +10,10 @@ never taken back from the client's screen; the engine's stream itself never paus
     -----------  ---------  ----------  -----------------------------------------------------
     opening      think      thinking    the prompt's or the output's ids open a trace
     opening      answer     answering   no trace: everything is the answer
+    opening      stop       closing     no trace, but the answer is to be drawn apart
     thinking     probe      probing     a checkpoint is held, a probe is on its way
-    thinking     stop       closing     a trigger without a probe (budget, loop)
+    thinking     stop       closing     a trigger without a probe (budget, loop), or the trace ended
+                                        and its answer is to be drawn apart
     thinking     extend     reopening   the model would end its trace too soon, or too late
     thinking     answer     answering   the model ended its trace
     probing      probe      probing     a second question at the same checkpoint
@@ -55,7 +57,7 @@ from policies.events import (
     TraceEnd,
 )
 from policies.ledger import Ledger
-from policies.markers import NOWHERE, Mark
+from policies.markers import NOWHERE, Ids, Mark
 from policies.never import Never
 from policies.policy import Policy, Stopper
 
@@ -97,7 +99,11 @@ class Input(Enum):
 
 
 TABLE: dict[State, dict[Input, State]] = {
-    State.OPENING: {Input.THINK: State.THINKING, Input.ANSWER: State.ANSWERING},
+    State.OPENING: {
+        Input.THINK: State.THINKING,
+        Input.ANSWER: State.ANSWERING,
+        Input.STOP: State.CLOSING,
+    },
     State.THINKING: {
         Input.PROBE: State.PROBING,
         Input.STOP: State.CLOSING,
@@ -145,12 +151,19 @@ class Said:
 
 @dataclass(frozen=True, slots=True)
 class Cut:
-    """Open the answer: the first ``kept`` generated ids, then ``said``, then ``closing``."""
+    """Open the answer: the first ``kept`` generated ids, then ``said``, then ``closing``.
+
+    ``edge``: how many of the kept ids stand in pieces that are not released; those pieces say
+    nothing but the trace's last text. ``rescue``: the finish reason of a response that would have
+    ended within its trace.
+    """
 
     kept: int
     position: int
     closing: tuple[int, ...]
     said: Said = Said()
+    edge: int = 0
+    rescue: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,23 +197,42 @@ class Trigger:
 class _Piece:
     """A piece that is not released, or several that no cut can part. ``pieces``, ``start``,
     ``kept`` and ``position`` are what came before: pieces, characters of the trace, generated ids,
-    and tokens of the trace."""
+    and tokens of the trace. ``opening``: ids that are kept and are in the piece itself, which
+    opened the trace."""
 
     pieces: int
     start: int
     kept: int
     position: int
     on_newline: bool
+    opening: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class _Fed:
+    """What ``feed`` was given, where that decides what becomes of the response."""
+
+    thought: str
+    ids: Sequence[int]
+    at: float
+    answering: bool
+    ending: str | None
+
+    @property
+    def decides(self) -> bool:
+        return self.answering or self.ending is not None
 
 
 @dataclass(frozen=True, slots=True)
 class _End:
     """A marker of ``length`` ids that ends the trace. ``inside``: ids of its last piece that are
-    still the trace's; less than none where earlier pieces were the marker's."""
+    still the trace's, less than none where earlier pieces were the marker's; ``behind``: ids of
+    that piece that follow it."""
 
     mark: Mark
     length: int
     inside: int
+    behind: int
 
 
 class Session:
@@ -208,7 +240,9 @@ class Session:
     ``refused`` and ``ended``; each may return an ``Order`` to carry out.
 
     ``hold_out`` lets the trace run on after a trigger, to measure (the policy is muted then);
-    ``observe`` does so for every request. Times are seconds of the driver's monotonic clock.
+    ``observe`` does so for every request. ``apart``: the answer is drawn by a call of its own even
+    behind a trace that ended by itself. ``rescue``: an answer is drawn where the response would
+    end within the trace. Times are seconds of the driver's monotonic clock.
     """
 
     def __init__(
@@ -219,6 +253,8 @@ class Session:
         *,
         observe: bool = False,
         hold_out: bool = False,
+        apart: bool = False,
+        rescue: bool = False,
     ) -> None:
         self.policy = policy
         self.marks = marks
@@ -236,6 +272,12 @@ class Session:
         self._spare: Literal["observed", "held-out", None] = (
             "observed" if observe else "held-out" if hold_out else None
         )
+        self.rescued: str | None = None  # the finish reason that an answer took the place of
+        self._apart = apart
+        self._rescue = rescue
+        self._drawing: Cut | None = None  # is being carried out, and is no trigger's
+        self._undone = self.ledger  # what it is again should the engine refuse
+        self._given_up = False  # the main stream, for an answer
         self._needs = policy.needs
         needs = self._needs
         self._plain = not (needs.start or needs.thoughts or needs.interval or needs.boundaries)
@@ -260,12 +302,10 @@ class Session:
         self._asked = 0
         self._probe_seconds = 0.0
         self._began: float | None = None
-        self._cut_off = 0
-        self._said = Said()
         self._reopen: Reopen | None = None
         self.extended = 0
         self.closing: tuple[int, ...] = ()  # put behind the kept trace, once there was a cut
-        self._overrun: list[tuple[str, Sequence[int], float, bool, str | None]] = []
+        self._overrun: list[_Fed] = []
 
     # -- what the engine's main stream brings ----------------------------------------------
 
@@ -313,7 +353,7 @@ class Session:
         if state is State.CLOSING or state is State.REOPENING:
             self._fed += 1
             self.ledger.wasted += len(token_ids)
-            self._overrun.append((thought, token_ids, at, answering, ending))
+            self._overrun.append(_Fed(thought, token_ids, at, answering, ending))
             return None
         if state is State.ANSWERING or state is State.DONE:
             self.ledger.answer += len(token_ids)
@@ -325,18 +365,17 @@ class Session:
         among = self._at
         opening, end = self._scan(token_ids)
         if state is State.OPENING and not opening:
-            self._wait(thought, token_ids, end is not None or answering or ending is not None)
-            return None
+            return self._wait(_Fed(thought, token_ids, at, answering, ending), before, end)
         if opening:
-            before = replace(before, kept=len(self.generated) - len(token_ids) + opening)
+            kept = len(self.generated) - len(token_ids) + opening
+            before = replace(before, pieces=self._fed - 1, kept=kept, opening=opening)
             self._open(opening)
         if end or answering or ending:
-            if (reopen := self._extended(before, end, token_ids, at)) is not None:
+            last = _Fed(thought, token_ids, at, answering, ending)
+            if (reopen := self._extended(before, end, last)) is not None:
                 self._at = among  # or a refusal would not read the end again
-                self._overrun.append((thought, token_ids, at, answering, ending))
                 return reopen
-            self._leave(len(token_ids) - opening, end, at, answering, ending)
-            return None
+            return self._leave(last, before, opening, end)
         if token_ids and self._began is None:
             self._began = at
         count = len(token_ids) - opening
@@ -347,7 +386,7 @@ class Session:
         if thought:
             self._on_newline = thought[-1] == "\n"
         if self.muted is not None or self.trigger is not None:
-            self.released = self._fed
+            self._let_go()
             return None
         return self._think(thought, token_ids, at, before, logprobs)
 
@@ -361,7 +400,7 @@ class Session:
                 continue
             mark, length = found
             if mark is not Mark.START:
-                end = _End(mark, length, count - opening - length)
+                end = _End(mark, length, count - opening - length, len(token_ids) - count)
                 self._at = NOWHERE
                 break
             if self._opens(count == length) and not opening:
@@ -373,16 +412,19 @@ class Session:
         write it once more behind a prompt that ends with it."""
         return self.state is State.OPENING or (first and not self.ledger.reasoning)
 
-    def _wait(self, thought: str, token_ids: Sequence[int], decided: bool) -> None:
+    def _wait(self, last: _Fed, before: _Piece, end: _End | None) -> Cut | None:
         """No trace is open. Until there is something to read, one may still be opened."""
-        self.released = self._fed
-        self.ledger.answer += len(token_ids)
-        reasoning = thought and not thought.isspace()
+        decided = end is not None or last.decides
+        reasoning = last.thought and not last.thought.isspace()
         if reasoning and not decided:
             # Reasoning without a marker: not what this dialect says of the model.
             self.mute("no-marker")
         if reasoning or decided:
-            self._go(Input.ANSWER)
+            return self._leave(last, before, 0, end)
+        self.ledger.answer += len(last.ids)
+        self._half = before if self._markers.begun(self._at) else None
+        self._let_go()
+        return None
 
     def _open(self, opening: int) -> None:
         """A marker, and what stood before it, is neither trace nor answer."""
@@ -472,27 +514,33 @@ class Session:
             held.clear()
         self.released = held[0].pieces if held else self._fed
 
-    def _leave(
-        self, count: int, end: _End | None, at: float, answering: bool, ending: str | None
-    ) -> None:
-        """The trace is over: everything may go."""
-        self._go(Input.ANSWER)
-        self.released = self._fed
+    def _let_go(self) -> None:
+        """Nobody looks any more: all that is whole goes out."""
         self._held.clear()
-        self._split_last(count, end, answering)
-        self._pace(at)
-        if ending != "length":
-            self._appraiser.ended(self.ledger.reasoning)
-        if self.trigger is not None:
-            if ending != "length":
-                self.trigger.after = self.ledger.reasoning - self.trigger.position
-        elif self.muted is None:
-            self._observe(TraceEnd(self.ledger.reasoning, at))
+        whole = self._fed if self._half is None else self._half.pieces
+        self.released = max(self.released, whole)
+
+    def _leave(self, last: _Fed, before: _Piece, opening: int, end: _End | None) -> Cut | None:
+        """The trace is over, or there was none: everything may go, or an answer is drawn."""
+        thinking = self.state is not State.OPENING
+        self._split_last(len(last.ids) - opening, end, last.answering)
+        if last.thought:
+            self._on_newline = last.thought[-1] == "\n"
+        cut = self._drawing = self._draw(last, before, end)
+        self._go(Input.ANSWER if cut is None else Input.STOP)
+        self._held.clear()
+        self._half = None
+        self.released = self._fed if cut is None else before.pieces
+        if thinking:
+            self._trace_ended(last)
+        return cut
 
     def _split_last(self, count: int, end: _End | None, answering: bool) -> None:
         """Share the ids of the trace's last piece out between trace, marker and answer."""
         ledger = self.ledger
-        if end is not None:
+        if self.state is State.OPENING:
+            ledger.answer += count
+        elif end is not None:
             ledger.reasoning += end.inside
             ledger.answer += count - end.inside
             if end.mark is Mark.END:
@@ -502,6 +550,72 @@ class Session:
             ledger.answer += count
         else:
             ledger.reasoning += count
+
+    def _trace_ended(self, last: _Fed) -> None:
+        self._pace(last.at)
+        if last.ending != "length":
+            self._appraiser.ended(self.ledger.reasoning)
+        if self.trigger is not None:
+            if last.ending != "length":
+                self.trigger.after = self.ledger.reasoning - self.trigger.position
+        elif self.muted is None:
+            self._observe(TraceEnd(self.ledger.reasoning, last.at))
+
+    # -- an answer that no trigger asked for -------------------------------------------------
+
+    def _draw(self, last: _Fed, before: _Piece, end: _End | None) -> Cut | None:
+        """The cut at the trace's own end, where an answer is to be drawn there."""
+        if end is not None and end.mark is Mark.BREAK:
+            return None  # the engine's parser has begun to read a tool call
+        answers = last.answering or last.ending is None or (end is not None and end.behind > 0)
+        if self._apart and answers:
+            return self._draw_apart(before, end)
+        lost = self.state is not State.OPENING and end is None and not last.answering
+        if not (self._rescue and lost and last.ending in ("length", "stop")):
+            return None
+        closing = self._closing(self._here())
+        return self._set_aside(before, self._whole(last, before), closing, rescue=last.ending)
+
+    def _draw_apart(self, before: _Piece, end: _End | None) -> Cut:
+        if end is None or self.state is State.OPENING:
+            return self._set_aside(before, before.kept)
+        kept = len(self.generated) - end.behind
+        if end.length == 1:
+            return self._set_aside(before, kept)
+        # The parser may have to see the end of it (harmony's), so the model writes it again.
+        kept -= end.length
+        return self._set_aside(before, kept, self._closing(self._here()), unmarked=end.length)
+
+    def _whole(self, last: _Fed, before: _Piece) -> int:
+        """Ids that are kept of a response that ends in its trace: all that brought text, less the
+        beginning of a marker and the end of the sequence."""
+        if not last.thought:
+            return before.kept
+        ended = last.ending == "stop" and bool(last.ids)
+        return len(self.generated) - max(ended, self._markers.begun(self._at))
+
+    def _set_aside(
+        self,
+        before: _Piece,
+        kept: int,
+        closing: Ids = (),
+        *,
+        unmarked: int = 0,
+        rescue: str | None = None,
+    ) -> Cut:
+        """What was generated behind the cut is not the client's, unless the engine refuses.
+        ``unmarked``: ids of a marker among it."""
+        self._undone, ledger = replace(self.ledger), self.ledger
+        ledger.wasted += len(self.generated) - kept
+        if self.state is State.OPENING:
+            ledger.answer = kept
+        else:
+            ledger.marker -= unmarked
+            ledger.reasoning, ledger.answer = kept - ledger.marker, 0
+        self.closing = closing
+        ledger.closing = len(closing)
+        edge = kept - before.kept + before.opening
+        return Cut(kept, ledger.reasoning, closing, edge=edge, rescue=rescue)
 
     # -- what the driver did with a command -------------------------------------------------
 
@@ -518,8 +632,12 @@ class Session:
 
     def resumed(self) -> None:
         """The answer streams from the kept prefix; the main stream is given up."""
-        assert self.trigger is not None
-        self.trigger.action = "carried-out"
+        if self._drawing is not None:
+            self.rescued, self._drawing = self._drawing.rescue, None
+        else:
+            assert self.trigger is not None
+            self.trigger.action = "carried-out"
+        self._given_up = True
         self._overrun.clear()
         self._go(Input.RESUMED)
 
@@ -540,36 +658,52 @@ class Session:
         self._go(Input.RESUMED)
         return self.feed(reopen.said.text, reopen.said.ids, at)
 
-    def refused(self, reason: str) -> None:
-        """The engine would not: the main stream is the response after all."""
-        if self.state is State.CLOSING:
+    def refused(self, reason: str) -> Cut | None:
+        """The engine would not: the main stream is the response after all.
+
+        It may have come to the trace's own end meanwhile, and that may be a cut again.
+        """
+        drawing, self._drawing = self._drawing, None
+        if self.state is State.CLOSING and drawing is None:
             assert self.trigger is not None
             self.trigger.action = "refused"
-            self.ledger.reasoning += self._cut_off - len(self._said.ids)
-            self.ledger.wasted -= self._cut_off
-            self.ledger.closing = 0
+        spent = self.ledger
+        self.ledger = replace(self._undone, probe=spent.probe, prefilled=spent.prefilled)
         self.mute(reason)
         self._go(Input.REFUSED)
-        self._held.clear()
+        if drawing is not None:
+            self._go(Input.ANSWER)
         overrun, self._overrun = self._overrun, []
         self._fed -= len(overrun)
-        self.ledger.wasted -= sum(len(ids) for _, ids, *_ in overrun)
-        self.released = self._fed
-        for thought, ids, at, answering, ending in overrun:
-            self.feed(thought, ids, at, answering=answering, ending=ending)
+        self._let_go()
+        cut = None
+        for fed in overrun:
+            command = self.feed(
+                fed.thought, fed.ids, fed.at, answering=fed.answering, ending=fed.ending
+            )
+            cut = command if isinstance(command, Cut) else cut
+        return cut
 
     def answered(self, tokens: int) -> None:
         """The resumed stream brought ``tokens`` of the answer."""
         self.ledger.answer += tokens
 
+    def closed_again(self, ids: Sequence[int], lost: int) -> None:
+        """The answer opened a trace, which was closed with ``ids``; a new answer goes on, and
+        ``lost`` tokens of the old one are nobody's."""
+        self.closing = tuple(ids)
+        self.ledger.wasted += lost
+        self.ledger.closing += len(ids)
+
     def ended(self) -> None:
         self._go(Input.END)
-        if not self.stopped:
+        if not self._given_up:
             self.released = self._fed
 
     def give_up(self, reason: str) -> None:
         """The driver failed at a command: whatever is under way is dropped, the stream goes on."""
         self.mute(reason)
+        self._apart = self._rescue = False
         if self.waiting:
             self.refused(reason)
         else:
@@ -659,25 +793,25 @@ class Session:
         asked = closing + self.marks.header if probe.closing else ()
         return Ask(probe, place.kept, self._checkpoint, asked, ending)
 
-    def _extended(
-        self, before: _Piece, end: _End | None, token_ids: Sequence[int], at: float
-    ) -> Reopen | None:
+    def _extended(self, before: _Piece, end: _End | None, last: _Fed) -> Reopen | None:
         """The piece ends the trace: whether the policy would rather have it go on."""
         closes = self._needs.extends and end is not None and end.mark is Mark.END
         if not closes or self._began is None or self._spare is not None:
             return None
-        command = self._ask_policy(Closing(before.position, at))
+        command = self._ask_policy(Closing(before.position, last.at))
         if not isinstance(command, Extend):
             return None
-        self._reopen_at(before, command)
-        del self.generated[len(self.generated) - len(token_ids) :]
-        self.ledger.wasted += len(token_ids)
-        return self._reopen
+        self._overrun.append(last)
+        reopen = self._reopen_at(before, command)
+        del self.generated[len(self.generated) - len(last.ids) :]
+        self.ledger.wasted += len(last.ids)
+        return reopen
 
     def _reopen_at(self, place: _Piece, extend: Extend) -> Reopen:
         name = extend.text + ("-on-newline" if place.on_newline else "")
         said = self._text(name) if extend.text else Said()
         self._reopen = Reopen(place.kept, place.position, place.pieces, said, extend.bias)
+        self._undone = replace(self.ledger)
         self._go(Input.EXTEND)
         return self._reopen
 
@@ -698,14 +832,13 @@ class Session:
             return None
         self._go(Input.STOP)
         self.released = self._held[0].pieces if self._held else self._fed
-        self._cut_off = self.ledger.reasoning - place.position
-        self.ledger.wasted += self._cut_off
-        self.ledger.reasoning = place.position
-        self._said = self._text(stop.text)
-        self.ledger.reasoning += len(self._said.ids)
+        self._undone, ledger = replace(self.ledger), self.ledger
+        ledger.wasted += ledger.reasoning - place.position
+        said = self._text(stop.text)
+        ledger.reasoning = place.position + len(said.ids)
         self.closing = self.marks.closing if stop.text else self._closing(place)
-        self.ledger.closing = len(self.closing)
-        return Cut(place.kept, place.position, self.closing, self._said)
+        ledger.closing = len(self.closing)
+        return Cut(place.kept, place.position, self.closing, said)
 
     def _place(self) -> _Piece:
         """Where the text that is released ends: there a cut can be made."""
@@ -726,9 +859,9 @@ class Session:
     def _go_on(self) -> None:
         if self.state is State.PROBING:
             self._go(Input.GO_ON)
-        if self.muted is not None or self.trigger is not None:
-            self._held.clear()
-            self.released = self._fed
+        unjudged = self.muted is not None or self.trigger is not None
+        if unjudged and not self.waiting:
+            self._let_go()
 
     def _catch_up(self, at: float) -> Order | None:
         """The probe said no. Of the checkpoints that came meanwhile the latest is the one to look

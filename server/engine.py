@@ -70,6 +70,8 @@ class Model:
     marks: Marks | None
     skeleton: Mapping[str, Any] = field(default_factory=dict)
     """An unstreamed reply's keys, with null for what a stream does not bring."""
+    text_skeleton: Mapping[str, Any] = field(default_factory=dict)
+    """The same of a raw completion."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,8 @@ from policies.appraisal import Appraiser
 from policies.dialect import builtin, override
 from policies.policy import Policy
 from policies.registry import parse
+from server.choose import Asked
+from server.completions import stops_apart
 from server.config import Settings
 from server.engine import BadReply, Engine, Model
 from server.errors import GatewayError
@@ -63,8 +65,10 @@ class Gateway:
             self._appraisers.pop(next(iter(self._appraisers)))
         return appraiser
 
-    def refusal(self, policy: Policy, model: Model | None) -> str | None:
-        """Why this policy cannot judge this model here, or None."""
+    def refusal(
+        self, policy: Policy, model: Model | None, asked: Asked | None = None
+    ) -> str | None:
+        """Why this policy cannot judge this model here, or not this request of it, or None."""
         if self.report is None or model is None:
             return "unexamined-model"
         if model.marks is None:
@@ -80,6 +84,8 @@ class Gateway:
             return "engine-tells-no-logprobs"
         if needs.inducers - model.marks.inducers.keys():
             return "dialect-lacks-an-inducer"
+        if asked is not None and asked.stops and not stops_apart(asked.prompt, model.marks):
+            return "stop-strings"  # they are not the answer's alone, and text lags behind them
         return None
 
     async def watch(self) -> None:

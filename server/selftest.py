@@ -91,9 +91,11 @@ async def examine(engine: Engine, dialects: Mapping[str, Dialect], forced: str |
     for card in cards:
         marks = await _marks(engine, card.id, dialects, forced, headers, missing)
         skeleton: dict[str, Any] = {}
+        text: dict[str, Any] = {}
         if card is cards[0]:
             skeleton = await _talk(engine, card.id, marks, headers, missing)
-        models[card.id] = Model(card.id, card.max_model_len, marks, skeleton)
+            text = await _complete(engine, card.id, headers)
+        models[card.id] = Model(card.id, card.max_model_len, marks, skeleton, text)
     for what, off in missing.items():
         log.warning("the engine lacks %s: %s", what, off)
     return Report(version, models, missing)
@@ -195,6 +197,17 @@ async def _talk(
     if not any(c.choices and given(c.choices[0].logprobs) for c in chunks):
         missing["log-probabilities"] = "policies that need them with each token are off"
     return skeleton
+
+
+async def _complete(
+    engine: Engine, model: str, headers: Sequence[tuple[bytes, bytes]]
+) -> dict[str, Any]:
+    """The keys of an unstreamed raw completion."""
+    request = {"model": model, "prompt": "Hi", "max_tokens": 1}
+    with contextlib.suppress(GatewayError, BadReply, msgspec.MsgspecError):
+        content = await engine.post("/v1/completions", msgspec.json.encode(request), headers)
+        return msgspec.json.decode(content, type=dict[str, Any])
+    return {}
 
 
 async def _stream(

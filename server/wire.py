@@ -7,10 +7,12 @@ chunk is a key and never a piece of somebody's text.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import msgspec
+
+from server.sse import data_of
 
 __all__ = [
     "Chunk",
@@ -23,7 +25,9 @@ __all__ = [
     "is_padding",
     "most_probable",
     "spoken",
+    "thought_of",
     "with_bias",
+    "with_index",
     "with_key",
     "with_logprobs",
     "without_reasoning",
@@ -31,6 +35,7 @@ __all__ = [
 
 
 _ABSENT = msgspec.Raw()
+Fewer = Callable[[dict[str, Any], int], None]
 _EMPTY = (b"", b"null", b"[]")
 
 
@@ -96,18 +101,25 @@ def most_probable(logprobs: msgspec.Raw) -> list[list[float]]:
     return [sorted((top.logprob for top in one.top_logprobs), reverse=True) for one in told]
 
 
-def with_logprobs(event: bytes, choice: Choice, asked: int | None) -> bytes:
+def with_logprobs(
+    event: bytes, choice: Choice, asked: int | None, fewer: Fewer | None = None
+) -> bytes:
     """The event with the log-probabilities that the client asked for: ``asked`` of the most
-    probable tokens, None for nothing at all. The choice is left in step with it."""
+    probable tokens, None for nothing at all. The choice is left in step with it. ``fewer`` takes
+    the others out, where they have another shape than a chat's."""
     shown = b"null"
     if asked is not None:
         logprobs = msgspec.json.decode(choice.logprobs)
-        for one in logprobs.get("content") or ():
-            del one["top_logprobs"][asked:]
+        (fewer or _fewer)(logprobs, asked)
         shown = msgspec.json.encode(logprobs)
     key, told = b'"logprobs":', bytes(choice.logprobs)
     choice.logprobs = msgspec.Raw(shown)
     return event.replace(key + told, key + shown, 1)
+
+
+def _fewer(logprobs: dict[str, Any], asked: int) -> None:
+    for one in logprobs.get("content") or ():
+        del one["top_logprobs"][asked:]
 
 
 def event_of(data: bytes) -> bytes:
@@ -159,6 +171,11 @@ def with_bias(given: msgspec.Raw, token: int, bias: float) -> msgspec.Raw:
     return msgspec.Raw(msgspec.json.encode(biases))
 
 
+def with_index(event: bytes, index: int) -> bytes:
+    """The event of a response's first choice as that of its ``index``-th."""
+    return event.replace(b'"choices":[{"index":0', b'"choices":[{"index":%d' % index, 1)
+
+
 def with_key(data: bytes, key: str, value: Any) -> bytes:
     """A JSON object's bytes with one more key at its end; the object is not empty."""
     body = data.rstrip()
@@ -178,6 +195,26 @@ def without_reasoning(data: bytes) -> bytes | None:
         if "token_ids" in choice:
             choice["token_ids"] = None
     return msgspec.json.encode(chunk)
+
+
+def thought_of(event: bytes, kept: int) -> bytes | None:
+    """What a chat chunk says within the trace, of its first ``kept`` tokens, ending nothing; None
+    where that is nothing."""
+    chunk = msgspec.json.decode(data_of(event) or b"{}")
+    choice = chunk["choices"][0]
+    delta = choice["delta"]
+    thought = {k: delta[k] for k in ("role", "reasoning", "reasoning_content") if k in delta}
+    ids = choice.get("token_ids")
+    if not thought and not ids:
+        return None
+    choice |= {"delta": thought, "finish_reason": None}
+    choice.pop("stop_reason", None)
+    chunk.pop("system_fingerprint", None)
+    if ids:
+        choice["token_ids"] = ids[:kept]
+    if choice.get("logprobs"):
+        choice["logprobs"]["content"] = choice["logprobs"]["content"][:kept]
+    return event_of(msgspec.json.encode(chunk))
 
 
 class Renamer:

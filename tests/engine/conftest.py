@@ -1,7 +1,11 @@
-"""A real vLLM with the pocket model, and a gateway before it, for all tests here."""
+"""One real engine for all, and a gateway with ``deer`` before it; nothing is held out.
+
+``ENGINE_URL`` names an engine that is up already, started as ``benchmarks.services`` starts one.
+"""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 
 import pytest
@@ -11,6 +15,9 @@ from benchmarks.services import engine, free_port, gateway
 
 @pytest.fixture(scope="session")
 def vllm() -> Iterator[str]:
+    if running := os.environ.get("ENGINE_URL"):
+        yield running
+        return
     with engine(free_port()) as url:
         yield url
 

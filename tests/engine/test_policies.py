@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tests.engine.test_real import PROBLEMS, ask, joined
+from tests.engine.talk import PROBLEMS, ask, joined
 from tests.exchange import metric
 
 pytestmark = pytest.mark.engine

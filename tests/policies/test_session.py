@@ -37,7 +37,7 @@ from policies.no_thinking import NoThinking
 from policies.policy import Needs, Policy, Stopper
 from policies.session import TABLE, Ask, Cut, Order, Reopen, Said, Session, State
 from policies.tilt import Tilt
-from tests.policies.driver import ANSWER, END, VOCABULARY, Driver, chunks
+from tests.policies.driver import ANSWER, END, EOS, VOCABULARY, Driver, chunks
 from tests.policies.lab import (
     CLOSING,
     CLOSING_ON_NEWLINE,
@@ -998,7 +998,7 @@ _POLICIES = st.one_of(
     ),
     st.builds(Chaos, st.lists(st.integers(0, 8), min_size=1, max_size=12), _NEEDS),
 )
-_WORDS = [token for token in VOCABULARY if token not in (START, 43)]
+_WORDS = [token for token in VOCABULARY if token not in (START, EOS, 43)]
 _TRACES = st.lists(
     st.sampled_from([[token] for token in _WORDS] + [[30, 42], [31, 42], [43, 44]]), max_size=25
 ).map(lambda parts: [token for part in parts for token in part])
@@ -1010,8 +1010,9 @@ _TRACES = st.lists(
     opened=st.sampled_from(["prompt", "model", "not"]),
     sizes=st.lists(st.integers(1, 4), max_size=6),
     turns=st.lists(st.integers(0, 5), min_size=1, max_size=12),
-    finish=st.sampled_from(["answer", "length", "break"]),
+    finish=st.sampled_from(["answer", "length", "stop", "break"]),
     spare=st.sampled_from([{}, {}, {"observe": True}, {"hold_out": True}]),
+    drawn=st.fixed_dictionaries({"apart": st.booleans(), "rescue": st.booleans()}),
 )
 def test_what_must_always_hold(
     policy: Policy,
@@ -1021,12 +1022,15 @@ def test_what_must_always_hold(
     turns: list[int],
     finish: str,
     spare: dict[str, bool],
+    drawn: dict[str, bool],
 ) -> None:
-    """Traps 2 and 6: under any chunking, policy, probe and refusal, the driver's checks hold."""
-    driver = Driver(session(policy, prompt=PROMPT if opened == "prompt" else (5,), **spare))
+    """Traps 2 and 6: under any chunking, policy, probe and refusal, whatever answers are drawn
+    where no policy stopped, the driver's checks hold."""
+    prompt = PROMPT if opened == "prompt" else (5,)
+    driver = Driver(session(policy, prompt=prompt, **spare, **drawn))
     tokens = ([START] if opened == "model" else []) + trace
-    tokens += [END, ANSWER, ANSWER] if finish == "answer" else []
-    ending = {"answer": "stop", "length": "length", "break": None}[finish]
+    tokens += {"answer": [END, ANSWER, ANSWER], "stop": [EOS]}.get(finish, [])
+    ending = {"answer": "stop", "length": "length", "stop": "stop", "break": None}[finish]
     left, index = deque(chunks(tokens, sizes, ending)), -1
     while left:
         index += 1
@@ -1042,11 +1046,52 @@ def test_what_must_always_hold(
         elif driver.cut is not None and turn in (3, 4):
             driver.resume(turn)
             break
-    if driver.reopening is not None or (driver.cut is not None and turns[0] % 2):
-        driver.refuse()
-    elif driver.cut is not None:
-        driver.resume(1)
+    while driver.reopening is not None or driver.cut is not None:
+        if driver.reopening is not None or turns[0] % 2:
+            driver.refuse()
+        else:
+            driver.resume(1)
     driver.end()
+
+
+@given(
+    policy=_POLICIES,
+    trace=_TRACES,
+    opened=st.booleans(),
+    sizes=st.lists(st.integers(1, 4), max_size=6),
+    finish=st.sampled_from(["answer", "length", "stop"]),
+    drawn=st.fixed_dictionaries({"apart": st.booleans(), "rescue": st.booleans()}),
+    patience=st.integers(0, 6),
+)
+def test_an_engine_that_refuses_all_changes_nothing(
+    policy: Policy,
+    trace: list[int],
+    opened: bool,
+    sizes: list[int],
+    finish: str,
+    drawn: dict[str, bool],
+    patience: int,
+) -> None:
+    """Whatever was to be cut, drawn or extended, and however late the engine said no, the ledger
+    is that of the stream alone, and all of it goes out."""
+    tokens = [*trace, *{"answer": [END, ANSWER, ANSWER], "stop": [EOS]}.get(finish, [])]
+    stream = chunks(tokens, sizes, "length" if finish == "length" else "stop")
+    made, alone = (
+        session(each, prompt=PROMPT if opened else (5,), **options)
+        for each, options in ((policy, drawn), (Never(), {}))
+    )
+    waited = 0
+    for chunk in stream:
+        for each in (made, alone):
+            each.feed(chunk.text, chunk.ids, 0.0, answering=chunk.answering, ending=chunk.ending)
+        waited += made.waiting
+        while made.waiting and waited > patience:
+            made.refused("resume-failed")
+    while made.waiting:
+        made.refused("resume-failed")
+    assert kinds(made) == kinds(alone)
+    assert (made.state, made.released) == (alone.state, alone.released)
+    assert made.generated == alone.generated or made.state is State.ANSWERING
 
 
 @given(trace=_TRACES, sizes=st.lists(st.integers(1, 4), max_size=6))
@@ -1079,3 +1124,134 @@ def test_the_cut_is_before_the_cue_whatever_the_chunking(sizes: list[int]) -> No
 def test_the_marks_of_the_lab() -> None:
     """The lab's two closings differ, or the tests of their choice would show nothing."""
     assert MARKS.closing != MARKS.closing_on_newline
+
+
+# -- answers that no trigger asked for ---------------------------------------------------------
+
+
+def apart(**options: bool) -> Session:
+    made = Session(Never(), MARKS, Appraiser(), **options)
+    made.opened(PROMPT)
+    return made
+
+
+@pytest.mark.parametrize(
+    ("piece", "kept", "edge", "spent"),
+    [
+        ((END,), 3, 1, {"reasoning": 2, "marker": 1}),
+        ((8, END, 9), 4, 2, {"reasoning": 3, "marker": 1, "wasted": 1}),
+        ((9,), 2, 0, {"reasoning": 2, "wasted": 1}),
+    ],
+)
+def test_an_answer_apart(
+    piece: tuple[int, ...], kept: int, edge: int, spent: dict[str, int]
+) -> None:
+    """Behind the model's own marker, or before the piece in which an answer begins without one."""
+    made = apart(apart=True)
+    fed(made, ("a", 7), ("b", 8))
+    cut = made.feed("", piece, 0.0, answering=END not in piece)
+    assert cut == Cut(kept, spent["reasoning"], (), edge=edge)
+    assert made.released == 2
+    assert kinds(made) == spent
+    made.feed("", (9,), 0.0, answering=True)
+    made.resumed()
+    made.answered(5)
+    assert made.state is State.ANSWERING
+    assert (made.stopped, made.rescued) == (False, None)
+    assert kinds(made) == spent | {"answer": 5, "wasted": spent.get("wasted", 0) + 1}
+
+
+def test_an_answer_apart_without_a_trace() -> None:
+    """Where nothing is thought the answer is drawn from the prompt."""
+    made = Session(Never(), MARKS, Appraiser(), apart=True)
+    made.opened((5, START, END))
+    assert made.feed("", (9,), 0.0, answering=True) == Cut(0, 0, ())
+    assert kinds(made) == {"wasted": 1}
+
+
+def test_an_answer_apart_that_came_whole() -> None:
+    """One that began and ended in the piece that ends the trace is drawn anew as well."""
+    made = apart(apart=True, rescue=True)
+    fed(made, ("a", 7))
+    assert made.feed("", (END, 9, 9), 0.0, answering=True, ending="stop") == Cut(2, 1, (), edge=1)
+
+
+def test_an_answer_apart_that_is_refused() -> None:
+    """The main stream's own answer is the client's, to its last token."""
+    made = apart(apart=True)
+    fed(made, ("a", 7))
+    made.feed("", (END, 9), 0.0, answering=True)
+    made.feed("", (9, 9), 0.0, answering=True)
+    assert made.refused("no") is None
+    assert made.state is State.ANSWERING
+    assert made.released == 3
+    assert kinds(made) == {"reasoning": 1, "marker": 1, "answer": 3}
+
+
+@pytest.mark.parametrize(
+    ("ending", "ids", "kept", "edge", "spent"),
+    [
+        ("length", (9,), 2, 1, {"reasoning": 2, "closing": 3}),
+        ("stop", (9,), 1, 0, {"reasoning": 1, "closing": 3, "wasted": 1}),
+        ("stop", (8, 9), 2, 1, {"reasoning": 2, "closing": 3, "wasted": 1}),
+        ("stop", (), 1, 0, {"reasoning": 1, "closing": 3}),
+    ],
+)
+def test_a_rescue(
+    ending: str, ids: tuple[int, ...], kept: int, edge: int, spent: dict[str, int]
+) -> None:
+    """A response that ends within its trace is closed there, less the end of the sequence."""
+    made = apart(rescue=True)
+    fed(made, ("a", 7))
+    cut = made.feed("b" if edge else "", ids, 0.0, ending=ending)
+    assert cut == Cut(kept, kept, CLOSING, edge=edge, rescue=ending)
+    assert made.waiting
+    assert kinds(made) == spent
+    assert made.rescued is None
+    made.resumed()
+    assert (made.rescued, made.stopped) == (ending, False)
+
+
+def test_a_rescue_behind_a_line() -> None:
+    """The closing sequence minds the last piece's own newline."""
+    made = apart(rescue=True)
+    fed(made, ("a", 7))
+    cut = made.feed("b\n", (8,), 0.0, ending="length")
+    assert isinstance(cut, Cut)
+    assert cut.closing == CLOSING_ON_NEWLINE
+
+
+@pytest.mark.parametrize(
+    "piece",
+    [
+        {"ending": "length", "answering": True},
+        {"ending": "stop", "ids": (END,)},
+        {"ending": "content_filter"},
+    ],
+)
+def test_what_needs_no_rescue(piece: dict[str, Any]) -> None:
+    """An answer has begun, the trace was closed, or it is not the trace's length that ended it."""
+    made = apart(rescue=True)
+    fed(made, ("a", 7))
+    assert made.feed("", piece.pop("ids", (9,)), 0.0, **piece) is None
+    assert made.state is State.ANSWERING
+
+
+def test_a_rescue_that_is_refused() -> None:
+    """The response ends as it would have."""
+    made = apart(rescue=True)
+    fed(made, ("a", 7))
+    made.feed("b", (8,), 0.0, ending="length")
+    assert made.refused("no") is None
+    assert (made.released, made.rescued, made.ledger.closing) == (2, None, 0)
+
+
+def test_a_cut_that_is_refused_when_the_trace_has_ended() -> None:
+    """The answer apart is asked for then."""
+    made = Session(Budget(max=1, grace=0), MARKS, Appraiser(), apart=True)
+    made.opened(PROMPT)
+    assert isinstance(fed(made, ("a", 7), ("b", 8))[0], Cut)
+    made.feed("", (END,), 0.0)
+    made.feed("", (9,), 0.0, answering=True)
+    assert made.refused("no") == Cut(3, 2, (), edge=1)
+    assert made.waiting

@@ -20,7 +20,7 @@ from tests.policies.lab import MARKS, Generous, Scripted, result
 
 CHANNEL, ANALYSIS, MESSAGE, END, START, ROLE, FINAL, TOOL = range(1, 9)
 HERE, IS, THOUGHT, REPLY = range(11, 15)
-WORDS, ANSWER = (50, 51, 52), 99
+WORDS, ANSWER, EOS = (50, 51, 52), 99, 98
 OPEN, AGAIN = (CHANNEL, ANALYSIS, MESSAGE), (END, START, ROLE, CHANNEL, ANALYSIS, MESSAGE)
 
 CHANNELS = replace(
@@ -158,6 +158,77 @@ def test_no_cut_parts_a_marker(
         assert made.ledger.marker + made.ledger.reasoning == inside
     else:
         assert made.ledger.wasted == len(stream) - cut.kept
+
+
+@given(
+    marks=st.sampled_from([CHANNELS, PHRASES]),
+    first=TRACES,
+    second=TRACES,
+    sizes=SIZES,
+    finish=st.sampled_from(["end", "tool", "length", "stop"]),
+    lost=st.integers(0, 12),
+    policy=st.sampled_from([Never(), Budget(min=99, waits=1), Budget(max=4, grace=0)]),
+    refuse=st.booleans(),
+)
+def test_answers_that_are_drawn(
+    marks: Marks,
+    first: Ids,
+    second: Ids,
+    sizes: list[int],
+    finish: str,
+    lost: int,
+    policy: Policy,
+    refuse: bool,
+) -> None:
+    """Apart, or where the response would end in its trace: what is kept is all of the trace that
+    was shown and no part of a marker; a tool call is never drawn anew; a refusal loses nothing."""
+    end = {"end": (END, START, ROLE, CHANNEL, FINAL), "tool": (TOOL,)}
+    if marks is PHRASES:
+        end = {"end": (HERE, IS, REPLY), "tool": (TOOL, TOOL)}
+    trace = (*first, *(AGAIN if marks is CHANNELS else ()), *second)
+    stream = (*marks.start, *trace, *end.get(finish, ()))
+    inside = len(stream)
+    if finish in end:
+        stream += (ANSWER, ANSWER)
+    elif finish == "stop":
+        stream, inside = (*stream, EOS), inside + 1
+    else:
+        stream = stream[: max(len(stream) - lost, 1)]
+    made, alone = (
+        Session(each, marks, Generous(), apart=True, rescue=True) for each in (policy, Never())
+    )
+    alone._apart = alone._rescue = False
+    for each in (made, alone):
+        each.opened((5,))
+    fed, order = 0, None
+    parts = pieces(stream, sizes, inside, marks)
+    for number, (text, ids, answering) in enumerate(parts, 1):
+        fed += len(ids)
+        ending = None if number < len(parts) else "length" if finish == "length" else "stop"
+        for each in (made, alone):
+            got = each.feed(text, ids, 0.0, answering=answering, ending=ending)
+            order = got or order if each is made else order
+        if isinstance(got := order, Cut):
+            assert made.trigger is not None or finish != "tool"
+            assert made.ledger.reasoning + made.ledger.marker + made.ledger.answer == got.kept
+            place = 0
+            for token in stream[: got.kept]:
+                place = marks.markers.step(place, token)
+            if made.trigger is None:
+                released = sum(len(ids) for _, ids, _ in parts[: made.released])
+                assert got.kept == released + got.edge
+            if got.rescue == "length" or made.trigger:
+                assert not marks.markers.begun(place)
+            elif finish == "end" and got.kept:
+                assert (made.ledger.reasoning, got.closing) == (len(trace), marks.closing)
+        assert made.ledger.net == fed + made.ledger.closing
+        while refuse and order is not None:
+            order = made.refused("resume-failed")
+        if order is not None:
+            break
+    if order is None:
+        assert kinds(made) == kinds(alone)
+        assert (made.state, made.released) == (alone.state, alone.released)
 
 
 def test_a_probe_forces_the_header() -> None:

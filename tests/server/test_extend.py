@@ -100,8 +100,8 @@ def test_an_unstreamed_extension(adjourn: str) -> None:
 
 def test_the_clients_limit_spans_the_streams(adjourn: str, standin: str) -> None:
     """What was thought is taken from max_tokens before more is asked for."""
-    chat(adjourn, adjourn=AT_LEAST, max_tokens=60, standin=SHORT)
-    assert resumptions(standin)[-1]["max_tokens"] == 60 - 30 - 2
+    chat(adjourn, adjourn=AT_LEAST, max_tokens=90, standin=SHORT)
+    assert resumptions(standin)[-1]["max_tokens"] == 90 - 30 - 2
 
 
 def test_reasoning_that_is_hidden_stays_hidden(adjourn: str) -> None:
