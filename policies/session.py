@@ -98,7 +98,8 @@ Action = Literal["carried-out", "held-out", "observed", "refused", "abandoned"]
 
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """Send this probe: the first ``kept`` generated ids, then ``closing``, then the inducer."""
+    """Send this probe: the first ``kept`` generated ids, then ``closing`` (and what stands between
+    it and the answer), then the inducer."""
 
     probe: Probe
     kept: int
