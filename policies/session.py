@@ -131,8 +131,9 @@ Action = Literal["carried-out", "held-out", "observed", "refused", "abandoned"]
 @dataclass(frozen=True, slots=True)
 class Ask:
     """Send this probe: the first ``kept`` generated ids, then ``closing`` (empty where the probe
-    leaves the trace open), then the inducer. ``ending``: ids up to the end marker's, which a probe
-    that asks for their log-probability must score behind that."""
+    leaves the trace open; with what stands between it and the answer), then the inducer.
+    ``ending``: ids up to the end marker's, which a probe that asks for their log-probability must
+    score behind that."""
 
     probe: Probe
     kept: int

@@ -132,6 +132,9 @@ FAMILIES = {
     ),
 }  # fmt: skip
 
+SPOKEN = {"qwen3.5": "qwen3", "deepseek-r1-0528": "deepseek-r1", "deepseek-v4": "deepseek-v3"}
+"""Whose dialect another family speaks."""
+
 
 def spelled(family: Family) -> str:
     """The whole response, from what the model writes first to its answer."""
@@ -250,7 +253,7 @@ class Run:
         run.session.opened(prompt)
         texts: list[str] = []
         for said in Reading(family, coder).stream(prompt, ids, size):
-            answering = bool(said.content.strip()) or said.called
+            answering = bool(said.content) or said.called
             command = run.session.feed(said.reasoning, said.ids, 0.0, answering=answering)
             texts.append(said.reasoning)
             run.content += said.content
@@ -320,10 +323,8 @@ def main() -> None:
     dialects = builtin()
     for name in sys.argv[1:] or FAMILIES:
         for size in (1, 3):
-            dialect = dialects[{"qwen3.5": "qwen3", "deepseek-r1-0528": "deepseek-r1",
-                                "deepseek-v4": "deepseek-v3"}.get(name, name)]  # fmt: skip
             try:
-                facts = examined(name, dialect, size)
+                facts = examined(name, dialects[SPOKEN.get(name, name)], size)
             except Exception as error:
                 facts = {"family": name, "size": size, "error": f"{type(error).__name__}: {error}"}
             print(json.dumps(facts), flush=True)
