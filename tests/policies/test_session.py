@@ -866,6 +866,16 @@ def test_a_stream_with_another_bias() -> None:
     assert kinds(made) == {"reasoning": 2, "wasted": 1}
 
 
+def test_no_bias_where_one_only_watches() -> None:
+    """In observe mode and in the held-out arm the model is left as it is."""
+    policy = Tilt(bias=2, slope=1000, every=1)
+    assert session(policy).bias == 2
+    for spare in ({"observe": True}, {"hold_out": True}):
+        watched = session(policy, **spare)
+        assert watched.bias == 0
+        assert fed(watched, ("So", 30), (" it", 31)) == [None] * 2
+
+
 def test_the_policy_sees_what_was_put_in() -> None:
     """It is a piece like any other: counted, and looked at."""
     seen: list[Event] = []
