@@ -896,6 +896,18 @@ def test_an_end_in_a_composition() -> None:
         assert fed(session(policy), ("So", 30), ("", END))[-1] == Reopen(1, 1, 1, WAIT)
 
 
+def test_a_probe_that_an_extension_outran() -> None:
+    """Its result is counted and not judged, and the next cue is probed again."""
+    made = session(AnyOf((EAGER, AT_LEAST)))
+    ask = fed(made, ("So ", 30), ("Wait", 31), (",", 32))[-1]
+    assert isinstance(ask, Ask)
+    assert fed(made, ("", END)) == [Reopen(3, 3, 3, WAIT)]
+    made.reopened(1.0)
+    assert made.probed(result(ask.position, "7", 0.99, ask.probe)) is None
+    asks = [order for order in fed(made, (" no. ", 33), ("Hmm", 34), (",", 35)) if order]
+    assert [type(order) for order in asks] == [Ask]
+
+
 @pytest.mark.parametrize(
     ("prompt", "pieces", "kept"),
     [
