@@ -8,7 +8,7 @@ that comes while one runs is passed over.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from operator import or_
@@ -96,12 +96,21 @@ class CompositionStopper:
             self._in_flight = next((m.asked for m in self._members if m.asked), None)
             if self._in_flight is not None:
                 return self._in_flight
-        return next(filter(None, extends), None)
+        return self._granted(extends)
 
     def _extended(self, event: Closing) -> Extend | None:
         """One that wants the trace to go on is enough: those that would stop it had their say."""
         said = [m.stopper.observe(event) for m in self._members if m.extends]
-        return next((command for command in said if isinstance(command, Extend)), None)
+        return self._granted([command for command in said if isinstance(command, Extend)])
+
+    def _granted(self, extends: Sequence[Extend | None]) -> Extend | None:
+        """The first of them; a probe of the stream that is given up for it never comes back."""
+        extend = next(filter(None, extends), None)
+        if extend is not None:
+            self._in_flight = None
+            for member in self._members:
+                member.asked = None
+        return extend
 
     @staticmethod
     def _show(member: _Member, event: Event) -> Extend | None:

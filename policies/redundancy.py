@@ -31,7 +31,7 @@ _REMEMBERED = 64
 
 
 class Similarity(Protocol):
-    """How alike a step is to the earlier ones: the place for an embedder."""
+    """How alike a step is to the earlier ones, where no engine has to be asked for it."""
 
     def likest(self, step: str) -> float:
         """In [0, 1], of the most similar earlier step; 0.0 for the first. Remembers the step."""
@@ -91,13 +91,17 @@ class RedundancyStopper:
     def observe(self, event: Event) -> Command | None:
         match event:
             case Checkpoint(kind="step"):
-                self._steps += 1
-                alike = self._similarity.likest(event.text) >= self._policy.similarity
-                if alike and self._steps >= self._policy.min_steps:
-                    return Probe(max_tokens=self._policy.max_tokens)
+                return self._compared(self._similarity.likest(event.text))
             case ProbeResult():
                 return self._verify(event)
         return None
+
+    def _compared(self, alike: float) -> Command | None:
+        """How alike a step is to earlier ones; an embedder's word would come here as an event."""
+        self._steps += 1
+        if alike < self._policy.similarity or self._steps < self._policy.min_steps:
+            return None
+        return Probe(max_tokens=self._policy.max_tokens)
 
     def _verify(self, result: ProbeResult) -> Command | None:
         answer, before = trial_answer(result.text), self._before

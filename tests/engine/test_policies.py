@@ -32,7 +32,7 @@ def judged(url: str, prompt: str, policy: str, **fields: Any) -> tuple[list[Any]
         ("deviation", {"deviating"}),
         ("first-try", {"answered"}),
         ("redundancy(min_steps=2)", {"redundant", "redundant-stable"}),
-        ("no-thinking", {"no-thinking"}),
+        ("utility(patience=1)", {"no-gain"}),
     ],
 )
 def test_a_policy_stops_and_the_model_answers(real: str, policy: str, reasons: set[str]) -> None:
@@ -43,8 +43,9 @@ def test_a_policy_stops_and_the_model_answers(real: str, policy: str, reasons: s
         chunks, note = judged(real, prompt, policy)
         usage = chunks[-1]["usage"]
         assert usage["completion_tokens"] == sum(note["tokens"][kind] for kind in KINDS)
+        # A model this small may think on inside the answer, but it gives one.
         assert "\\boxed{" in joined(chunks, "content")
-        assert "</think>" not in joined(chunks, "content") + joined(chunks, "reasoning")
+        assert "</think>" not in joined(chunks, "reasoning")
         stops += [note["reason"]] if note["stopped"] else []
     assert stops
     assert set(stops) <= reasons
@@ -59,9 +60,10 @@ def test_log_probabilities_that_only_the_policy_needs(vllm: str, real: str, poli
     texts = [(joined(each, "reasoning"), joined(each, "content")) for each in (direct, ours)]
     assert texts[0] == texts[1]
     shapes = [
-        {tuple(c) for c in chunk["choices"]} for chunk in (*direct[:-1], *ours) if chunk["choices"]
+        {tuple(chunk["choices"][0]) for chunk in chunks if chunk != "[DONE]" and chunk["choices"]}
+        for chunks in (direct, ours)
     ]
-    assert all(shape == shapes[0] for shape in shapes)
+    assert shapes[0] == shapes[1]
     assert {str(c["choices"][0]["logprobs"]) for c in ours if c["choices"]} == {"None"}
 
 
@@ -103,7 +105,21 @@ def test_an_unstreamed_extension(real: str) -> None:
 
 
 def test_no_thinking_says_so(real: str) -> None:
-    """What stands in the trace's place is what the client gets as reasoning."""
+    """What stands in the trace's place is what the client gets as reasoning, and counts as such."""
     chunks, note = judged(real, PROBLEMS[2], "no-thinking")
     assert joined(chunks, "reasoning").strip() == "Okay, I think I have finished thinking."
-    assert note["stopped"]
+    assert (note["stopped"], note["reason"]) == (True, "no-thinking")
+    usage = chunks[-1]["usage"]
+    assert usage["completion_tokens"] == sum(note["tokens"][kind] for kind in KINDS)
+
+
+def test_a_tilted_model_ends_by_itself(real: str) -> None:
+    """With a bias that rises it ends sooner, in its own way: nothing is stopped or put in."""
+    whole, tilted = (
+        [judged(real, prompt, policy)[1] for prompt in PROBLEMS[:6]]
+        for policy in ("never", "tilt(bias=1, slope=20, every=100)")
+    )
+    assert not any(note["stopped"] or note.get("extended") or note.get("muted") for note in tilted)
+    thought = [sum(note["tokens"]["reasoning"] for note in notes) for notes in (tilted, whole)]
+    assert thought[0] < thought[1]
+    assert sum(note["tokens"]["wasted"] for note in tilted) > 0

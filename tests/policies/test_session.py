@@ -896,6 +896,16 @@ def test_a_stream_with_another_bias() -> None:
     assert kinds(made) == {"reasoning": 2, "wasted": 1}
 
 
+def test_no_bias_where_one_only_watches() -> None:
+    """In observe mode and in the held-out arm the model is left as it is."""
+    policy = Tilt(bias=2, slope=1000, every=1)
+    assert session(policy).bias == 2
+    for spare in ({"observe": True}, {"hold_out": True}):
+        watched = session(policy, **spare)
+        assert watched.bias == 0
+        assert fed(watched, ("So", 30), (" it", 31)) == [None] * 2
+
+
 def test_the_policy_sees_what_was_put_in() -> None:
     """It is a piece like any other: counted, and looked at."""
     seen: list[Event] = []
@@ -914,6 +924,18 @@ def test_an_end_in_a_composition() -> None:
     """One member that wants it to go on is enough."""
     for policy in (AnyOf((EAGER, AT_LEAST)), AllOf((AT_LEAST, EAGER))):
         assert fed(session(policy), ("So", 30), ("", END))[-1] == Reopen(1, 1, 1, WAIT)
+
+
+def test_a_probe_that_an_extension_outran() -> None:
+    """Its result is counted and not judged, and the next cue is probed again."""
+    made = session(AnyOf((EAGER, AT_LEAST)))
+    ask = fed(made, ("So ", 30), ("Wait", 31), (",", 32))[-1]
+    assert isinstance(ask, Ask)
+    assert fed(made, ("", END)) == [Reopen(3, 3, 3, WAIT)]
+    made.reopened(1.0)
+    assert made.probed(result(ask.position, "7", 0.99, ask.probe)) is None
+    asks = [order for order in fed(made, (" no. ", 33), ("Hmm", 34), (",", 35)) if order]
+    assert [type(order) for order in asks] == [Ask]
 
 
 @pytest.mark.parametrize(

@@ -117,3 +117,13 @@ def test_a_trace_that_is_not_begun(adjourn: str) -> None:
     assert reasoning(chunks) == "Okay, I think I have finished thinking."
     note = chunks[-2]["adjourn"]
     assert (note["stopped"], note["reason"], note["position"]) == (True, "no-thinking", 0)
+
+
+def test_a_bias_is_the_main_streams_alone(adjourn: str, standin: str) -> None:
+    """The end marker's, beside the client's own; the answer behind a cut has the client's."""
+    policy = {"policy": "any_of(tilt(bias=2), budget(max=5))"}
+    stream(adjourn, adjourn=policy, logit_bias={"7": 1}, standin={"tokens": 80})
+    bodies = [json.loads(r["body"]) for r in sent(standin) if "messages" in r["body"]]
+    main, answer = (body["logit_bias"] for body in bodies[-2:])
+    assert (len(main), main["7"], set(main.values())) == (2, 1, {1, 2})
+    assert answer == {"7": 1}
