@@ -1,22 +1,28 @@
 """One request under a policy: the transition table, and nothing that does I/O.
 
 A driver (the server, a replay, a test) feeds the session what the engine sent, numbered by pieces,
-and carries out what comes back: ``Ask`` (send a probe) and ``Cut`` (open the answer from a kept
-prefix). ``released`` says how many pieces may go to the client. What stands behind a checkpoint is
-held back while its probe runs, so that a cut is never taken back from the client's screen; the
-engine's stream itself never pauses.
+and carries out what comes back: ``Ask`` (send a probe), ``Cut`` (open the answer from a kept
+prefix) and ``Reopen`` (go on with the trace from one). ``released`` says how many pieces may go to
+the client. What stands behind a checkpoint is held back while its probe runs, so that a cut is
+never taken back from the client's screen; the engine's stream itself never pauses.
 
     state        input      next        what happens
     -----------  ---------  ----------  -----------------------------------------------------
     opening      think      thinking    the prompt's or the output's ids open a trace
     opening      answer     answering   no trace: everything is the answer
+    opening      stop       closing     no trace, but the answer is to be drawn apart
     thinking     probe      probing     a checkpoint is held, a probe is on its way
-    thinking     stop       closing     a trigger without a probe (budget, loop)
+    thinking     stop       closing     a trigger without a probe (budget, loop), or the trace ended
+                                        and its answer is to be drawn apart
+    thinking     extend     reopening   the model would end its trace too soon, or too late
     thinking     answer     answering   the model ended its trace
     probing      probe      probing     a second question at the same checkpoint
     probing      go on      thinking    the probe said no: what was held is released
     probing      stop       closing     the probe said yes
+    probing      extend     reopening   it would, and was faster than the probe
     probing      answer     answering   the model was faster: what was held is released
+    reopening    resumed    thinking    the trace goes on behind what was put into it
+    reopening    refused    thinking    the engine would not: the model's own end comes after all
     closing      resumed    answering   the answer streams from the kept prefix
     closing      refused    thinking    the engine would not: the main stream goes on, unjudged
     any          end        done
@@ -30,14 +36,19 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
+from operator import attrgetter
 from typing import Literal
 
 from policies.appraisal import Appraiser
+from policies.boundaries import Boundary, BoundaryScanner
 from policies.cues import Cue, CueScanner
 from policies.dialect import Marks
 from policies.events import (
     Checkpoint,
+    Closing,
+    Command,
     Event,
+    Extend,
     Probe,
     ProbeFailed,
     ProbeResult,
@@ -46,10 +57,23 @@ from policies.events import (
     TraceEnd,
 )
 from policies.ledger import Ledger
+from policies.markers import NOWHERE, Ids, Mark
 from policies.never import Never
 from policies.policy import Policy, Stopper
 
-__all__ = ["TABLE", "Action", "Ask", "Cut", "Input", "Session", "State", "Trigger"]
+__all__ = [
+    "TABLE",
+    "Action",
+    "Ask",
+    "Cut",
+    "Input",
+    "Order",
+    "Reopen",
+    "Said",
+    "Session",
+    "State",
+    "Trigger",
+]
 
 
 class State(Enum):
@@ -57,6 +81,7 @@ class State(Enum):
     THINKING = "thinking"
     PROBING = "probing"
     CLOSING = "closing"
+    REOPENING = "reopening"
     ANSWERING = "answering"
     DONE = "done"
 
@@ -67,25 +92,33 @@ class Input(Enum):
     PROBE = "probe"
     GO_ON = "go on"
     STOP = "stop"
+    EXTEND = "extend"
     RESUMED = "resumed"
     REFUSED = "refused"
     END = "end"
 
 
 TABLE: dict[State, dict[Input, State]] = {
-    State.OPENING: {Input.THINK: State.THINKING, Input.ANSWER: State.ANSWERING},
+    State.OPENING: {
+        Input.THINK: State.THINKING,
+        Input.ANSWER: State.ANSWERING,
+        Input.STOP: State.CLOSING,
+    },
     State.THINKING: {
         Input.PROBE: State.PROBING,
         Input.STOP: State.CLOSING,
+        Input.EXTEND: State.REOPENING,
         Input.ANSWER: State.ANSWERING,
     },
     State.PROBING: {
         Input.PROBE: State.PROBING,
         Input.GO_ON: State.THINKING,
         Input.STOP: State.CLOSING,
+        Input.EXTEND: State.REOPENING,
         Input.ANSWER: State.ANSWERING,
     },
     State.CLOSING: {Input.RESUMED: State.ANSWERING, Input.REFUSED: State.THINKING},
+    State.REOPENING: {Input.RESUMED: State.THINKING, Input.REFUSED: State.THINKING},
     State.ANSWERING: {},
     State.DONE: {},
 }
@@ -97,21 +130,57 @@ Action = Literal["carried-out", "held-out", "observed", "refused", "abandoned"]
 
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """Send this probe: the first ``kept`` generated ids, then ``closing``, then the inducer."""
+    """Send this probe: the first ``kept`` generated ids, then ``closing`` (empty where the probe
+    leaves the trace open; with what stands between it and the answer), then the inducer.
+    ``ending``: ids up to the end marker's, which a probe that asks for their log-probability must
+    score behind that."""
 
     probe: Probe
     kept: int
     position: int
     closing: tuple[int, ...]
+    ending: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Said:
+    """A text that is put into the trace; the client gets it as reasoning."""
+
+    text: str = ""
+    ids: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Cut:
-    """Open the answer: the first ``kept`` generated ids, then ``closing``."""
+    """Open the answer: the first ``kept`` generated ids, then ``said``, then ``closing``.
+
+    ``edge``: how many of the kept ids stand in pieces that are not released; those pieces say
+    nothing but the trace's last text. ``rescue``: the finish reason of a response that would have
+    ended within its trace.
+    """
 
     kept: int
     position: int
     closing: tuple[int, ...]
+    said: Said = Said()
+    edge: int = 0
+    rescue: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Reopen:
+    """Go on with the trace: the first ``kept`` generated ids, which came in ``pieces``, then
+    ``said``; with another bias on the end marker, where there is one."""
+
+    kept: int
+    position: int
+    pieces: int
+    said: Said
+    bias: float | None = None
+
+
+Order = Ask | Cut | Reopen
+"""What the driver is to carry out."""
 
 
 @dataclass(slots=True)
@@ -129,21 +198,52 @@ class Trigger:
 class _Piece:
     """A piece that is not released, or several that no cut can part. ``pieces``, ``start``,
     ``kept`` and ``position`` are what came before: pieces, characters of the trace, generated ids,
-    and tokens of the trace."""
+    and tokens of the trace. ``opening``: ids that are kept and are in the piece itself, which
+    opened the trace."""
 
     pieces: int
     start: int
     kept: int
     position: int
     on_newline: bool
+    opening: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class _Fed:
+    """What ``feed`` was given, where that decides what becomes of the response."""
+
+    thought: str
+    ids: Sequence[int]
+    at: float
+    answering: bool
+    ending: str | None
+
+    @property
+    def decides(self) -> bool:
+        return self.answering or self.ending is not None
+
+
+@dataclass(frozen=True, slots=True)
+class _End:
+    """A marker of ``length`` ids that ends the trace. ``inside``: ids of its last piece that are
+    still the trace's, less than none where earlier pieces were the marker's; ``behind``: ids of
+    that piece that follow it."""
+
+    mark: Mark
+    length: int
+    inside: int
+    behind: int
 
 
 class Session:
-    """Feed it with ``opened``, ``feed``, ``probed``, ``probe_failed``, ``resumed``, ``refused``
-    and ``ended``; each may return an ``Ask`` or a ``Cut`` to carry out.
+    """Feed it with ``opened``, ``feed``, ``probed``, ``probe_failed``, ``resumed``, ``reopened``,
+    ``refused`` and ``ended``; each may return an ``Order`` to carry out.
 
     ``hold_out`` lets the trace run on after a trigger, to measure (the policy is muted then);
-    ``observe`` does so for every request. Times are seconds of the driver's monotonic clock.
+    ``observe`` does so for every request. ``apart``: the answer is drawn by a call of its own even
+    behind a trace that ended by itself. ``rescue``: an answer is drawn where the response would
+    end within the trace. Times are seconds of the driver's monotonic clock.
     """
 
     def __init__(
@@ -154,6 +254,8 @@ class Session:
         *,
         observe: bool = False,
         hold_out: bool = False,
+        apart: bool = False,
+        rescue: bool = False,
     ) -> None:
         self.policy = policy
         self.marks = marks
@@ -171,27 +273,40 @@ class Session:
         self._spare: Literal["observed", "held-out", None] = (
             "observed" if observe else "held-out" if hold_out else None
         )
+        self.rescued: str | None = None  # the finish reason that an answer took the place of
+        self._apart = apart
+        self._rescue = rescue
+        self._drawing: Cut | None = None  # is being carried out, and is no trigger's
+        self._undone = self.ledger  # what it is again should the engine refuse
+        self._given_up = False  # the main stream, for an answer
         self._needs = policy.needs
-        self._plain = not (self._needs.thoughts or self._needs.interval)
+        needs = self._needs
+        self._plain = not (needs.start or needs.thoughts or needs.interval or needs.boundaries)
         self._stopper: Stopper = Never()
         try:
             self._stopper = policy.start()
         except Exception as error:
             self._fail(error)
-        self._scanner = CueScanner(marks.dialect.cues if self._needs.cues else ())
+        self._markers = marks.markers
+        self._at = NOWHERE  # among the markers
+        self._scanner = CueScanner(marks.dialect.cues if needs.cues else ())
+        self._at_start = needs.start
+        self._ends = needs.boundaries
+        self._boundaries = BoundaryScanner() if self._ends else None
         self._fed = 0
         self._held: deque[_Piece] = deque()
         self._half: _Piece | None = None  # before ids whose character is not whole yet
         self._on_newline = True
         self._next_interval = self._needs.interval
         self._checkpoint = 0  # the position that is being probed
-        self._missed: Cue | None = None  # the latest cue that came while a probe was on its way
+        self._unseen: Cue | Boundary | None = None  # the latest that came beside a probe
         self._asked = 0
         self._probe_seconds = 0.0
         self._began: float | None = None
-        self._cut_off = 0
+        self._reopen: Reopen | None = None
+        self.extended = 0
         self.closing: tuple[int, ...] = ()  # put behind the kept trace, once there was a cut
-        self._overrun: list[tuple[str, Sequence[int], float, bool, str | None]] = []
+        self._overrun: list[_Fed] = []
 
     # -- what the engine's main stream brings ----------------------------------------------
 
@@ -199,11 +314,8 @@ class Session:
         """The prompt's ids. The last marker among them tells whether a trace is open."""
         self.prompt = prompt
         self.ledger.prompt = len(prompt)
-        for token in reversed(prompt):
-            if token == self.marks.start:
-                self._go(Input.THINK)
-            if token in (self.marks.start, self.marks.end):
-                return
+        if self._markers.last(prompt) is Mark.START:
+            self._go(Input.THINK)
 
     def feed(
         self,
@@ -213,8 +325,10 @@ class Session:
         *,
         answering: bool = False,
         ending: str | None = None,
-    ) -> Ask | Cut | None:
-        """One piece: the reasoning text and the ids that it brought.
+        logprobs: Sequence[Sequence[float]] = (),
+    ) -> Order | None:
+        """One piece: the reasoning text and the ids that it brought, with the ``logprobs`` that
+        the policy needs, one sequence a token.
 
         ``answering``: the piece holds answer text or a tool call. ``ending``: the finish reason,
         where the piece ends the response; one that ends it at a token limit (``"length"``) says
@@ -227,7 +341,8 @@ class Session:
             and not answering
             and ending is None
             and thought
-            and self.marks.end not in token_ids
+            and self._at == NOWHERE
+            and self._markers.beginnings.isdisjoint(token_ids)
             and self._scanner.skim(thought)
         ):
             # Nearly every token: no cue, nothing held, nobody to show it to.
@@ -236,10 +351,10 @@ class Session:
             self._fed = self.released = self._fed + 1
             self._on_newline = thought[-1] == "\n"
             return None
-        if state is State.CLOSING:
+        if state is State.CLOSING or state is State.REOPENING:
             self._fed += 1
             self.ledger.wasted += len(token_ids)
-            self._overrun.append((thought, token_ids, at, answering, ending))
+            self._overrun.append(_Fed(thought, token_ids, at, answering, ending))
             return None
         if state is State.ANSWERING or state is State.DONE:
             self.ledger.answer += len(token_ids)
@@ -248,36 +363,76 @@ class Session:
         before = self._half or self._here()
         self._fed += 1
         self.generated.extend(token_ids)
-        if state is State.OPENING:
-            if token_ids and token_ids[0] == self.marks.start:
-                self._go(Input.THINK)
-            elif not (token_ids or thought or answering or ending):
-                self.released = self._fed  # the role, which tells nothing
-                return None
-            else:
-                if thought and not (answering or ending):
-                    # Reasoning without a marker: not what this dialect says of the model.
-                    self.mute("no-marker")
-                self._leave(token_ids, at, answering, ending)
-                return None
-        if answering or ending or self.marks.end in token_ids:
-            self._leave(token_ids, at, answering, ending)
-            return None
+        among = self._at
+        opening, end = self._scan(token_ids)
+        if state is State.OPENING and not opening:
+            return self._wait(_Fed(thought, token_ids, at, answering, ending), before, end)
+        if opening:
+            kept = len(self.generated) - len(token_ids) + opening
+            before = replace(before, pieces=self._fed - 1, kept=kept, opening=opening)
+            self._open(opening)
+        if end or answering or ending:
+            last = _Fed(thought, token_ids, at, answering, ending)
+            if (reopen := self._extended(before, end, last)) is not None:
+                self._at = among  # or a refusal would not read the end again
+                return reopen
+            return self._leave(last, before, opening, end)
         if token_ids and self._began is None:
             self._began = at
-        count = len(token_ids)
-        if before.kept == 0 and count and token_ids[0] == self.marks.start:
-            self.ledger.marker += 1
-            count -= 1
-            before = replace(before, kept=1)  # no trace is cut before its opening
-        self._half = before if count and not thought else None
+        count = len(token_ids) - opening
+        # No trace is cut in the midst of a character, nor where a marker may have begun.
+        whole = thought and not self._markers.begun(self._at)
+        self._half = None if whole or not count else before
         self.ledger.reasoning += count
         if thought:
             self._on_newline = thought[-1] == "\n"
         if self.muted is not None or self.trigger is not None:
-            self.released = self._fed
+            self._let_go()
             return None
-        return self._think(thought, token_ids, at, before)
+        return self._think(thought, token_ids, at, before, logprobs)
+
+    def _scan(self, token_ids: Sequence[int]) -> tuple[int, _End | None]:
+        """How many of these ids open the trace, and what ends it: markers that are whole with one
+        of them, wherever they began."""
+        opening, end = 0, None
+        for count, token in enumerate(token_ids, 1):
+            self._at = self._markers.step(self._at, token)
+            if (found := self._markers.whole(self._at)) is None:
+                continue
+            mark, length = found
+            if mark is not Mark.START:
+                end = _End(mark, length, count - opening - length, len(token_ids) - count)
+                self._at = NOWHERE
+                break
+            if self._opens(count == length) and not opening:
+                opening, self._at = count, NOWHERE
+        return opening, end
+
+    def _opens(self, first: bool) -> bool:
+        """Whether a start marker opens the trace here, and is not just a part of it. Some models
+        write it once more behind a prompt that ends with it."""
+        return self.state is State.OPENING or (first and not self.ledger.reasoning)
+
+    def _wait(self, last: _Fed, before: _Piece, end: _End | None) -> Cut | None:
+        """No trace is open. Until there is something to read, one may still be opened."""
+        decided = end is not None or last.decides
+        reasoning = last.thought and not last.thought.isspace()
+        if reasoning and not decided:
+            # Reasoning without a marker: not what this dialect says of the model.
+            self.mute("no-marker")
+        if reasoning or decided:
+            return self._leave(last, before, 0, end)
+        self.ledger.answer += len(last.ids)
+        self._half = before if self._markers.begun(self._at) else None
+        self._let_go()
+        return None
+
+    def _open(self, opening: int) -> None:
+        """A marker, and what stood before it, is neither trace nor answer."""
+        if self.state is State.OPENING:
+            self._go(Input.THINK)
+        self.ledger.marker += self.ledger.answer + opening
+        self.ledger.answer = 0
 
     @property
     def _quiet(self) -> bool:
@@ -285,37 +440,70 @@ class Session:
         return self._plain and not self._held and self._began is not None
 
     def _think(
-        self, thought: str, token_ids: Sequence[int], at: float, before: _Piece
-    ) -> Ask | Cut | None:
-        cues = self._scanner.feed(thought)
-        self.cues += len(cues)
+        self,
+        thought: str,
+        token_ids: Sequence[int],
+        at: float,
+        before: _Piece,
+        logprobs: Sequence[Sequence[float]],
+    ) -> Order | None:
+        finds = self._find(thought)
+        if finds:
+            self._unseen = finds[-1]
         if not (self._held and self._held[-1] is before):
             self._held.append(before)
+        if self._at_start and thought.strip():
+            self._at_start = False
+            start = Checkpoint("start", self._place().position, at)
+            if (command := self._observe(start)) is not None:
+                return command
         if self.state is State.THINKING:
-            # What is settled can go, but the piece that a new cue begins in can not.
-            self._release(cues[0].start if cues else self._scanner.settled)
+            # What is settled can go, but the piece that a checkpoint stands in can not.
+            self._release(finds[0].start if finds else self._settled)
         if self._needs.thoughts:
-            piece = Thought(thought, tuple(token_ids), self.ledger.reasoning, at)
+            told = tuple(tuple(one) for one in logprobs)
+            piece = Thought(thought, tuple(token_ids), self.ledger.reasoning, at, told)
             if (command := self._observe(piece)) is not None:
                 return command
         if self.state is not State.THINKING:
-            self._missed = cues[-1] if cues else self._missed
             return None
-        for index, cue in enumerate(cues):
-            if (command := self._look(cue, at)) is not None:
-                self._missed = cues[-1] if index + 1 < len(cues) else None
+        for find in finds:
+            if (command := self._look(find, at)) is not None:
                 return command
-        if cues:
-            self._release(self._scanner.settled)
+        if finds:
+            self._release(self._settled)
         position = self._place().position
         if self._next_interval and position >= self._next_interval:
             self._next_interval = position + self._needs.interval
             return self._observe(Checkpoint("interval", position, at))
         return None
 
-    def _look(self, cue: Cue, at: float) -> Ask | Cut | None:
-        self._release(cue.start)
-        return self._observe(Checkpoint("cue", self._place().position, at, cue.word))
+    def _look(self, find: Cue | Boundary, at: float) -> Order | None:
+        if find is self._unseen:
+            self._unseen = None
+        self._release(find.start)
+        return self._observe(self._checkpoint_at(find, at))
+
+    def _find(self, thought: str) -> list[Cue | Boundary]:
+        """The checkpoints that have become certain, in their order in the text."""
+        cues = self._scanner.feed(thought)
+        self.cues += len(cues)
+        if self._boundaries is None:
+            return [*cues]
+        ends = [end for end in self._boundaries.feed(thought) if end.kind in self._ends]
+        return sorted([*ends, *cues], key=attrgetter("start"))
+
+    def _checkpoint_at(self, find: Cue | Boundary, at: float) -> Checkpoint:
+        position = self._place().position
+        if isinstance(find, Cue):
+            return Checkpoint("cue", position, at, cue=find.word)
+        return Checkpoint(find.kind, position, at, text=find.text)
+
+    @property
+    def _settled(self) -> int:
+        """Characters of the trace before which no checkpoint is still to be found."""
+        settled = self._scanner.settled
+        return settled if self._boundaries is None else min(settled, self._boundaries.settled)
 
     def _release(self, settled: int) -> None:
         """Let pieces go whose text ends at or before ``settled`` characters of the trace."""
@@ -327,90 +515,197 @@ class Session:
             held.clear()
         self.released = held[0].pieces if held else self._fed
 
-    def _leave(
-        self, token_ids: Sequence[int], at: float, answering: bool, ending: str | None
-    ) -> None:
-        """The trace is over, or there was none: everything may go."""
-        thinking = self.state is not State.OPENING
-        self._go(Input.ANSWER)
-        self.released = self._fed
+    def _let_go(self) -> None:
+        """Nobody looks any more: all that is whole goes out."""
         self._held.clear()
-        if not thinking:
-            self.ledger.answer += len(token_ids)
-            return
-        self._split_last(list(token_ids), answering)
-        self._pace(at)
-        if ending != "length":
+        whole = self._fed if self._half is None else self._half.pieces
+        self.released = max(self.released, whole)
+
+    def _leave(self, last: _Fed, before: _Piece, opening: int, end: _End | None) -> Cut | None:
+        """The trace is over, or there was none: everything may go, or an answer is drawn."""
+        thinking = self.state is not State.OPENING
+        self._split_last(len(last.ids) - opening, end, last.answering)
+        if last.thought:
+            self._on_newline = last.thought[-1] == "\n"
+        cut = self._drawing = self._draw(last, before, end)
+        self._go(Input.ANSWER if cut is None else Input.STOP)
+        self._held.clear()
+        self._half = None
+        self.released = self._fed if cut is None else before.pieces
+        if thinking:
+            self._trace_ended(last)
+        return cut
+
+    def _split_last(self, count: int, end: _End | None, answering: bool) -> None:
+        """Share the ids of the trace's last piece out between trace, marker and answer."""
+        ledger = self.ledger
+        if self.state is State.OPENING:
+            ledger.answer += count
+        elif end is not None:
+            ledger.reasoning += end.inside
+            ledger.answer += count - end.inside
+            if end.mark is Mark.END:
+                ledger.marker += end.length
+                ledger.answer -= end.length
+        elif answering:
+            ledger.answer += count
+        else:
+            ledger.reasoning += count
+
+    def _trace_ended(self, last: _Fed) -> None:
+        self._pace(last.at)
+        if last.ending != "length":
             self._appraiser.ended(self.ledger.reasoning)
         if self.trigger is not None:
-            if ending != "length":
+            if last.ending != "length":
                 self.trigger.after = self.ledger.reasoning - self.trigger.position
         elif self.muted is None:
-            self._observe(TraceEnd(self.ledger.reasoning, at))
+            self._observe(TraceEnd(self.ledger.reasoning, last.at))
 
-    def _split_last(self, ids: list[int], answering: bool) -> None:
-        """Share the ids of the trace's last piece out between trace, markers and answer."""
-        ledger = self.ledger
-        if len(self.generated) == len(ids) and ids and ids[0] == self.marks.start:
-            ledger.marker += 1
-            ids = ids[1:]
-        if self.marks.end in ids:
-            inside = ids.index(self.marks.end)
-            ledger.reasoning += inside
-            ledger.marker += 1
-            ledger.answer += len(ids) - inside - 1
-        elif answering:
-            ledger.answer += len(ids)
+    # -- an answer that no trigger asked for -------------------------------------------------
+
+    def _draw(self, last: _Fed, before: _Piece, end: _End | None) -> Cut | None:
+        """The cut at the trace's own end, where an answer is to be drawn there."""
+        if end is not None and end.mark is Mark.BREAK:
+            return None  # the engine's parser has begun to read a tool call
+        answers = last.answering or last.ending is None or (end is not None and end.behind > 0)
+        if self._apart and answers:
+            return self._draw_apart(before, end)
+        lost = self.state is not State.OPENING and end is None and not last.answering
+        if not (self._rescue and lost and last.ending in ("length", "stop")):
+            return None
+        closing = self._closing(self._here())
+        return self._set_aside(before, self._whole(last, before), closing, rescue=last.ending)
+
+    def _draw_apart(self, before: _Piece, end: _End | None) -> Cut:
+        if end is None or self.state is State.OPENING:
+            return self._set_aside(before, before.kept)
+        kept = len(self.generated) - end.behind
+        if end.length == 1:
+            return self._set_aside(before, kept)
+        # The parser may have to see the end of it (harmony's), so the model writes it again.
+        kept -= end.length
+        return self._set_aside(before, kept, self._closing(self._here()), unmarked=end.length)
+
+    def _whole(self, last: _Fed, before: _Piece) -> int:
+        """Ids that are kept of a response that ends in its trace: all that brought text, less the
+        beginning of a marker and the end of the sequence."""
+        if not last.thought:
+            return before.kept
+        ended = last.ending == "stop" and bool(last.ids)
+        return len(self.generated) - max(ended, self._markers.begun(self._at))
+
+    def _set_aside(
+        self,
+        before: _Piece,
+        kept: int,
+        closing: Ids = (),
+        *,
+        unmarked: int = 0,
+        rescue: str | None = None,
+    ) -> Cut:
+        """What was generated behind the cut is not the client's, unless the engine refuses.
+        ``unmarked``: ids of a marker among it."""
+        self._undone, ledger = replace(self.ledger), self.ledger
+        ledger.wasted += len(self.generated) - kept
+        if self.state is State.OPENING:
+            ledger.answer = kept
         else:
-            ledger.reasoning += len(ids)
+            ledger.marker -= unmarked
+            ledger.reasoning, ledger.answer = kept - ledger.marker, 0
+        self.closing = closing
+        ledger.closing = len(closing)
+        edge = kept - before.kept + before.opening
+        return Cut(kept, ledger.reasoning, closing, edge=edge, rescue=rescue)
 
     # -- what the driver did with a command -------------------------------------------------
 
-    def probed(self, result: ProbeResult, *, prefilled: int = 0) -> Ask | Cut | None:
-        """A probe's result. It is counted even when it came too late."""
-        self.ledger.probe += len(result.tokens)
+    def probed(self, result: ProbeResult, *, prefilled: int = 0, decoded: int = 0) -> Order | None:
+        """A probe's result. It is counted even when it came too late. ``decoded``: tokens that it
+        took, where those were more than it shows."""
+        self.ledger.probe += max(len(result.tokens), decoded)
         self.ledger.prefilled += prefilled
         self._probe_seconds += result.seconds
         return self._answered(result)
 
-    def probe_failed(self, reason: str, ask: Ask, at: float) -> Ask | Cut | None:
+    def probe_failed(self, reason: str, ask: Ask, at: float) -> Order | None:
         return self._answered(ProbeFailed(ask.probe, ask.position, reason, at))
 
     def resumed(self) -> None:
         """The answer streams from the kept prefix; the main stream is given up."""
-        assert self.trigger is not None
-        self.trigger.action = "carried-out"
+        if self._drawing is not None:
+            self.rescued, self._drawing = self._drawing.rescue, None
+        else:
+            assert self.trigger is not None
+            self.trigger.action = "carried-out"
+        self._given_up = True
         self._overrun.clear()
         self._go(Input.RESUMED)
 
-    def refused(self, reason: str) -> None:
-        """The engine would not resume from the prefix: the main stream is the answer after all."""
-        assert self.trigger is not None
-        self.trigger.action = "refused"
-        self.ledger.reasoning += self._cut_off
-        self.ledger.closing = self.ledger.wasted = 0
+    def reopened(self, at: float) -> Order | None:
+        """The trace goes on behind what was put into it, which is a piece like any other; those
+        that follow are numbered from there on."""
+        assert self._reopen is not None
+        reopen, self._reopen = self._reopen, None
+        del self.generated[reopen.kept :]
+        self.ledger.wasted += self.ledger.reasoning - reopen.position
+        self.ledger.reasoning = reopen.position
+        if self._half is not None and self._held:
+            self._held.pop()  # half a character is not kept
+        self._half, self._at = None, NOWHERE
+        self._overrun.clear()
+        self._fed = reopen.pieces
+        self.extended += bool(reopen.said.ids)
+        self._go(Input.RESUMED)
+        return self.feed(reopen.said.text, reopen.said.ids, at)
+
+    def refused(self, reason: str) -> Cut | None:
+        """The engine would not: the main stream is the response after all.
+
+        It may have come to the trace's own end meanwhile, and that may be a cut again.
+        """
+        drawing, self._drawing = self._drawing, None
+        if self.state is State.CLOSING and drawing is None:
+            assert self.trigger is not None
+            self.trigger.action = "refused"
+        spent = self.ledger
+        self.ledger = replace(self._undone, probe=spent.probe, prefilled=spent.prefilled)
         self.mute(reason)
         self._go(Input.REFUSED)
-        self._held.clear()
+        if drawing is not None:
+            self._go(Input.ANSWER)
         overrun, self._overrun = self._overrun, []
         self._fed -= len(overrun)
-        self.released = self._fed
-        for thought, ids, at, answering, ending in overrun:
-            self.feed(thought, ids, at, answering=answering, ending=ending)
+        self._let_go()
+        cut = None
+        for fed in overrun:
+            command = self.feed(
+                fed.thought, fed.ids, fed.at, answering=fed.answering, ending=fed.ending
+            )
+            cut = command if isinstance(command, Cut) else cut
+        return cut
 
     def answered(self, tokens: int) -> None:
         """The resumed stream brought ``tokens`` of the answer."""
         self.ledger.answer += tokens
 
+    def closed_again(self, ids: Sequence[int], lost: int) -> None:
+        """The answer opened a trace, which was closed with ``ids``; a new answer goes on, and
+        ``lost`` tokens of the old one are nobody's."""
+        self.closing = tuple(ids)
+        self.ledger.wasted += lost
+        self.ledger.closing += len(ids)
+
     def ended(self) -> None:
         self._go(Input.END)
-        if not self.stopped:
+        if not self._given_up:
             self.released = self._fed
 
     def give_up(self, reason: str) -> None:
         """The driver failed at a command: whatever is under way is dropped, the stream goes on."""
         self.mute(reason)
-        if self.state is State.CLOSING:
+        self._apart = self._rescue = False
+        if self.waiting:
             self.refused(reason)
         else:
             self._go_on()
@@ -422,8 +717,13 @@ class Session:
 
     @property
     def waiting(self) -> bool:
-        """Whether the end of the main stream is not yet the end: a cut is being carried out."""
-        return self.state is State.CLOSING
+        """Whether the end of the main stream is not yet the end: another is being opened."""
+        return self.state in (State.CLOSING, State.REOPENING)
+
+    @property
+    def bias(self) -> float:
+        """What the end marker's logit is raised by on the main stream from the beginning."""
+        return self._needs.bias if self._spare is None else 0.0
 
     @property
     def stopped(self) -> bool:
@@ -431,30 +731,36 @@ class Session:
 
     # -- the policy --------------------------------------------------------------------------
 
-    def _observe(self, event: Event) -> Ask | Cut | None:
+    def _ask_policy(self, event: Event) -> Command | None:
         if self.muted is not None or self.trigger is not None:
             return None
         try:
             command = self._stopper.observe(event)
-            if not isinstance(command, Probe | Stop | None):
+            if not isinstance(command, Probe | Stop | Extend | None):
                 raise TypeError(f"{command!r} is no command")
         except Exception as error:  # whatever a policy does wrong, the stream goes on
             self._fail(error)
             self._go_on()
             return None
+        return command
+
+    def _observe(self, event: Event) -> Order | None:
+        command = self._ask_policy(event)
         if self.state not in (State.THINKING, State.PROBING):
             return None  # the trace is over: there is nothing to stop any more
         if isinstance(command, Stop):
             return self._stop(command)
         if isinstance(command, Probe):
             return self._ask(command, event)
+        if isinstance(command, Extend) and isinstance(event, Thought) and self._spare is None:
+            return self._reopen_at(self._half or self._here(), command)
         return None
 
     def _fail(self, error: Exception) -> None:
         self.mute("policy-error")
         self.error = error
 
-    def _answered(self, event: ProbeResult | ProbeFailed) -> Ask | Cut | None:
+    def _answered(self, event: ProbeResult | ProbeFailed) -> Order | None:
         if self.state is not State.PROBING or event.position != self._checkpoint:
             return None
         command = self._observe(event) if self.muted is None else None
@@ -471,7 +777,7 @@ class Session:
             return self._catch_up(event.at)
         return command
 
-    def _ask(self, probe: Probe, event: Event) -> Ask | Cut | None:
+    def _ask(self, probe: Probe, event: Event) -> Order | None:
         place = self._place()
         if self.state is State.THINKING:
             position = place.position
@@ -483,7 +789,39 @@ class Session:
             return None  # one is in flight
         self._go(Input.PROBE)
         self.probes += 1
-        return Ask(probe, place.kept, self._checkpoint, self._closing(place))
+        closing = self._closing(place)
+        ending = self._markers.through_end(closing) if probe.ending else ()
+        asked = closing + self.marks.header if probe.closing else ()
+        return Ask(probe, place.kept, self._checkpoint, asked, ending)
+
+    def _extended(self, before: _Piece, end: _End | None, last: _Fed) -> Reopen | None:
+        """The piece ends the trace: whether the policy would rather have it go on."""
+        closes = self._needs.extends and end is not None and end.mark is Mark.END
+        if not closes or self._began is None or self._spare is not None:
+            return None
+        command = self._ask_policy(Closing(before.position, last.at))
+        if not isinstance(command, Extend):
+            return None
+        self._overrun.append(last)
+        reopen = self._reopen_at(before, command)
+        del self.generated[len(self.generated) - len(last.ids) :]
+        self.ledger.wasted += len(last.ids)
+        return reopen
+
+    def _reopen_at(self, place: _Piece, extend: Extend) -> Reopen:
+        name = extend.text + ("-on-newline" if place.on_newline else "")
+        said = self._text(name) if extend.text else Said()
+        self._reopen = Reopen(place.kept, place.position, place.pieces, said, extend.bias)
+        self._undone = replace(self.ledger)
+        self._go(Input.EXTEND)
+        return self._reopen
+
+    def _text(self, name: str) -> Said:
+        """A text of the dialect; none where it has none of this name."""
+        marks = self.marks
+        if name not in marks.inducers:
+            return Said()
+        return Said(marks.dialect.inducers[name], marks.inducers[name])
 
     def _stop(self, stop: Stop) -> Cut | None:
         if stop.position is None:
@@ -495,12 +833,13 @@ class Session:
             return None
         self._go(Input.STOP)
         self.released = self._held[0].pieces if self._held else self._fed
-        self._cut_off = self.ledger.reasoning - place.position
-        self.ledger.wasted += self._cut_off
-        self.ledger.reasoning = place.position
-        self.closing = self._closing(place)
-        self.ledger.closing = len(self.closing)
-        return Cut(place.kept, place.position, self.closing)
+        self._undone, ledger = replace(self.ledger), self.ledger
+        ledger.wasted += ledger.reasoning - place.position
+        said = self._text(stop.text)
+        ledger.reasoning = place.position + len(said.ids)
+        self.closing = self.marks.closing if stop.text else self._closing(place)
+        ledger.closing = len(self.closing)
+        return Cut(place.kept, place.position, self.closing, said)
 
     def _place(self) -> _Piece:
         """Where the text that is released ends: there a cut can be made."""
@@ -521,17 +860,16 @@ class Session:
     def _go_on(self) -> None:
         if self.state is State.PROBING:
             self._go(Input.GO_ON)
-        if self.muted is not None or self.trigger is not None:
-            self._held.clear()
-            self.released = self._fed
+        unjudged = self.muted is not None or self.trigger is not None
+        if unjudged and not self.waiting:
+            self._let_go()
 
-    def _catch_up(self, at: float) -> Ask | Cut | None:
-        """The probe said no. Of the cues that came meanwhile the latest is the one to look at: all
-        of its prefix is decoded already, and the most is known there."""
-        missed, self._missed = self._missed, None
-        command = None if missed is None else self._look(missed, at)
+    def _catch_up(self, at: float) -> Order | None:
+        """The probe said no. Of the checkpoints that came meanwhile the latest is the one to look
+        at: all of its prefix is decoded already, and the most is known there."""
+        command = None if self._unseen is None else self._look(self._unseen, at)
         if command is None:
-            self._release(self._scanner.settled)
+            self._release(self._settled)
         return command
 
     def _pace(self, at: float) -> None:

@@ -7,7 +7,7 @@ import contextlib
 import re
 import time
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 
 import httpx
 import msgspec
@@ -16,19 +16,23 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse
 
+from policies.never import Never
 from server import __version__
-from server.chat import ENDPOINT, JudgedChat
-from server.choose import ChatRequest, read_chat
+from server.chat import ENDPOINT as CHAT
+from server.choose import Asked, read_chat, read_completion
+from server.completions import ENDPOINT as COMPLETIONS
 from server.config import Settings
 from server.engine import forwarded_headers
-from server.errors import BadRequest, GatewayError, TooLarge
+from server.errors import BadRequest, GatewayError, TooLarge, body_at
 from server.gateway import Gateway
+from server.judged import Judged
 from server.responses import Passage, WithRawSend
 
 __all__ = ["create_app"]
 
 _METHODS = ["GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "HEAD"]
-_ENDPOINTS = {ENDPOINT, "/v1/completions", "/v1/responses", "/v1/messages", "/v1/models"}
+_ENDPOINTS = {CHAT, COMPLETIONS, "/v1/responses", "/v1/messages", "/v1/models"}
+Read = Callable[..., Asked]
 _REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
 
 
@@ -61,7 +65,7 @@ def create_app(settings: Settings, transport: httpx.AsyncBaseTransport | None = 
         headers = error.headers
         if _REQUEST_ID.fullmatch(request_id := request.headers.get("x-request-id", "")):
             headers["x-request-id"] = request_id
-        return Response(error.body, error.status, headers=headers)
+        return Response(body_at(request.url.path, error), error.status, headers=headers)
 
     @app.exception_handler(ClientDisconnect)
     async def gone(request: Request, error: ClientDisconnect) -> Response:
@@ -93,12 +97,19 @@ def create_app(settings: Settings, transport: httpx.AsyncBaseTransport | None = 
     async def metrics() -> Response:
         return Response(generate_latest(gateway.metrics.registry), media_type=CONTENT_TYPE_LATEST)
 
-    @app.post(ENDPOINT)
+    @app.post(CHAT)
     async def chat(request: Request) -> Response:
+        return await judge(request, CHAT, read_chat)
+
+    @app.post(COMPLETIONS)
+    async def complete(request: Request) -> Response:
+        return await judge(request, COMPLETIONS, read_completion)
+
+    async def judge(request: Request, endpoint: str, read: Read) -> Response:
         arrived = time.perf_counter()
         body = await _body(request, settings.max_body_bytes)
-        asked = read_chat(body, request.headers, settings, gateway.default, gateway.models)
-        return _answer(gateway, request, asked, body, arrived)
+        asked = read(body, request.headers, settings, gateway.default, gateway.models)
+        return _answer(gateway, request, endpoint, asked, arrived)
 
     @app.api_route("/{path:path}", methods=_METHODS, include_in_schema=False)
     async def anything(request: Request) -> Response:
@@ -118,7 +129,7 @@ def create_app(settings: Settings, transport: httpx.AsyncBaseTransport | None = 
 
 
 def _answer(
-    gateway: Gateway, request: Request, asked: ChatRequest, body: bytes, arrived: float
+    gateway: Gateway, request: Request, endpoint: str, asked: Asked, arrived: float
 ) -> Response:
     """Judge the request, or hand it through and count why."""
     model = gateway.models.get(asked.model)
@@ -132,20 +143,25 @@ def _answer(
         headers.append((b"x-session-id", asked.conversation.encode()))
     extra = [(b"x-request-id", request_id.encode())]
     policy = asked.policy
+    if policy is None and endpoint == CHAT and gateway.settings.reasoning_field != "upstream":
+        policy = Never()  # no stop, but the client's reading of reasoning
     if policy is not None:
-        reason = asked.untouchable or gateway.refusal(policy, model)
+        reason = asked.untouchable or gateway.refusal(policy, model, asked)
         if reason is None and model is not None:
-            extra.append((b"x-adjourn-policy", policy.name.encode()))
-            return JudgedChat(gateway, asked, policy, model, headers, request_id, extra, arrived)
+            name = "off" if asked.policy is None else policy.name
+            extra.append((b"x-adjourn-policy", name.encode()))
+            return Judged(
+                gateway, endpoint, asked, policy, model, headers, request_id, extra, arrived
+            )
         gateway.metrics.passed.labels(label, reason).inc()
         extra.append((b"x-adjourn-passed-through", str(reason).encode()))
     else:
         extra.append((b"x-adjourn-policy", b"off"))
     headers.append((b"x-request-id", request_id.encode()))
     content = msgspec.json.encode(asked.fields)
-    labels = (ENDPOINT, label, "off" if policy is None else "passed-through")
+    labels = (endpoint, label, "off" if policy is None else "passed-through")
     return Passage(
-        gateway.metrics, labels, arrived, gateway.engine, "POST", ENDPOINT, headers, content, extra
+        gateway.metrics, labels, arrived, gateway.engine, "POST", endpoint, headers, content, extra
     )
 
 

@@ -1,166 +1,116 @@
-"""``POST /v1/chat/completions``: one request, from its body to its line in the log."""
+"""``POST /v1/chat/completions``, as the relay sees it."""
 
 from __future__ import annotations
 
-import hashlib
-import logging
-import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
-from starlette.types import Send
+import msgspec
+from msgspec import Raw
 
-from policies.ledger import Ledger
-from policies.policy import Policy
-from policies.session import Session
-from server.choose import ChatRequest
-from server.engine import Model
-from server.relay import Relay
-from server.responses import Abandonable
-from server.sinks import Assembler, StreamSink
+from policies.session import Said
+from server.choose import Asked
+from server.spelling import Spelling, speller
+from server.sse import data_of
+from server.surface import NOTHING, Fields, OpenAI, Wanted
+from server.wire import (
+    Choice,
+    Chunk,
+    decode_chunk,
+    event_of,
+    given,
+    hide_ids,
+    is_padding,
+    most_probable,
+    spoken,
+    thought_of,
+    with_logprobs,
+    without_reasoning,
+)
 
-if TYPE_CHECKING:
-    from server.gateway import Gateway
-
-__all__ = ["JudgedChat", "held_out"]
-
-log = logging.getLogger("adjourn.request")
+__all__ = ["ENDPOINT", "Chat"]
 
 ENDPOINT = "/v1/chat/completions"
+_LIMITS = ("max_completion_tokens", "max_tokens")
 
 
-def held_out(conversation: str, policy: Policy, salt: str, share: float) -> bool:
-    """Whether this conversation's stops are not carried out. The same answer for all its requests;
-    a changed policy or salt draws anew."""
-    if not share:
-        return False
-    key = f"{salt}\0{policy!r}\0{conversation}".encode()
-    drawn = int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "big")
-    return drawn < share * 2**64
+class Chat(OpenAI):
+    """``spelling``: how the client reads reasoning."""
 
-
-class JudgedChat(Abandonable):
-    """A chat response under a policy."""
+    path = ENDPOINT
 
     def __init__(
         self,
-        gateway: Gateway,
-        request: ChatRequest,
-        policy: Policy,
-        model: Model,
-        headers: Sequence[tuple[bytes, bytes]],
-        request_id: str,
-        extra: Sequence[tuple[bytes, bytes]],
-        arrived: float,
+        request: Asked,
+        choice: int = 0,
+        wanted: Wanted = NOTHING,
+        *,
+        apart: bool = False,
+        spelling: Spelling = "upstream",
     ) -> None:
-        super().__init__(gateway.metrics, (ENDPOINT, model.id, policy.name), arrived)
-        assert model.marks is not None
-        settings = gateway.settings
-        self._gateway = gateway
-        self._request = request
-        self._model = model
-        self._onward = headers
-        self._request_id = request_id
-        self._extra = extra
-        self._appraiser = gateway.appraiser(model.id, policy)
-        self._session = Session(
-            policy,
-            model.marks,
-            self._appraiser,
-            observe=settings.mode == "observe",
-            hold_out=held_out(request.conversation, policy, settings.salt, settings.hold_out),
-        )
-        self._relay: Relay | None = None
-        self._sink: StreamSink | Assembler | None = None
+        super().__init__(request, choice, wanted, apart, "include_reasoning")
+        self.decode = decode_chunk
+        self._hide_reasoning = not request.include_reasoning
+        self._asked = _asked_logprobs(request.fields)
+        self._spell = speller(spelling)
 
-    @property
-    def began(self) -> bool:
-        return self._sink is not None and self._sink.began
+    def _with_logprobs(self, number: int) -> Fields:
+        number = max(number, self._asked or 0)
+        return {"logprobs": Raw(b"true"), "top_logprobs": Raw(b"%d" % number)}
 
-    @property
-    def phase(self) -> str:
-        if not self._request.stream:
-            return "unstreamed"
-        return "streaming" if self.began else "before-first-token"
+    def _behind(self, prompt: Sequence[int], left: int | None) -> Fields:
+        fields = {"kv_transfer_params": Raw(msgspec.json.encode({"prompt_token_ids": prompt}))}
+        if left is not None:
+            names = [name for name in _LIMITS if name in self._fields] or _LIMITS[:1]
+            fields |= dict.fromkeys(names, Raw(b"%d" % left))
+        return fields
 
-    async def work(self, send: Send) -> int:
-        self._sink = (
-            StreamSink(send, self._extra)
-            if self._request.stream
-            else Assembler(send, self._extra, self._model.skeleton)
-        )
-        self._relay = Relay(
-            self._gateway.engine,
-            self._request,
-            self._onward,
-            self._request_id,
-            self._session,
-            self._sink,
-            self.metrics,
-            self.labels[1:],
-            self.arrived,
-        )
-        await self._relay.run()
-        return self._relay.status
+    def answers(self, choice: Choice) -> bool:
+        return bool(choice.delta.content) or given(choice.delta.tool_calls)
 
-    def ended(self, status: int) -> None:
-        """Metrics and the log: all that is written of a request, once."""
-        super().ended(status)
-        metrics, labels, session = self.metrics, self.labels[1:], self._session
-        for kind in Ledger.__dataclass_fields__:
-            metrics.tokens.labels(*labels, kind).inc(getattr(session.ledger, kind))
-        metrics.probe_price.labels(*labels).set(self._appraiser.price)
-        self._note_times()
-        self._note_trigger()
-        if session.error is not None:
-            metrics.fail_open.labels(labels[1], "policy-error").inc()
-            log.error("policy %s failed", labels[1], exc_info=session.error)
-        self._log(status)
+    def told(self, choice: Choice) -> Sequence[Sequence[float]]:
+        try:
+            told = most_probable(choice.logprobs)
+        except msgspec.MsgspecError:
+            return ()
+        return told if len(told) == len(choice.token_ids or ()) else ()
 
-    def _note_times(self) -> None:
-        if self._relay is None:
-            return
-        times, metrics = self._relay.times, self.metrics
-        if times.first_write and self._request.stream:
-            metrics.first_token.labels(*self.labels[1:]).observe(times.first_write - times.arrived)
-            added = times.sent - times.arrived + times.first_write - times.first_read
-            metrics.added.labels(self.labels[1]).observe(added)
-        if times.resumed:
-            metrics.resume_gap.labels(self.labels[1]).observe(times.resumed - times.triggered)
+    def said(self, first: Chunk, said: Said) -> bytes:
+        return event_of(spoken(first, self._model, said.text, said.ids))
 
-    def _note_trigger(self) -> None:
-        session, metrics, labels = self._session, self.metrics, self.labels[1:]
-        trigger = session.trigger
-        if session.ledger.reasoning:
-            outcome = trigger.action if trigger else "whole"
-            metrics.trace.labels(*labels, outcome).observe(session.ledger.reasoning)
-        if trigger is None:
-            return
-        metrics.triggers.labels(*labels, trigger.action).inc()
-        if session.stopped:
-            metrics.stops.labels(*labels, trigger.stop.reason).inc()
-            metrics.tokens_at_stop.labels(*labels).observe(trigger.position)
-        elif trigger.after is not None:
-            metrics.spared.labels(*labels, trigger.action).observe(trigger.after)
+    def shown(self, event: bytes, chunk: Chunk) -> bytes | None:
+        choice = chunk.choices[0] if chunk.choices else None
+        if self._wanted.logprobs and choice is not None and given(choice.logprobs):
+            event = with_logprobs(event, choice, self._asked)
+        if self._hide_ids:
+            if choice is not None and choice.token_ids is not None:
+                if is_padding(event, choice):
+                    return None
+                event = hide_ids(event)
+            if chunk.prompt_token_ids is not None:
+                event = hide_ids(event, b'"prompt_token_ids":[')
+        if self._hide_reasoning and choice is not None:
+            shown = without_reasoning(data_of(event) or b"")
+            return None if shown is None else event_of(shown)
+        if self._spell is not None and choice is not None:
+            return self._spell(event, choice)
+        return event
 
-    def _log(self, status: int) -> None:
-        session, trigger = self._session, self._session.trigger
-        log.info(
-            "chat",
-            extra={
-                "fields": {
-                    "request_id": self._request_id,
-                    "model": self.labels[1],
-                    "policy": self.labels[2],
-                    "status": status,
-                    "seconds": round(time.perf_counter() - self.arrived, 4),
-                    "trigger": trigger.action if trigger else None,
-                    "reason": trigger.stop.reason if trigger else None,
-                    "muted": session.muted,
-                    "probes": session.probes,
-                    "tokens": {
-                        kind: getattr(session.ledger, kind) for kind in Ledger.__dataclass_fields__
-                    },
-                }
-            },
-        )
+    def edge(self, event: bytes, kept: int) -> bytes | None:
+        return thought_of(event, kept)
+
+    def closed(self, event: bytes, choice: Choice, closing: Sequence[int]) -> bytes:
+        """A client that asked for ids gets those of the closing sequence too."""
+        if self._hide_ids:
+            return event
+        chunk = msgspec.json.decode(data_of(event) or b"{}")
+        told = chunk["choices"][0]
+        told["token_ids"] = [*closing, *(told.get("token_ids") or ())]
+        return event_of(msgspec.json.encode(chunk))
+
+
+def _asked_logprobs(fields: Fields) -> int | None:
+    """How many log-probabilities a token the client itself asked for; None for none at all."""
+    if bytes(fields.get("logprobs", b"null")) != b"true":
+        return None
+    top = bytes(fields.get("top_logprobs", b"0"))
+    return int(top) if top.isdigit() else 0

@@ -6,10 +6,10 @@ Everything else stays as the bytes that the client wrote, and goes on to the eng
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 from msgspec import Raw
@@ -17,16 +17,21 @@ from msgspec import Raw
 from policies.policy import Policy
 from policies.registry import LONGEST, BadPolicy, parse
 from server.config import Settings
+from server.dial import dialed, turned
 from server.errors import BadRequest
 
-__all__ = ["ChatRequest", "read_chat"]
+__all__ = ["Asked", "read_chat", "read_completion"]
 
+_CHOICES = 128
+_TEXT_LIMIT = 16  # tokens of a raw completion that sets none
+_SESSION_HEADERS = ("x-session-id", "x-conversation-id", "x-claude-code-session-id")
+_SESSION_KEYS = ("conversation_id", "session_id", "thread_id")
 _cached_parse = lru_cache(maxsize=256)(parse)
 
 
 @dataclass(slots=True)
-class ChatRequest:
-    """A chat request. ``fields`` are its top-level values as they came, less ``adjourn``.
+class Asked:
+    """A request that was read. ``fields`` are its top-level values as they came, less ``adjourn``.
 
     ``policy`` is None where it is off. ``explicit``: the client chose it, and so is told what
     was done even where nothing was. ``untouchable`` names why no policy may act on it.
@@ -43,11 +48,15 @@ class ChatRequest:
     include_reasoning: bool
     return_token_ids: bool
     limit: int | None
+    choices: int
+    seed: int | None
+    stops: bool
+    prompt: Any = None
+    """A raw completion's: a text or ids."""
 
 
 class _StreamOptions(msgspec.Struct):
     include_usage: bool | None = None
-    continuous_usage_stats: bool | None = None
 
 
 class _Message(msgspec.Struct):
@@ -58,23 +67,66 @@ class _Message(msgspec.Struct):
 class _Known(msgspec.Struct):
     """The fields that are read, with their types. A wrong one is the client's error."""
 
-    messages: list[_Message]
     model: str | None = None
     stream: bool | None = None
     n: int | float | None = None
+    seed: int | float | None = None
+    temperature: int | float | None = None
     max_tokens: int | float | None = None
-    max_completion_tokens: int | float | None = None
+    stop: str | list[str] | None = None
     stream_options: _StreamOptions | None = None
     include_reasoning: bool | None = None
     return_token_ids: bool | None = None
     echo: bool | None = None
+    prompt_logprobs: int | float | None = None
     use_beam_search: bool | None = None
     kv_transfer_params: dict[str, Any] | None = None
+    # Where a client says how long to think, and which conversation this is. What is none of our
+    # business is the engine's to refuse.
+    reasoning_effort: Any = None
+    reasoning: Any = None
+    thinking: Any = None
+    thinking_token_budget: Any = None
+    output_config: Any = None
+    session_id: Any = None
+    conversation: Any = None
+    prompt_cache_key: Any = None
+    metadata: Any = None
+    user: Any = None
     adjourn: dict[str, Any] | None = None
 
 
+class _ChatBody(_Known, kw_only=True):
+    messages: list[_Message]
+    max_completion_tokens: int | float | None = None
+
+    @property
+    def limit(self) -> float | None:
+        return self.max_completion_tokens or self.max_tokens
+
+    @property
+    def first(self) -> Any:
+        """What the conversation begins with."""
+        return next((m.content for m in self.messages if m.role == "user"), None)
+
+
+class _TextBody(_Known):
+    prompt: Any = None
+    prompt_embeds: Any = None
+
+    @property
+    def limit(self) -> float | None:
+        return _TEXT_LIMIT if self.max_tokens is None else self.max_tokens
+
+    @property
+    def first(self) -> Any:
+        return self.prompt
+
+
 _decode_fields = msgspec.json.Decoder(dict[str, Raw]).decode
-_decode_known = msgspec.json.Decoder(_Known).decode
+_decode_chat = msgspec.json.Decoder(_ChatBody).decode
+_decode_text = msgspec.json.Decoder(_TextBody).decode
+_Body = TypeVar("_Body", _ChatBody, _TextBody)
 
 
 def read_chat(
@@ -83,17 +135,45 @@ def read_chat(
     settings: Settings,
     default: Policy | None,
     models: Mapping[str, Any],
-) -> ChatRequest:
+) -> Asked:
     """``models``: ids that the engine serves, to tell an alias from a name with a colon.
 
     Raises BadRequest.
     """
+    fields, known = _read(body, _decode_chat)
+    if not known.messages:
+        raise BadRequest("messages must not be empty", param="messages")
+    asked = _asked(fields, known, headers, settings, default, models)
+    asked.untouchable = asked.untouchable or _not_text(known.messages)
+    return asked
+
+
+def read_completion(
+    body: bytes,
+    headers: Mapping[str, str],
+    settings: Settings,
+    default: Policy | None,
+    models: Mapping[str, Any],
+) -> Asked:
+    """The same of a raw completion."""
+    fields, known = _read(body, _decode_text)
+    asked = _asked(fields, known, headers, settings, default, models)
+    if known.prompt_embeds is not None:
+        asked.untouchable = "not-text"
+    elif isinstance(known.prompt, list) and not all(type(x) is int for x in known.prompt):
+        asked.untouchable = "several-prompts"
+    asked.prompt = known.prompt
+    return asked
+
+
+def _read(body: bytes, decode: Callable[[bytes], _Body]) -> tuple[dict[str, Raw], _Body]:
+    """The top-level fields, and those of them that are known. Raises BadRequest."""
     try:
         fields = _decode_fields(body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise BadRequest(f"the body is not a JSON object: {error}") from None
     try:
-        known = _decode_known(body)
+        return fields, decode(body)
     except (UnicodeDecodeError, RecursionError) as error:
         raise BadRequest(f"the body cannot be read: {error}") from None
     except msgspec.DecodeError as error:
@@ -104,8 +184,16 @@ def read_chat(
         if where:
             message += f" at {where!r}"
         raise BadRequest(message, param=where or missing or None) from None
-    if not known.messages:
-        raise BadRequest("messages must not be empty", param="messages")
+
+
+def _asked(
+    fields: dict[str, Raw],
+    known: _ChatBody | _TextBody,
+    headers: Mapping[str, str],
+    settings: Settings,
+    default: Policy | None,
+    models: Mapping[str, Any],
+) -> Asked:
     options = dict(known.adjourn or {})
     fields.pop("adjourn", None)
     model, aliased = _model(known.model or "", settings, models)
@@ -116,19 +204,25 @@ def read_chat(
         raise BadRequest("adjourn.policy must be a text", param="adjourn.policy")
     named = asked or headers.get("x-adjourn-policy") or aliased
     policy = _policy(named, options, settings, default)
+    explicit = known.adjourn is not None or named is not None
+    if policy is not None and settings.dial and not explicit:
+        policy = dialed(policy, *turned(msgspec.structs.asdict(known)))
     usage = known.stream_options
-    return ChatRequest(
+    return Asked(
         fields=fields,
         model=model,
         stream=bool(known.stream),
         policy=policy,
-        explicit=known.adjourn is not None or named is not None,
-        untouchable=_untouchable(known),
-        conversation=_conversation(headers, body, known),
+        explicit=explicit,
+        untouchable=_untouchable(known, settings),
+        conversation=_conversation(headers, known),
         include_usage=bool(usage and usage.include_usage),
         include_reasoning=known.include_reasoning is not False,
         return_token_ids=bool(known.return_token_ids),
-        limit=_whole(known.max_completion_tokens or known.max_tokens),
+        limit=_whole(known.limit),
+        choices=int(known.n or 1),
+        seed=_whole(known.seed),
+        stops=bool(known.stop),
     )
 
 
@@ -169,18 +263,25 @@ def _policy(
         raise BadRequest(str(error), param="adjourn", code="bad_policy") from None
 
 
-def _untouchable(known: _Known) -> str | None:
-    if (known.n or 1) > 1:
-        return "several-choices"
+def _untouchable(known: _ChatBody | _TextBody, settings: Settings) -> str | None:
+    choices = known.n or 1
+    if not 1 <= choices <= _CHOICES or (choices > 1 and known.temperature == 0):
+        return "several-choices"  # the engine refuses them, or they are its own affair
     if known.use_beam_search:
         return "beam-search"
     if known.echo:
         return "echo"
     if known.kv_transfer_params is not None:
         return "kv-transfer"
-    if known.stream_options and known.stream_options.continuous_usage_stats:
-        return "continuous-usage"
-    for message in known.messages:
+    if known.stop and not settings.stop_in_answer and settings.mode == "enforce":
+        return "stop-strings"  # the engine holds text back that may be one: no exact place to cut
+    if known.prompt_logprobs is not None:
+        return "prompt-logprobs"  # no stream brings them
+    return None
+
+
+def _not_text(messages: Sequence[_Message]) -> str | None:
+    for message in messages:
         if isinstance(message.content, list) and any(
             not isinstance(part, dict) or part.get("type", "text") not in ("text", "refusal")
             for part in message.content
@@ -189,9 +290,15 @@ def _untouchable(known: _Known) -> str | None:
     return None
 
 
-def _conversation(headers: Mapping[str, str], body: bytes, known: _Known) -> str:
-    """What stays the same over a conversation's requests: an id, else its first user message."""
-    if session := headers.get("x-session-id"):
-        return session
-    first = next((m.content for m in known.messages if m.role == "user"), None)
-    return hashlib.blake2b(msgspec.json.encode(first), digest_size=16).hexdigest()
+def _conversation(headers: Mapping[str, str], known: _ChatBody | _TextBody) -> str:
+    """What stays the same over a conversation's requests, and fit for a header: the client's own
+    id, else its user and first user message."""
+    for name in _SESSION_HEADERS:
+        if session := headers.get(name):
+            return session
+    metadata = known.metadata if isinstance(known.metadata, dict) else {}
+    named = (known.session_id, known.conversation, *(metadata.get(key) for key in _SESSION_KEYS))
+    own = next((name for name in (*named, known.prompt_cache_key) if name), None)
+    if own is None:
+        own = [known.user or metadata.get("user_id"), known.first]
+    return hashlib.blake2b(msgspec.json.encode(own), digest_size=16).hexdigest()

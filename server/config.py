@@ -21,6 +21,7 @@ from pydantic_settings import (
 
 from policies.dialect import builtin, override
 from policies.registry import parse
+from server.spelling import Spelling
 
 __all__ = ["BadConfig", "Settings", "load"]
 
@@ -59,6 +60,25 @@ class Settings(BaseSettings):
         description="Share of conversations whose stops are not carried out, to measure.",
     )
     salt: str = Field("", description="Changes which conversations are held out.")
+    stop_in_answer: bool = Field(
+        True, description="The client's stop strings end the answer, never the trace."
+    )
+    rescue_tokens: int = Field(
+        512,
+        ge=0,
+        description="Longest answer to a response that would end within its trace; 0: none.",
+    )
+    end_escapes: bool = Field(
+        True, description="A trace that the model opens again behind a cut is closed, once."
+    )
+    reasoning_field: Spelling = Field(
+        "upstream",
+        description="Where a chat client finds reasoning: `upstream`, `reasoning`, "
+        "`reasoning_content`, `both`, or `tags` (in the content).",
+    )
+    dial: bool = Field(
+        True, description="`reasoning_effort` and the like set the default policy's patience."
+    )
     aliases: dict[str, str] = Field(
         default_factory=dict,
         description="Model names of your own: `name: model` or `name: model:policy`.",

@@ -1,4 +1,4 @@
-"""What goes wrong at the gateway, in OpenAI's error shape.
+"""What goes wrong at the gateway, in the error shape of OpenAI or, on its paths, of Anthropic.
 
     GatewayError
     ├── BadRequest            400  the client erred; ``param`` says where
@@ -21,7 +21,9 @@ __all__ = [
     "TooLarge",
     "UpstreamDown",
     "UpstreamTimeout",
+    "body_at",
     "broken_off",
+    "event_at",
 ]
 
 
@@ -101,6 +103,29 @@ class UpstreamTimeout(GatewayError):
     code = "upstream_timeout"
     retry_after = 2
     reason = "timeout"
+
+
+_MESSAGES = "/v1/messages"
+_MESSAGES_KINDS = {
+    400: "invalid_request_error",
+    413: "request_too_large",
+    503: "overloaded_error",
+    504: "timeout_error",
+}
+
+
+def body_at(path: str, error: GatewayError) -> bytes:
+    """The error in the shape of the API that the path belongs to."""
+    if not path.startswith(_MESSAGES):
+        return error.body
+    kind = _MESSAGES_KINDS.get(error.status, "api_error")
+    return msgspec.json.encode({"type": "error", "error": {"type": kind, "message": error.message}})
+
+
+def event_at(path: str, error: GatewayError) -> bytes:
+    """The error as the last event of a stream there."""
+    name = b"event: error\n" if path.startswith(_MESSAGES) else b""
+    return name + b"data: " + body_at(path, error) + b"\n\n"
 
 
 def broken_off(reason: str) -> GatewayError:

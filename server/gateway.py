@@ -13,6 +13,8 @@ from policies.appraisal import Appraiser
 from policies.dialect import builtin, override
 from policies.policy import Policy
 from policies.registry import parse
+from server.choose import Asked
+from server.completions import stops_apart
 from server.config import Settings
 from server.engine import BadReply, Engine, Model
 from server.errors import GatewayError
@@ -63,16 +65,27 @@ class Gateway:
             self._appraisers.pop(next(iter(self._appraisers)))
         return appraiser
 
-    def refusal(self, policy: Policy, model: Model | None) -> str | None:
-        """Why this policy cannot judge this model here, or None."""
+    def refusal(
+        self, policy: Policy, model: Model | None, asked: Asked | None = None
+    ) -> str | None:
+        """Why this policy cannot judge this model here, or not this request of it, or None."""
         if self.report is None or model is None:
             return "unexamined-model"
         if model.marks is None:
             return "no-dialect"
         if not self.report.can_cut:
             return "engine-cannot-resume"
-        if policy.needs.probes and not self.report.can_probe:
+        needs = policy.needs
+        if needs.probes and not self.report.can_probe:
             return "engine-cannot-probe"
+        if needs.ending and not self.report.can_score_endings:
+            return "engine-cannot-score-endings"
+        if needs.logprobs and not self.report.can_tell_logprobs:
+            return "engine-tells-no-logprobs"
+        if needs.inducers - model.marks.inducers.keys():
+            return "dialect-lacks-an-inducer"
+        if asked is not None and asked.stops and not stops_apart(asked.prompt, model.marks):
+            return "stop-strings"  # they are not the answer's alone, and text lags behind them
         return None
 
     async def watch(self) -> None:

@@ -115,6 +115,22 @@ class Metrics:
             "policy",
             "outcome",
         )
+        self.rescues = counter(
+            "rescues",
+            "Responses that would have ended within their trace and got an answer, by what would "
+            "have ended them: length, stop.",
+            "model",
+            "policy",
+            "reason",
+        )
+        self.escapes = counter(
+            "escapes",
+            "Answers behind a cut in which the model opened a trace again, by what became of it: "
+            "ended, refused (by the engine), left.",
+            "model",
+            "policy",
+            "action",
+        )
         self.probes = counter(
             "probes",
             "Probes, by outcome: ok, error, timeout, bad-reply.",
@@ -159,7 +175,7 @@ class Metrics:
         build.labels(__version__).set(1)
         for reason in ("down", "broken", "truncated", "timeout"):
             self.upstream_errors.labels(reason)
-        for reason in ("cut", "client-left"):
+        for reason in ("cut", "reopened", "client-left"):
             self.aborts.labels(reason)
         for phase in ("sending", "before-first-token", "streaming", "unstreamed"):
             self.disconnects.labels(phase)
@@ -173,6 +189,10 @@ class Metrics:
             self.tokens.labels(model, policy, kind)
         for action in get_args(Action):
             self.triggers.labels(model, policy, action)
+        for reason in ("length", "stop"):
+            self.rescues.labels(model, policy, reason)
+        for action in ("ended", "refused", "left"):
+            self.escapes.labels(model, policy, action)
         for outcome in ("ok", "error", "timeout", "bad-reply"):
             self.probes.labels(model, policy, outcome)
         for reason in _FAIL_OPEN:

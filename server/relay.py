@@ -1,4 +1,4 @@
-"""Carry one judged chat response from the engine to the client.
+"""Carry one judged choice of a response from the engine to the client.
 
 The relay drives a ``Session``: it reads the main stream, shows each chunk to the session and sends
 on what the session has released, byte for byte. It runs probes beside the stream and, at a cut,
@@ -12,74 +12,34 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections import deque
-from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass
-from itertools import islice
-from typing import Any, Protocol
+from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 import httpx
 import msgspec
-from msgspec import Raw
 
-from policies.events import ProbeResult
-from policies.session import Ask, Cut, Session
-from server.choose import ChatRequest
-from server.engine import TRANSPORT_ERRORS, BadReply, Engine
+from policies.session import Ask, Cut, Order, Reopen, Said, Session
+from server.account import note_of, with_usage
+from server.answer import Answer
+from server.continuation import Continuation
+from server.engine import TRANSPORT_ERRORS, Engine
 from server.errors import GatewayError, broken_off
 from server.metrics import Metrics
-from server.sse import EventSplitter, data_of
-from server.wire import (
-    Choice,
-    Chunk,
-    Renamer,
-    decode_chunk,
-    event_of,
-    given,
-    hide_ids,
-    is_padding,
-    with_key,
-    without_reasoning,
-)
+from server.outbox import Outbox
+from server.prober import Prober
+from server.sinks import Sink
+from server.sse import data_of
+from server.surface import Fields, Surface
+from server.times import Times
+from server.wire import Chunk, event_of, given
 
-__all__ = ["Relay", "Sink"]
+__all__ = ["Relay"]
 
 log = logging.getLogger("adjourn.relay")
 
 _DONE = b"[DONE]"
-_PATH = "/v1/chat/completions"
 Headers = Sequence[tuple[bytes, bytes]]
-
-
-class Sink(Protocol):
-    """Where a response goes: a client's stream, or an assembler for a client that wants none."""
-
-    began: bool
-
-    def open(self, response: httpx.Response) -> None:
-        """The engine has begun to answer."""
-
-    async def hand_through(self, response: httpx.Response) -> None:
-        """The engine refused: its status, headers and body, unmodified."""
-
-    async def write(self, events: list[bytes]) -> None: ...
-
-    async def end(self, note: dict[str, Any] | None) -> None: ...
-
-    async def fail(self, error: GatewayError) -> None:
-        """The response cannot be finished. What was sent already must not look finished."""
-
-
-@dataclass(slots=True)
-class Times:
-    """Seconds on the monotonic clock; 0.0 until it happened."""
-
-    arrived: float
-    sent: float = 0.0
-    first_read: float = 0.0
-    first_write: float = 0.0
-    triggered: float = 0.0
-    resumed: float = 0.0
+_Stream = TypeVar("_Stream", bound=Continuation)
 
 
 class Relay:
@@ -88,76 +48,93 @@ class Relay:
     def __init__(
         self,
         engine: Engine,
-        request: ChatRequest,
+        surface: Surface,
         headers: Headers,
         request_id: str,
         session: Session,
         sink: Sink,
         metrics: Metrics,
         labels: tuple[str, str],
+        explicit: bool,
         arrived: float,
     ) -> None:
         self.session = session
         self.times = Times(arrived)
         self.status = 200
-        self.probe_seconds: list[float] = []
         self._engine = engine
-        self._request = request
+        self._surface = surface
         self._headers = headers
         self._request_id = request_id
         self._sink = sink
         self._metrics = metrics
         self._labels = labels
-        self._fields = self._main_fields()
         self._first = Chunk()
         self._pieces = 0
-        self._pending: deque[tuple[int, bytes]] = deque()
-        self._sending = asyncio.Lock()
-        self._hide_ids = not request.return_token_ids
-        self._main: httpx.Response | None = None
-        self._answer: _Answer | None = None
+        self._outbox = Outbox(session, surface, sink, self.times, explicit)
+        self._prober = Prober(engine, headers, surface.sticky, metrics, labels)
+        self._needs_logprobs = session.policy.needs.logprobs > 0
+        self._main: Continuation | None = None
+        self._reopened: Continuation | None = None  # takes the main stream's place
+        self._rename: Callable[[bytes], bytes] | None = None  # for a main stream that was reopened
+        self._answer: Answer | None = None
+        self._more = 0
+        self._drawn = 0
+        self._escaped = False
         self._pump: asyncio.Task[None] | None = None
         self._beside: set[asyncio.Task[None]] = set()
         self._broken: str | None = None
         self._finished = False
         self._done = False
-        self._note_on_usage = request.include_usage or not request.stream
 
     # -- the life of a response --------------------------------------------------------------
 
     async def run(self) -> None:
         try:
-            self._main = await self._open(self._fields, self._request_id)
-            if self._main.status_code != 200:
-                self.status = self._main.status_code
-                await self._sink.hand_through(self._main)
+            response = await self._open(self._surface.fields, self._request_id)
+            self._main = Continuation(response, [])
+            if response.status_code != 200:
+                self.status = response.status_code
+                await self._sink.hand_through(response)
                 return
-            self._sink.open(self._main)
-            await self._follow()
+            self._sink.open(response)
+            await self._follow(self._main)
             await self._end()
         finally:
             await self._close()
 
-    async def _follow(self) -> None:
-        assert self._main is not None
-        self._pump = asyncio.ensure_future(self._pump_main(self._main))
+    async def _follow(self, main: Continuation) -> None:
+        await self._pumped(main)
+        while self._answer is None and (following := self._reopened) is not None:
+            await self._leave(main, "reopened")
+            self._main = main = following
+            self._reopened, self._rename, self._outbox.merged = None, following.rename, True
+            await self._pumped(main)
+        if self._answer is not None:
+            await self._leave(main, "cut")
+            await self._pump_answer()
+
+    async def _pumped(self, main: Continuation) -> None:
+        """Until the main stream ends, or is given up for another."""
+        self._pump = asyncio.ensure_future(self._pump_main(main))
         try:
             await self._pump
         except asyncio.CancelledError:
             task = asyncio.current_task()
-            if self._answer is None or (task is not None and task.cancelling()):
+            given_up = self._answer is not None or self._reopened is not None
+            if not given_up or (task is not None and task.cancelling()):
                 raise
         while self._beside and self.session.waiting:
-            # The main stream ended while a cut was being carried out.
+            # The main stream ended while another was being opened.
             await asyncio.wait(self._beside, return_when=asyncio.FIRST_COMPLETED)
-        if self._answer is not None:
-            self._metrics.aborts.labels("cut").inc()
-            await self._main.aclose()
-            await self._pump_answer(self._answer)
+
+    async def _leave(self, main: Continuation, why: str) -> None:
+        if self._pump is not None and self._pump.cancelled():
+            self._metrics.aborts.labels(why).inc()
+        await main.response.aclose()
 
     async def _end(self) -> None:
         self.session.ended()
-        await self._flush()
+        await self._outbox.flush()
         if self._broken is None and not self._finished:
             self._broken = "truncated"
         if self._broken is not None:
@@ -169,30 +146,23 @@ class Relay:
             await self._sink.fail(error)
             return
         if not self._done:
-            self._pending.append((0, event_of(_DONE)))
-            await self._flush()
-        await self._sink.end(self._note() if self._telling else None)
+            self._outbox.put(0, event_of(_DONE), None)
+            await self._outbox.flush()
+        await self._sink.end(note_of(self.session) if self._outbox.telling else None)
 
     async def _close(self) -> None:
         tasks = [task for task in (*self._beside, self._pump) if task is not None]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        for response in (self._main, self._answer.response if self._answer else None):
-            if response is not None:
+        for stream in (self._main, self._reopened, self._answer):
+            if stream is not None:
                 with contextlib.suppress(*TRANSPORT_ERRORS):
-                    await response.aclose()
+                    await stream.response.aclose()
 
     # -- upstream requests ---------------------------------------------------------------------
 
-    def _main_fields(self) -> dict[str, Raw]:
-        fields = dict(self._request.fields)
-        fields["stream"] = fields["return_token_ids"] = fields["include_reasoning"] = Raw(b"true")
-        if not self._request.stream:
-            fields["stream_options"] = Raw(b'{"include_usage":true}')
-        return fields
-
-    async def _open(self, fields: dict[str, Raw], request_id: str) -> httpx.Response:
+    async def _open(self, fields: Fields, request_id: str) -> httpx.Response:
         headers = [
             *(header for header in self._headers if header[0] != b"accept-encoding"),
             (b"accept-encoding", b"identity"),  # it is read here
@@ -201,15 +171,16 @@ class Relay:
         body = msgspec.json.encode(fields)
         if not self.times.sent:
             self.times.sent = time.perf_counter()
-        return await self._engine.send("POST", _PATH, headers, body)
+        return await self._engine.send("POST", self._surface.path, headers, body)
 
     # -- the main stream -----------------------------------------------------------------------
 
-    async def _pump_main(self, response: httpx.Response) -> None:
-        splitter = EventSplitter()
-        take, flush = self._take, self._flush
+    async def _pump_main(self, main: Continuation) -> None:
+        splitter, take, flush = main.splitter, self._take, self._outbox.flush
+        for event in main.events:
+            take(event, time.perf_counter())
         try:
-            async for data in response.stream:  # type: ignore[union-attr]
+            async for data in main.reads:
                 now = time.perf_counter()
                 if not self.times.first_read:
                     self.times.first_read = now
@@ -225,12 +196,12 @@ class Relay:
             await flush()
 
     def _take(self, event: bytes, at: float) -> None:
-        """One event of the main stream: show it to the session, queue what the client gets."""
+        """One event of the main stream: show it to the session, queue it for the client."""
         data = data_of(event)
         chunk = None if data is None or data == _DONE else self._decode(data)
         if data is None or chunk is None:
             self._done = self._done or data == _DONE
-            self._pending.append((self._pieces, event))
+            self._outbox.put(self._pieces, event, None)
             return
         if self._pieces == 0:
             self._first = chunk
@@ -245,15 +216,16 @@ class Relay:
                 delta.thought,
                 choice.token_ids or (),
                 at,
-                answering=bool(delta.content) or given(delta.tool_calls),
+                answering=self._surface.answers(choice),
                 ending=choice.finish_reason,
+                logprobs=self._surface.told(choice) if self._needs_logprobs else (),
             )
             self._finished = self._finished or choice.finish_reason is not None
         elif given(chunk.error):
             self._finished = True
-        edited = self._edited(event, data, chunk)
-        if edited is not None:
-            self._pending.append((self._pieces, edited))
+        if self._rename is not None:
+            event = self._rename(event)
+        self._outbox.put(self._pieces, event, chunk)
         if command is not None:
             self.times.triggered = at
             task = asyncio.ensure_future(self._carry_out(command))
@@ -262,182 +234,121 @@ class Relay:
 
     def _decode(self, data: bytes) -> Chunk | None:
         try:
-            return decode_chunk(data)
+            return self._surface.decode(data)
         except msgspec.MsgspecError:
             self._fail_open("unreadable-chunk")
             return None
 
-    def _edited(self, event: bytes, data: bytes, chunk: Chunk) -> bytes | None:
-        """The event as the client is to get it; None where it gets none."""
-        choice = chunk.choices[0] if chunk.choices else None
-        if self._hide_ids:
-            if choice is not None and choice.token_ids is not None:
-                if is_padding(event, choice):
-                    return None
-                event = hide_ids(event)
-            if chunk.prompt_token_ids is not None:
-                event = hide_ids(event, b'"prompt_token_ids":[')
-        if not self._request.include_reasoning and choice is not None:
-            shown = without_reasoning(data_of(event) or b"")
-            if shown is None:
-                return None
-            event = event_of(shown)
-        if self._is_last(choice, chunk) and self._telling:
-            event = event_of(with_key(data_of(event) or b"{}", "adjourn", self._note()))
-        return event
-
-    def _is_last(self, choice: Choice | None, chunk: Chunk) -> bool:
-        if self._note_on_usage:
-            return choice is None and chunk.usage is not None
-        return choice is not None and choice.finish_reason is not None
-
-    async def _flush(self) -> None:
-        """Send what is released, in order; who comes while another sends waits for the rest."""
-        if not self._ready():
-            return
-        async with self._sending:
-            while count := self._ready():
-                if not self.times.first_write:
-                    self.times.first_write = time.perf_counter()
-                await self._sink.write([event for _, event in islice(self._pending, count)])
-                # Only now: a write that was cancelled while it waited has written nothing.
-                for _ in range(count):
-                    self._pending.popleft()
-
-    def _ready(self) -> int:
-        """How many of the pending events the session has released."""
-        released, count = self.session.released, 0
-        for number, _ in self._pending:
-            if number > released:
-                break
-            count += 1
-        return count
-
     # -- beside the stream -----------------------------------------------------------------------
 
-    async def _carry_out(self, command: Ask | Cut | None) -> None:
+    async def _carry_out(self, command: Order | None) -> None:
         try:
-            while isinstance(command, Ask):
-                command = await self._probe(command)
-            if command is not None:
-                await self._resume(command)
+            while command is not None:
+                command = await self._step(command)
         except Exception as error:
             # A fault of ours must not become the client's.
             log.exception("beside the stream: %s", type(error).__name__)
             self._fail_open("internal-error")
             self.session.give_up("internal-error")
-        await self._flush()
+        await self._outbox.flush()
 
-    async def _probe(self, ask: Ask) -> Ask | Cut | None:
-        session, began = self.session, time.perf_counter()
-        inducer = session.marks.inducers.get(ask.probe.inducer)
-        prompt = [*session.prompt, *session.generated[: ask.kept], *ask.closing, *(inducer or ())]
-        outcome = "ok"
+    async def _step(self, command: Order) -> Order | None:
+        if isinstance(command, Ask):
+            following = await self._prober.carry(self.session, command)
+            if isinstance(following, Cut):
+                self.times.triggered = time.perf_counter()
+            return following
         try:
-            if inducer is None:
-                raise BadReply(f"the dialect has no inducer {ask.probe.inducer!r}")
-            async with asyncio.timeout(self._engine.settings.probe_timeout):
-                drawn = await self._engine.probe(
-                    self._request.model, prompt, ask.probe, self._headers, self._sticky
-                )
-        except TimeoutError:
-            outcome = "timeout"
-        except BadReply:
-            outcome = "bad-reply"
-        except GatewayError:
-            outcome = "error"
-        now = time.perf_counter()
-        self._metrics.probes.labels(*self._labels, outcome).inc()
-        if outcome != "ok":
-            self._metrics.fail_open.labels(self._labels[1], f"probe-{outcome}").inc()
-            return session.probe_failed(outcome, ask, now)
-        self._metrics.probe_seconds.labels(*self._labels).observe(now - began)
-        result = ProbeResult(
-            probe=ask.probe,
-            position=ask.position,
-            text=drawn.text,
-            tokens=drawn.tokens,
-            logprobs=drawn.logprobs,
-            finished=drawn.finished,
-            seconds=now - began,
-            at=now,
-        )
-        command = session.probed(result, prefilled=drawn.prefilled)
-        if isinstance(command, Cut):
-            self.times.triggered = now
-        return command
-
-    @property
-    def _sticky(self) -> dict[str, Raw]:
-        """What must be the same on all calls of a request, or the prefix cache is missed."""
-        return {k: v for k, v in self._request.fields.items() if k in ("cache_salt", "priority")}
+            if isinstance(command, Reopen):
+                return await self._reopen(command)
+            await self._resume(command)
+            return None
+        except _Refused as refused:
+            self._fail_open(refused.reason)
+            return self.session.refused(refused.reason)
 
     async def _resume(self, cut: Cut) -> None:
         """Open the answer from the kept prefix; only then is the main stream given up."""
         session = self.session
-        prompt = [*session.prompt, *session.generated[: cut.kept], *cut.closing]
-        fields = self._answer_fields(prompt, cut)
-        if fields is None:
-            return self._refuse("no-token-left")
-        response = answer = None
-        try:
-            async with asyncio.timeout(self._engine.settings.resume_timeout):
-                response = await self._open(fields, f"{self._request_id}-answer")
-                answer = await self._begin(response, prompt)
-        except (TimeoutError, GatewayError, *TRANSPORT_ERRORS):
-            return self._refuse("resume-failed")
-        finally:
-            if answer is None and response is not None:
-                await response.aclose()
-        if answer is None:
-            reason = "ids-not-honoured" if response.status_code == 200 else "resume-rejected"
-            return self._refuse(reason)
+        ids = (*cut.said.ids, *cut.closing)
+        answer = await self._draw(
+            [*session.prompt, *session.generated[: cut.kept], *ids], self._left(cut)
+        )
         session.resumed()
-        # What stands behind the cut is nobody's; what the session released may still be on its way.
-        while self._pending and self._pending[-1][0] > session.released:
-            self._pending.pop()
-        self._finished = self._done = False
-        self._broken = None
+        self._give_up_main(session.released, cut.edge)
+        self._say(cut.said, 0)
         self._answer = answer
         self.times.resumed = time.perf_counter()
+
+    async def _reopen(self, reopen: Reopen) -> Order | None:
+        """Go on with the trace behind what is put into it."""
+        session, said = self.session, reopen.said
+        prompt = [*session.prompt, *session.generated[: reopen.kept], *said.ids]
+        left = self._left_behind(reopen.kept + len(said.ids))
+        self._more += 1
+        fields = self._surface.more(prompt, left, reopen.bias)
+        following = await self._begin(Continuation, fields, prompt, left, f"more-{self._more}")
+        command = session.reopened(time.perf_counter())
+        self._give_up_main(reopen.pieces)
+        self._pieces = reopen.pieces + 1  # the text that was put in is one
+        self._say(said, self._pieces)
+        self._reopened = following
+        return command
+
+    async def _draw(self, prompt: list[int], left: int | None) -> Answer:
+        """An answer from these ids. Raises _Refused."""
+        self._drawn += 1
+        label = "answer" if self._drawn == 1 else f"answer-{self._drawn}"
+        return await self._begin(Answer, self._surface.answer(prompt, left), prompt, left, label)
+
+    async def _begin(
+        self, kind: type[_Stream], fields: Fields, prompt: list[int], left: int | None, label: str
+    ) -> _Stream:
+        """Open a stream from these ids, of ``left`` tokens. Raises _Refused."""
+        if left is not None and left < 1:
+            raise _Refused("no-token-left")
+        response = begun = None
+        try:
+            async with asyncio.timeout(self._engine.settings.resume_timeout):
+                response = await self._open(fields, f"{self._request_id}-{label}")
+                begun = await kind.begun(response, prompt, self._surface.decode, self._first)
+        except (TimeoutError, GatewayError, msgspec.MsgspecError, *TRANSPORT_ERRORS):
+            raise _Refused("resume-failed") from None
+        finally:
+            if begun is None and response is not None:
+                await response.aclose()
+        if begun is None:
+            taken = response.status_code == 200
+            raise _Refused("ids-not-honoured" if taken else "resume-rejected")
+        return begun
+
+    def _left(self, cut: Cut) -> int | None:
+        """Tokens that the answer may have; None where the client set no limit."""
+        left = self._left_behind(cut.kept + len(cut.said.ids) + len(cut.closing))
+        if cut.rescue is not None:
+            return max(left or 0, self._engine.settings.rescue_tokens)
+        return left
+
+    def _left_behind(self, spent: int) -> int | None:
+        return None if self._surface.limit is None else self._surface.limit - spent
+
+    def _give_up_main(self, pieces: int, edge: int = 0) -> None:
+        """What stands behind these pieces and ``edge`` ids more is nobody's; what was released may
+        still be on its way."""
+        for event, chunk in self._outbox.withdraw(pieces):
+            ids = len(chunk.choices[0].token_ids or ()) if chunk and chunk.choices else 0
+            if edge > 0 and ids:
+                self._append(self._surface.edge(event, min(edge, ids)))
+                edge -= ids
+        self._finished = self._done = False
+        self._broken = None
         if self._pump is not None:
             self._pump.cancel()
 
-    def _answer_fields(self, prompt: list[int], cut: Cut) -> dict[str, Raw] | None:
-        fields = dict(self._fields)
-        fields["kv_transfer_params"] = Raw(msgspec.json.encode({"prompt_token_ids": prompt}))
-        if self._request.limit is not None:
-            left = self._request.limit - cut.kept - len(cut.closing)
-            if left < 1:
-                return None
-            for name in ("max_completion_tokens", "max_tokens"):
-                if name in fields:
-                    fields[name] = Raw(b"%d" % left)
-        return fields
-
-    async def _begin(self, response: httpx.Response, prompt: list[int]) -> _Answer | None:
-        """Read up to the first chunk, which tells whether the engine took our ids."""
-        if response.status_code != 200:
-            return None
-        splitter = EventSplitter()
-        reads = response.stream.__aiter__()  # type: ignore[union-attr]
-        async for data in reads:
-            events = splitter.feed(data)
-            for index, event in enumerate(events):
-                content = data_of(event)
-                chunk = self._decode(content) if content not in (None, _DONE) else None
-                if chunk is None:
-                    continue
-                if chunk.prompt_token_ids != prompt:
-                    return None
-                return _Answer(
-                    response, reads, splitter, events[index + 1 :], Renamer(self._first, chunk)
-                )
-        return None
-
-    def _refuse(self, reason: str) -> None:
-        self._fail_open(reason)
-        self.session.refused(reason)
+    def _say(self, said: Said, number: int) -> None:
+        """Show the client what was put into the trace, as the piece that it is."""
+        if said.ids:
+            self._append(self._surface.said(self._first, said), number)
 
     def _fail_open(self, reason: str) -> None:
         self._metrics.fail_open.labels(self._labels[1], reason).inc()
@@ -445,94 +356,99 @@ class Relay:
 
     # -- the answer behind a cut -----------------------------------------------------------------
 
-    async def _pump_answer(self, answer: _Answer) -> None:
-        await self._send_answer(answer, answer.events)
-        try:
-            async for data in answer.reads:
-                await self._send_answer(answer, answer.splitter.feed(data))
-        except httpx.ReadTimeout:
-            self._broken = "timeout"
-        except TRANSPORT_ERRORS:
-            self._broken = "broken"
-        if answer.splitter.rest.strip():
-            await self._send_answer(answer, [answer.splitter.rest])
+    async def _pump_answer(self) -> None:
+        """The answer to its end, and the one that takes its place where it thinks again."""
+        self._outbox.release()
+        self._outbox.merged = False  # its usage is made the response's as it comes
+        while (answer := self._answer) is not None:
+            try:
+                async for events in answer.batches():
+                    if await self._tell_answer(answer, events):
+                        break
+                else:
+                    self._answer = None
+            except httpx.ReadTimeout:
+                self._broken, self._answer = "timeout", None
+            except TRANSPORT_ERRORS:
+                self._broken, self._answer = "broken", None
+            if self._answer is None:
+                self._take_held(answer)
+                await answer.response.aclose()
 
-    async def _send_answer(self, answer: _Answer, events: list[bytes]) -> None:
+    async def _tell_answer(self, answer: Answer, events: list[bytes]) -> bool:
+        """Whether another answer took this one's place."""
+        session = self.session
         for event in events:
-            if (shown := self._take_answer(answer, event)) is not None:
-                self._pending.append((0, shown))
-        await self._flush()
+            data = data_of(event)
+            chunk = None if data is None or data == _DONE else self._decode(data)
+            answer.held.append((event, chunk))
+            watched = answer.watched and (session.stopped or session.rescued is not None)
+            if watched and chunk is not None and answer.watch(chunk, session.marks.markers):
+                if not answer.marker:
+                    continue  # it may be no more than a beginning
+                await self._outbox.flush()
+                if await self._end_escape(answer):
+                    return True
+                answer.watched = False
+            self._take_held(answer)
+        await self._outbox.flush()
+        return False
 
-    def _take_answer(self, answer: _Answer, event: bytes) -> bytes | None:
-        data = data_of(event)
-        chunk = None if data is None or data == _DONE else self._decode(data)
-        if data is None or chunk is None:
-            self._done = self._done or data == _DONE
-            return event
+    def _take_held(self, answer: Answer) -> None:
+        held, answer.held = answer.held, []
+        for event, chunk in held:
+            self._take_answer(answer, event, chunk)
+
+    def _take_answer(self, answer: Answer, event: bytes, chunk: Chunk | None) -> None:
+        if chunk is None:
+            self._done = self._done or data_of(event) == _DONE
+            self._outbox.put(0, event, None)
+            return
         self._finished = self._finished or given(chunk.error)
         event = answer.rename(event)
         for choice in chunk.choices:
-            self.session.answered(len(choice.token_ids or ()))
+            ids = choice.token_ids or ()
+            answer.ids.extend(ids)
+            self.session.answered(len(ids))
             self._finished = self._finished or choice.finish_reason is not None
-            if self._request.return_token_ids and answer.closing_due:
-                event = self._with_closing(event)
+            if answer.closing_due:
+                event = self._surface.closed(event, choice, self.session.closing)
                 answer.closing_due = False
         if chunk.usage is not None:
-            event = event_of(self._with_usage(data_of(event) or b"{}"))
-        return self._edited(event, data, chunk)
+            event = event_of(with_usage(data_of(event) or b"{}", self.session.ledger))
+        self._outbox.put(0, event, chunk)
 
-    def _with_closing(self, event: bytes) -> bytes:
-        """A client that asked for ids gets those of the closing sequence with the first answer."""
-        chunk = msgspec.json.decode(data_of(event) or b"{}")
-        choice = chunk["choices"][0]
-        choice["token_ids"] = [*self.session.closing, *(choice.get("token_ids") or ())]
-        return event_of(msgspec.json.encode(chunk))
+    async def _end_escape(self, answer: Answer) -> bool:
+        """Close the trace that the answer opened at once, and draw on; only the first one: a model
+        that will think thinks."""
+        labels, session = self._labels, self.session
+        if self._escaped or not self._engine.settings.end_escapes:
+            self._metrics.escapes.labels(*labels, "left").inc()
+            return False
+        self._escaped = True
+        marker = (*answer.marker, *session.marks.closing)
+        left = self._left_behind(session.ledger.completion + len(marker))
+        try:
+            following = await self._draw([*answer.prompt, *answer.ids, *marker], left)
+        except _Refused:
+            self._metrics.escapes.labels(*labels, "refused").inc()
+            return False
+        self._metrics.escapes.labels(*labels, "ended").inc()
+        self._metrics.aborts.labels("cut").inc()
+        session.closed_again(marker, len(answer.held_ids))
+        await answer.response.aclose()
+        self._answer = following
+        return True
 
-    def _with_usage(self, data: bytes) -> bytes:
-        """One usage for the whole response: the prompt once, and all that the client got."""
-        chunk = msgspec.json.decode(data)
-        usage, ledger = chunk["usage"], self.session.ledger
-        usage["prompt_tokens"] = ledger.prompt
-        usage["completion_tokens"] = ledger.completion
-        usage["total_tokens"] = ledger.prompt + ledger.completion
-        if isinstance(details := usage.get("completion_tokens_details"), dict):
-            details["reasoning_tokens"] = ledger.reasoning
-        if isinstance(details := usage.get("prompt_tokens_details"), dict):
-            details["cached_tokens"] = min(details.get("cached_tokens") or 0, ledger.prompt)
-        return msgspec.json.encode(chunk)
-
-    # -- what was done -----------------------------------------------------------------------------
-
-    @property
-    def _telling(self) -> bool:
-        return self._request.explicit or self.session.trigger is not None
-
-    def _note(self) -> dict[str, Any]:
-        session, ledger = self.session, self.session.ledger
-        note: dict[str, Any] = {"stopped": session.stopped, "policy": session.policy.name}
-        if (trigger := session.trigger) is not None:
-            note["reason"] = trigger.stop.reason
-            note["action"] = trigger.action
-            if trigger.stop.confidence is not None:
-                note["confidence"] = round(trigger.stop.confidence, 6)
-            note["position"] = trigger.position
-        if session.muted is not None:
-            note["muted"] = session.muted
-        note["probes"] = session.probes
-        note["tokens"] = {
-            kind: getattr(ledger, kind)
-            for kind in ("prompt", "reasoning", "answer", "marker", "closing", "probe", "wasted")
-        }
-        return note
+    def _append(self, event: bytes | None, number: int = 0) -> None:
+        """An event that was made here."""
+        if event is not None:
+            self._outbox.put(number, event, self._decode(data_of(event) or b"{}"))
 
 
-@dataclass(slots=True)
-class _Answer:
-    """The stream behind a cut. ``events`` were read with its first chunk."""
+class _Refused(Exception):
+    """The engine would not open a stream from a kept prefix."""
 
-    response: httpx.Response
-    reads: AsyncIterator[bytes]
-    splitter: EventSplitter
-    events: list[bytes]
-    rename: Renamer
-    closing_due: bool = True
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason

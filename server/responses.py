@@ -16,7 +16,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from server.engine import TRANSPORT_ERRORS, Engine
-from server.errors import GatewayError, ShuttingDown, broken_off
+from server.errors import GatewayError, ShuttingDown, body_at, broken_off, event_at
 from server.metrics import Metrics
 from server.sinks import reply_headers
 
@@ -46,6 +46,7 @@ class Abandonable(Response):
         self.metrics = metrics
         self.labels = labels
         self.arrived = arrived
+        self.path = labels[0]
 
     @property
     @abstractmethod
@@ -92,7 +93,7 @@ class Abandonable(Response):
         """The server ends while this runs: say so as far as it can still be said."""
         error = ShuttingDown("the gateway is shutting down")
         if not self.began:
-            await send_error(send, error)
+            await send_error(send, error, self.path)
 
     async def _guarded(self, send: Send) -> int:
         try:
@@ -101,7 +102,7 @@ class Abandonable(Response):
             if error.reason is not None:
                 self.metrics.upstream_errors.labels(error.reason).inc()
             if not self.began:
-                await send_error(send, error)
+                await send_error(send, error, self.path)
             return error.status
 
     @staticmethod
@@ -111,11 +112,12 @@ class Abandonable(Response):
         work.cancel()
 
 
-async def send_error(send: Send, error: GatewayError) -> None:
+async def send_error(send: Send, error: GatewayError, path: str) -> None:
+    body = body_at(path, error)
     headers = [(k.encode(), v.encode()) for k, v in error.headers.items()]
-    headers.append((b"content-length", b"%d" % len(error.body)))
+    headers.append((b"content-length", b"%d" % len(body)))
     await send({"type": "http.response.start", "status": error.status, "headers": headers})
-    await send({"type": "http.response.body", "body": error.body})
+    await send({"type": "http.response.body", "body": body})
 
 
 class Passage(Abandonable):
@@ -135,6 +137,7 @@ class Passage(Abandonable):
     ) -> None:
         super().__init__(metrics, labels, arrived)
         self._engine = engine
+        self.path = path
         self._call = (method, path, headers, body or None)
         self._extra = extra
         self._began = False
@@ -179,5 +182,5 @@ class Passage(Abandonable):
         """An error event where a stream can carry one; the connection is broken in any case."""
         self.metrics.upstream_errors.labels(error.reason).inc()
         if response.headers.get("content-type", "").startswith("text/event-stream"):
-            event = b"data: " + error.body + b"\n\n"
+            event = event_at(self.path, error)
             await send({"type": "http.response.body", "body": event, "more_body": True})

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import fnmatch
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,10 +16,12 @@ import msgspec
 
 from policies.dialect import Dialect, Marks
 from policies.events import Probe
+from policies.markers import Ids
+from policies.uncertainty import TOP
 from server.engine import BadReply, Engine, Model
 from server.errors import GatewayError
 from server.sse import EventSplitter, data_of
-from server.wire import Chunk, decode_chunk
+from server.wire import Chunk, decode_chunk, given
 
 __all__ = ["Report", "examine", "served"]
 
@@ -40,6 +42,14 @@ class Report:
     @property
     def can_probe(self) -> bool:
         return "token-id probes" not in self.missing
+
+    @property
+    def can_score_endings(self) -> bool:
+        return "log-probabilities of chosen tokens" not in self.missing
+
+    @property
+    def can_tell_logprobs(self) -> bool:
+        return "log-probabilities" not in self.missing
 
     @property
     def can_cut(self) -> bool:
@@ -81,9 +91,11 @@ async def examine(engine: Engine, dialects: Mapping[str, Dialect], forced: str |
     for card in cards:
         marks = await _marks(engine, card.id, dialects, forced, headers, missing)
         skeleton: dict[str, Any] = {}
+        text: dict[str, Any] = {}
         if card is cards[0]:
             skeleton = await _talk(engine, card.id, marks, headers, missing)
-        models[card.id] = Model(card.id, card.max_model_len, marks, skeleton)
+            text = await _complete(engine, card.id, headers)
+        models[card.id] = Model(card.id, card.max_model_len, marks, skeleton, text)
     for what, off in missing.items():
         log.warning("the engine lacks %s: %s", what, off)
     return Report(version, models, missing)
@@ -102,35 +114,42 @@ async def _marks(
     headers: Sequence[tuple[bytes, bytes]],
     missing: dict[str, str],
 ) -> Marks | None:
-    """The model's dialect: markers that are single tokens of its vocabulary, a name that matches
+    """The model's dialect: its tokens are tokens of this vocabulary; a name that matches goes
     before one that doesn't."""
-    candidates = [dialects[forced]] if forced else list(dialects.values())
-    name = model.lower()
-    candidates.sort(key=lambda d: not any(fnmatch.fnmatch(name, p) for p in d.models))
 
-    async def ids(text: str) -> tuple[int, ...]:
+    async def ids(text: str) -> Ids:
         return tuple(await engine.tokenize(model, text, headers))
 
     try:
-        known: dict[str, tuple[int, ...]] = {}
-        for dialect in candidates:
-            for marker in (dialect.start, dialect.end):
-                if marker not in known:
-                    known[marker] = await ids(marker)
-            if len(known[dialect.start]) == len(known[dialect.end]) == 1:
-                return Marks(
-                    dialect=dialect,
-                    start=known[dialect.start][0],
-                    end=known[dialect.end][0],
-                    closing=await ids(dialect.closing),
-                    closing_on_newline=await ids(dialect.closing.removeprefix("\n")),
-                    inducers={n: await ids(text) for n, text in dialect.inducers.items()},
-                )
+        known: dict[str, Ids] = {}
+        for dialect in _candidates(model, dialects, forced):
+            for text in dialect.telling:
+                if text not in known:
+                    known[text] = await ids(text)
+            told = {known[text] for text in dialect.telling}
+            if len(told) == len(dialect.telling) and all(len(token) == 1 for token in told):
+                return Marks.of(dialect, {text: await ids(text) for text in dialect.texts})
     except (GatewayError, BadReply) as error:
         missing["/tokenize"] = f"no dialect can be told, so nothing is stopped ({error})"
         return None
     log.warning("model %s has the markers of no known dialect: it is handed through", model)
     return None
+
+
+def _candidates(
+    model: str, dialects: Mapping[str, Dialect], forced: str | None
+) -> Iterator[Dialect]:
+    """The dialects that the model may speak, those that name it first."""
+    if forced:
+        yield dialects[forced]
+        return
+    name, others = model.lower(), []
+    for dialect in dialects.values():
+        if any(fnmatch.fnmatch(name, pattern) for pattern in dialect.models):
+            yield dialect
+        elif dialect.telling:
+            others.append(dialect)
+    yield from others
 
 
 async def _talk(
@@ -156,7 +175,7 @@ async def _talk(
         missing["token ids"] = "nothing can be stopped (return_token_ids brings none)"
         return skeleton
     if marks is not None:
-        resumed = [*prompt, marks.start, *marks.closing]
+        resumed = [*prompt, *marks.start, *marks.closing]
         body = {**streamed, "kv_transfer_params": {"prompt_token_ids": resumed}}
         chunks = await _stream(engine, body, headers)
         echoed = next((c.prompt_token_ids for c in chunks if c.prompt_token_ids), None)
@@ -168,7 +187,27 @@ async def _talk(
         await engine.probe(model, prompt, Probe(max_tokens=1), headers, {})
     except (GatewayError, BadReply) as error:
         missing["token-id probes"] = f"policies that probe are off ({error})"
+    if marks is not None:
+        try:
+            probe = Probe(inducer="", max_tokens=1, closing=False, ending=True)
+            await engine.probe(model, prompt, probe, headers, {}, marks.closing[:1])
+        except (GatewayError, BadReply) as error:
+            missing["log-probabilities of chosen tokens"] = f"`margin` is off ({error})"
+    chunks = await _stream(engine, {**streamed, "logprobs": True, "top_logprobs": TOP}, headers)
+    if not any(c.choices and given(c.choices[0].logprobs) for c in chunks):
+        missing["log-probabilities"] = "policies that need them with each token are off"
     return skeleton
+
+
+async def _complete(
+    engine: Engine, model: str, headers: Sequence[tuple[bytes, bytes]]
+) -> dict[str, Any]:
+    """The keys of an unstreamed raw completion."""
+    request = {"model": model, "prompt": "Hi", "max_tokens": 1}
+    with contextlib.suppress(GatewayError, BadReply, msgspec.MsgspecError):
+        content = await engine.post("/v1/completions", msgspec.json.encode(request), headers)
+        return msgspec.json.decode(content, type=dict[str, Any])
+    return {}
 
 
 async def _stream(

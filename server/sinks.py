@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import httpx
 import msgspec
@@ -13,7 +13,7 @@ from server.engine import forwarded_headers
 from server.errors import GatewayError
 from server.sse import data_of
 
-__all__ = ["Assembler", "StreamSink", "reply_headers"]
+__all__ = ["Assembler", "Sink", "StreamSink", "reply_headers"]
 
 _STREAM_HEADERS = (
     (b"cache-control", b"no-cache"),
@@ -21,6 +21,26 @@ _STREAM_HEADERS = (
 )
 # The server in front of us writes its own, and lengths change with what is edited.
 _DROPPED = (b"date", b"content-length")
+_JOINED = ("token_ids", "text")
+
+
+class Sink(Protocol):
+    """A client's stream, or an assembler for a client that wants none."""
+
+    began: bool
+
+    def open(self, response: httpx.Response) -> None:
+        """The engine has begun to answer."""
+
+    async def hand_through(self, response: httpx.Response) -> None:
+        """The engine refused: its status, headers and body, unmodified."""
+
+    async def write(self, events: list[bytes]) -> None: ...
+
+    async def end(self, note: dict[str, Any] | None) -> None: ...
+
+    async def fail(self, error: GatewayError) -> None:
+        """The response cannot be finished. What was sent already must not look finished."""
 
 
 def reply_headers(
@@ -84,9 +104,7 @@ class Assembler:
         self._skeleton = skeleton
         self._headers: list[tuple[bytes, bytes]] = []
         self._reply: dict[str, Any] = {}
-        self._choice: dict[str, Any] = {}
-        self._message: dict[str, Any] = {}
-        self._calls: dict[int, dict[str, Any]] = {}
+        self._choices: dict[int, _Choice] = {}
         self._error: bytes | None = None
 
     def open(self, response: httpx.Response) -> None:
@@ -112,50 +130,18 @@ class Assembler:
                 self._error = data
                 continue
             for choice in chunk.pop("choices", ()):
-                self._add(choice)
+                self._choices.setdefault(choice.get("index", 0), _Choice()).add(choice)
             for key, value in chunk.items():
                 if value is not None or key not in self._reply:
                     self._reply[key] = value
 
-    def _add(self, choice: dict[str, Any]) -> None:
-        for key, value in choice.pop("delta", {}).items():
-            if key == "tool_calls":
-                for call in value or ():
-                    self._add_call(call)
-            else:
-                _join(self._message, key, value)
-        logprobs = choice.pop("logprobs", None)
-        if logprobs:
-            merged = self._choice.setdefault("logprobs", {})
-            for key, value in logprobs.items():
-                _join(merged, key, value)
-        for key, value in choice.items():
-            if key == "token_ids" and value is not None:
-                _join(self._choice, key, value)
-            elif value is not None or key not in self._choice:
-                self._choice[key] = value
-
-    def _add_call(self, delta: dict[str, Any]) -> None:
-        call = self._calls.setdefault(delta.pop("index", 0), {})
-        function = delta.pop("function", None) or {}
-        for key, value in delta.items():
-            if value is not None:
-                call[key] = value
-        for key, value in function.items():
-            _join(call.setdefault("function", {}), key, value)
-
     def document(self) -> dict[str, Any]:
         """The reply so far, in the shape of the engine's own."""
-        message = dict(self._message)
-        message["content"] = message.get("content") or None
-        if self._calls:
-            message["tool_calls"] = [self._calls[index] for index in sorted(self._calls)]
-        choice = {**self._choice, "message": message}
-        reply = {**self._reply, "object": "chat.completion"}
         empty = self._skeleton
+        reply = {**self._reply, "object": str(self._reply.get("object")).removesuffix(".chunk")}
         shape = (empty.get("choices") or [{}])[0]
-        choice["message"] = _filled(message, shape.get("message", {}))
-        reply["choices"] = [_filled(choice, shape)]
+        choices = self._choices or {0: _Choice()}
+        reply["choices"] = [choices[index].document(shape) for index in sorted(choices)]
         if isinstance(usage := reply.get("usage"), dict):
             like = empty.get("usage") or {}
             details = {
@@ -190,6 +176,54 @@ class Assembler:
 
     async def fail(self, error: GatewayError) -> None:
         raise error
+
+
+class _Choice:
+    """One choice of a document, as far as it has come."""
+
+    __slots__ = ("_calls", "_choice", "_message")
+
+    def __init__(self) -> None:
+        self._choice: dict[str, Any] = {}
+        self._message: dict[str, Any] = {}
+        self._calls: dict[int, dict[str, Any]] = {}
+
+    def add(self, choice: dict[str, Any]) -> None:
+        for key, value in choice.pop("delta", {}).items():
+            if key == "tool_calls":
+                for call in value or ():
+                    self._add_call(call)
+            else:
+                _join(self._message, key, value)
+        logprobs = choice.pop("logprobs", None)
+        if logprobs:
+            merged = self._choice.setdefault("logprobs", {})
+            for key, value in logprobs.items():
+                _join(merged, key, value)
+        for key, value in choice.items():
+            if key in _JOINED and value is not None:
+                _join(self._choice, key, value)
+            elif value is not None or key not in self._choice:
+                self._choice[key] = value
+
+    def _add_call(self, delta: dict[str, Any]) -> None:
+        call = self._calls.setdefault(delta.pop("index", 0), {})
+        function = delta.pop("function", None) or {}
+        for key, value in delta.items():
+            if value is not None:
+                call[key] = value
+        for key, value in function.items():
+            _join(call.setdefault("function", {}), key, value)
+
+    def document(self, shape: Mapping[str, Any]) -> dict[str, Any]:
+        if "text" in self._choice:
+            return _filled(self._choice, shape)
+        message = dict(self._message)
+        message["content"] = message.get("content") or None
+        if self._calls:
+            message["tool_calls"] = [self._calls[index] for index in sorted(self._calls)]
+        choice = {**self._choice, "message": _filled(message, shape.get("message", {}))}
+        return _filled(choice, shape)
 
 
 def _join(target: dict[str, Any], key: str, value: Any) -> None:

@@ -7,9 +7,12 @@ chunk is a key and never a piece of somebody's text.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import msgspec
+
+from server.sse import data_of
 
 __all__ = [
     "Chunk",
@@ -20,12 +23,19 @@ __all__ = [
     "given",
     "hide_ids",
     "is_padding",
+    "most_probable",
+    "spoken",
+    "thought_of",
+    "with_bias",
+    "with_index",
     "with_key",
+    "with_logprobs",
     "without_reasoning",
 ]
 
 
 _ABSENT = msgspec.Raw()
+Fewer = Callable[[dict[str, Any], int], None]
 _EMPTY = (b"", b"null", b"[]")
 
 
@@ -63,8 +73,53 @@ class Chunk(msgspec.Struct):
     error: msgspec.Raw = _ABSENT
 
 
+class _Top(msgspec.Struct):
+    logprob: float
+
+
+class _Told(msgspec.Struct):
+    top_logprobs: list[_Top] = []
+
+
+class _Logprobs(msgspec.Struct):
+    content: list[_Told] | None = None
+
+
 decode_chunk = msgspec.json.Decoder(Chunk).decode
 """Raises msgspec.MsgspecError where the bytes are no chunk."""
+_decode_logprobs = msgspec.json.Decoder(_Logprobs).decode
+
+
+def most_probable(logprobs: msgspec.Raw) -> list[list[float]]:
+    """For each token of a chunk the log-probabilities that were told, highest first.
+
+    Raises msgspec.MsgspecError where they cannot be read.
+    """
+    if not given(logprobs):
+        return []
+    told = _decode_logprobs(logprobs).content or []
+    return [sorted((top.logprob for top in one.top_logprobs), reverse=True) for one in told]
+
+
+def with_logprobs(
+    event: bytes, choice: Choice, asked: int | None, fewer: Fewer | None = None
+) -> bytes:
+    """The event with the log-probabilities that the client asked for: ``asked`` of the most
+    probable tokens, None for nothing at all. The choice is left in step with it. ``fewer`` takes
+    the others out, where they have another shape than a chat's."""
+    shown = b"null"
+    if asked is not None:
+        logprobs = msgspec.json.decode(choice.logprobs)
+        (fewer or _fewer)(logprobs, asked)
+        shown = msgspec.json.encode(logprobs)
+    key, told = b'"logprobs":', bytes(choice.logprobs)
+    choice.logprobs = msgspec.Raw(shown)
+    return event.replace(key + told, key + shown, 1)
+
+
+def _fewer(logprobs: dict[str, Any], asked: int) -> None:
+    for one in logprobs.get("content") or ():
+        del one["top_logprobs"][asked:]
 
 
 def event_of(data: bytes) -> bytes:
@@ -90,6 +145,37 @@ def hide_ids(event: bytes, key: bytes = b'"token_ids":[') -> bytes:
     return b"%b%b%b" % (event[:begin], b"null", event[event.index(b"]", begin) + 1 :])
 
 
+def spoken(chunk: Chunk, model: str, text: str, token_ids: Sequence[int] | None) -> bytes:
+    """The data of a chunk of ``chunk``'s stream that brings ``text`` as reasoning."""
+    delta = {"reasoning": text}
+    choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": None}
+    return msgspec.json.encode(
+        {
+            "id": chunk.id,
+            "object": "chat.completion.chunk",
+            "created": chunk.created,
+            "model": model,
+            "choices": [{**choice, "token_ids": token_ids}],
+        }
+    )
+
+
+def with_bias(given: msgspec.Raw, token: int, bias: float) -> msgspec.Raw:
+    """A client's ``logit_bias`` with ``bias`` added to a token's; what is no such thing stays, for
+    the engine to refuse."""
+    try:
+        biases = msgspec.json.decode(given, type=dict[str, float] | None) or {}
+    except msgspec.MsgspecError:
+        return given
+    biases[str(token)] = min(biases.get(str(token), 0.0) + bias, 100.0)
+    return msgspec.Raw(msgspec.json.encode(biases))
+
+
+def with_index(event: bytes, index: int) -> bytes:
+    """The event of a response's first choice as that of its ``index``-th."""
+    return event.replace(b'"choices":[{"index":0', b'"choices":[{"index":%d' % index, 1)
+
+
 def with_key(data: bytes, key: str, value: Any) -> bytes:
     """A JSON object's bytes with one more key at its end; the object is not empty."""
     body = data.rstrip()
@@ -109,6 +195,26 @@ def without_reasoning(data: bytes) -> bytes | None:
         if "token_ids" in choice:
             choice["token_ids"] = None
     return msgspec.json.encode(chunk)
+
+
+def thought_of(event: bytes, kept: int) -> bytes | None:
+    """What a chat chunk says within the trace, of its first ``kept`` tokens, ending nothing; None
+    where that is nothing."""
+    chunk = msgspec.json.decode(data_of(event) or b"{}")
+    choice = chunk["choices"][0]
+    delta = choice["delta"]
+    thought = {k: delta[k] for k in ("role", "reasoning", "reasoning_content") if k in delta}
+    ids = choice.get("token_ids")
+    if not thought and not ids:
+        return None
+    choice |= {"delta": thought, "finish_reason": None}
+    choice.pop("stop_reason", None)
+    chunk.pop("system_fingerprint", None)
+    if ids:
+        choice["token_ids"] = ids[:kept]
+    if choice.get("logprobs"):
+        choice["logprobs"]["content"] = choice["logprobs"]["content"][:kept]
+    return event_of(msgspec.json.encode(chunk))
 
 
 class Renamer:

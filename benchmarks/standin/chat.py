@@ -49,7 +49,7 @@ class Chat:
         given = None if scenario.ignore_prompt_ids else _given_ids(body)
         prompt = given or _render(body, writes_marker=scenario.writes_marker)
         thinking = _ends_in_thought(prompt)
-        output = scenario.output(thinking=thinking)
+        output = scenario.output(thinking=thinking, traces=prompt.count(v.THINK))
         limit = _limit(body, len(prompt), max_model_len)
         finish = "stop" if len(output) <= limit else "length"
         continued = given is not None

@@ -26,6 +26,8 @@ class Scenario:
     cues: tuple[int, ...] = ()  # positions of " Wait" in the reasoning, each followed by a comma
     writes_marker: bool = False  # the model opens the think block, not the prompt
     both_fields: bool = False  # end of reasoning and start of content in one chunk
+    ends_in_trace: bool = False  # the sequence ends where the reasoning does, without an answer
+    reopens: int = 0  # traces that it opens in its answer, one behind the other's closing
     empty: int = 0  # every n-th token holds its text back
     usage_each: bool = False  # usage on every chunk
     # Probes: one for all, or one after the other; the last goes on
@@ -75,11 +77,18 @@ class Scenario:
             return v.encode(self.answer)
         return (v.encode("The answer is 42.") * self.answer_tokens)[: self.answer_tokens]
 
-    def output(self, *, thinking: bool) -> list[int]:
-        """All that the model writes behind a prompt that ends in thinking, or behind it."""
+    def output(self, *, thinking: bool, traces: int = 1) -> list[int]:
+        """All that the model writes behind a prompt that ends in thinking, or behind it.
+
+        ``traces``: those that the prompt holds.
+        """
+        if not thinking and traces <= self.reopens:
+            return [*self.spoken(), v.THINK, *self.thought(), v.END_THINK, *self.spoken(), v.END]
         if not thinking:
             return [*self.spoken(), v.END]
         opening = [v.THINK, v.NEWLINE] if self.writes_marker else []
+        if self.ends_in_trace:
+            return [*opening, *self.thought(), v.END]
         return [*opening, *self.thought(), v.END_THINK, v.BLANK, *self.spoken(), v.END]
 
     def probe(self, turn: int) -> tuple[str, float]:

@@ -313,7 +313,7 @@ async def put_through(gateway: str) -> None:
             load.chat("late-probe", {"probe_delay": 3.0, "tokens": 500}),
             load.chat("dies", {"die_after": 30, **unsure}),
             load.chat("overloaded", {"status": 503}),
-            load.chat("several", n=2),
+            load.chat("several", n=200),
             load.chat("off", adjourn={"policy": "off"}),
             load.chat("unknown", model="nobody"),
             load.chat("wrong", messages="not a list"),

@@ -3,64 +3,16 @@
 from __future__ import annotations
 
 import json
-import time
-from collections.abc import Callable, Iterator
 from typing import Any
 
 import httpx
 import openai
 import pytest
 
-from benchmarks.pocket.task import held_out
-from benchmarks.services import engine, free_port, gateway
+from tests.engine.talk import PROBLEMS, ask, joined, running, until
 from tests.exchange import CHAT, events, metric, normal
 
 pytestmark = pytest.mark.engine
-
-PROBLEMS = [problem.prompt for problem in held_out(12)]
-
-
-@pytest.fixture(scope="module")
-def vllm() -> Iterator[str]:
-    with engine(free_port()) as url:
-        yield url
-
-
-@pytest.fixture(scope="module")
-def real(vllm: str) -> Iterator[str]:
-    with gateway(vllm, free_port(), "--policy", "deer", "--hold-out", "0") as url:
-        yield url
-
-
-def ask(url: str, prompt: str, **fields: Any) -> Any:
-    """One reply: the document, or the decoded chunks of a stream."""
-    asked = {
-        "model": "pocket",
-        "messages": [{"role": "user", "content": prompt}],
-        "temperature": 0,
-        "max_tokens": 2000,
-        **fields,
-    }
-    reply = httpx.post(url + CHAT, json=asked, timeout=120)
-    assert reply.status_code == 200, reply.text
-    return events(reply.content) if fields.get("stream") else reply.json()
-
-
-def until(condition: Callable[[], bool], within: float = 5.0) -> None:
-    limit = time.monotonic() + within
-    while not condition():
-        assert time.monotonic() < limit, "it did not happen in time"
-        time.sleep(0.02)
-
-
-def running(vllm: str) -> float:
-    return metric(vllm, "vllm:num_requests_running") + metric(vllm, "vllm:num_requests_waiting")
-
-
-def joined(chunks: list[Any], key: str) -> str:
-    return "".join(
-        c["choices"][0]["delta"].get(key) or "" for c in chunks if c != "[DONE]" and c["choices"]
-    )
 
 
 def test_the_self_test_finds_nothing_missing(real: str) -> None:

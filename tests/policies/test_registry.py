@@ -15,12 +15,20 @@ from policies.budget import Budget
 from policies.compose import AllOf, AnyOf
 from policies.convergence import Convergence
 from policies.deer import Deer
+from policies.deer_pro import DeerPro
+from policies.entropy import Entropy
+from policies.first_try import FirstTry
 from policies.loop import Loop
 from policies.never import Never
+from policies.no_thinking import NoThinking
 from policies.policy import Needs
 from policies.registry import BadPolicy, available, build, parse
 
-NAMES = ["all_of", "any_of", "budget", "convergence", "deer", "loop", "never"]
+NAMES = [
+    *("all_of", "any_of", "budget", "convergence", "cusum", "deer", "deer-pro", "deviation"),
+    *("entropy", "first-try", "loop", "margin", "never", "no-thinking", "redundancy", "tilt"),
+    "utility",
+]
 
 
 def test_the_builtin_policies_are_installed() -> None:
@@ -47,6 +55,10 @@ def test_a_policy_goes_by_its_own_name(name: str) -> None:
         ("any_of(deer, loop)", AnyOf((Deer(), Loop()))),
         ("any-of(deer, loop)", AnyOf((Deer(), Loop()))),
         ("all_of(never)", AllOf((Never(),))),
+        ("deer-pro", DeerPro()),
+        ("deer-pro(threshold=0.9, alpha=0)", DeerPro(threshold=0.9, alpha=0)),
+        ("any_of(first-try(hard=2), no-thinking)", AnyOf((FirstTry(hard=2), NoThinking()))),
+        ("entropy(at='sentence')", Entropy(at="sentence")),
         (
             "any_of(all_of(deer, budget(max=9)), loop(repeats=2))",
             AnyOf((AllOf((Deer(), Budget(max=9))), Loop(repeats=2))),

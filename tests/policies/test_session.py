@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import deque
 from collections.abc import Callable
 from typing import Any
 
@@ -16,12 +17,27 @@ from policies.budget import Budget
 from policies.compose import AllOf, AnyOf
 from policies.convergence import Convergence
 from policies.deer import Deer
-from policies.events import Checkpoint, Event, Probe, ProbeResult, Stop, Thought, TraceEnd
+from policies.deer_pro import DeerPro
+from policies.entropy import Entropy
+from policies.events import (
+    Checkpoint,
+    Closing,
+    Event,
+    Extend,
+    Probe,
+    ProbeResult,
+    Stop,
+    Thought,
+    TraceEnd,
+)
 from policies.loop import Loop
+from policies.margin import Margin
 from policies.never import Never
+from policies.no_thinking import NoThinking
 from policies.policy import Needs, Policy, Stopper
-from policies.session import TABLE, Ask, Cut, Session, State
-from tests.policies.driver import ANSWER, END, VOCABULARY, Driver, chunks
+from policies.session import TABLE, Ask, Cut, Order, Reopen, Said, Session, State
+from policies.tilt import Tilt
+from tests.policies.driver import ANSWER, END, EOS, VOCABULARY, Driver, chunks
 from tests.policies.lab import (
     CLOSING,
     CLOSING_ON_NEWLINE,
@@ -40,7 +56,7 @@ EAGER = Deer(gate=0, gap=0)
 THOUGHTS = Needs(thoughts=True)
 
 
-def fed(made: Session, *pieces: tuple[str, *tuple[int, ...]]) -> list[Ask | Cut | None]:
+def fed(made: Session, *pieces: tuple[str, *tuple[int, ...]]) -> list[Order | None]:
     """What the session says to each piece."""
     return [made.feed(text, ids, at=0.0) for text, *ids in pieces]
 
@@ -705,6 +721,244 @@ def test_a_mute_keeps_its_first_reason() -> None:
     assert made.muted == "first"
 
 
+# -- ends of sentences, paragraphs and steps ----------------------------------------------------
+
+ENDS = Needs(sentences=True, paragraphs=True, probes=True)
+
+
+def looked(*pieces: str, needs: Needs = ENDS) -> list[tuple[str, int]]:
+    """(kind, position) of the checkpoints that a policy is shown of these one-token pieces."""
+    seen: list[Checkpoint] = []
+
+    def look(event: Event) -> None:
+        if isinstance(event, Checkpoint):
+            seen.append(event)
+
+    fed(session(Scripted(look, needs)), *((piece, 30) for piece in pieces))
+    return [(event.kind, event.position) for event in seen]
+
+
+@pytest.mark.parametrize(
+    ("pieces", "expected"),
+    [
+        (["It is 7", ".", " So"], [("sentence", 2)]),
+        (["It is 7", ".", "\n\n", "So"], [("sentence", 2), ("paragraph", 2)]),
+        (["It is 7", ".\n\n", "So"], [("sentence", 2), ("paragraph", 2)]),
+        (["It is 7. So"], [("sentence", 0)]),  # trap 2: no cut in the middle of a piece
+        (["3", ".", "14"], []),
+    ],
+)
+def test_where_ends_are(pieces: list[str], expected: list[tuple[str, int]]) -> None:
+    """Behind the text that ended, before the space that follows, where the pieces allow it."""
+    assert looked(*pieces) == expected
+
+
+def test_only_the_ends_that_are_needed() -> None:
+    """A policy is shown what it asked for."""
+    pieces = ("So", ".", "\n\n", "Wait", ",")
+    assert looked(*pieces, needs=Needs(paragraphs=True)) == [("paragraph", 2)]
+    assert looked(*pieces, needs=Needs(sentences=True, cues=True)) == [("sentence", 2), ("cue", 3)]
+
+
+def test_a_cut_at_the_end_of_a_sentence() -> None:
+    """The space behind it is held until the next text begins, and is not kept."""
+    made = session(Scripted(lambda e: Stop("x", 2) if isinstance(e, Checkpoint) else None, ENDS))
+    assert fed(made, ("It is 7", 30), (".", 31), ("\n\n", 32)) == [None] * 3
+    assert made.released == 2
+    assert fed(made, ("Wait", 33)) == [Cut(2, 2, CLOSING)]
+    assert kinds(made) == {"reasoning": 2, "closing": 3, "wasted": 2}
+
+
+@pytest.mark.parametrize(
+    ("probe", "closing", "ending"),
+    [
+        (Probe(closing=False, ending=True), (), CLOSING[:2]),
+        (Probe(ending=True), CLOSING, CLOSING[:2]),
+        (Probe(inducer=""), CLOSING, ()),
+    ],
+)
+def test_what_a_probe_asks_at(
+    probe: Probe, closing: tuple[int, ...], ending: tuple[int, ...]
+) -> None:
+    """The trace as it runs or closed, and the ids that would end it there."""
+    made = session(Scripted(lambda e: probe if isinstance(e, Checkpoint) else None, ENDS))
+    asked = fed(made, ("It is 7", 30), (".", 31), (" So", 32))[-1]
+    assert asked == Ask(probe, 2, 2, closing, ending)
+
+
+def test_a_probe_may_take_more_than_it_shows() -> None:
+    """What was scored beside the drawn token is in the ledger too."""
+    made = session(EAGER)
+    ask = fed(made, ("So ", 30), ("Wait", 31), (",", 32))[-1]
+    assert isinstance(ask, Ask)
+    drawn = result(ask.position, "7", 0.1, ask.probe)
+    made.probed(drawn, decoded=9)
+    assert made.ledger.probe == 9
+
+
+def test_log_probabilities_reach_the_policy() -> None:
+    """As the driver told them, one sequence a token."""
+    seen: list[Event] = []
+    made = session(Scripted(seen.append, THOUGHTS))
+    made.feed("so", [30, 31], 1.0, logprobs=[[-0.1, -3.0], [-0.2]])
+    assert seen == [Thought("so", (30, 31), 2, 1.0, ((-0.1, -3.0), (-0.2,)))]
+
+
+# -- texts that are put into a trace ------------------------------------------------------------
+
+AT_LEAST = Budget(min=9)
+WAIT, WAIT_ON_NEWLINE = Said("\nWait", (22, 23)), Said("Wait", (23,))
+
+
+@pytest.mark.parametrize(
+    ("text", "said"), [("It is 7.", WAIT), ("It is 7.\n", WAIT_ON_NEWLINE), ("", WAIT_ON_NEWLINE)]
+)
+def test_a_trace_that_ends_too_soon_goes_on(text: str, said: Said) -> None:
+    """In place of the end marker a text is put, on a line of its own."""
+    made = session(AT_LEAST)
+    fed(made, ("\n", 29), *([(text, 30)] if text else []))
+    kept = 2 if text else 1
+    assert fed(made, ("", END)) == [Reopen(kept, kept, kept, said)]
+    assert (made.state, made.waiting, made.released) == (State.REOPENING, True, kept)
+
+
+def test_what_comes_behind_it_is_the_trace() -> None:
+    """What the model said behind its own end is wasted; the rest counts as one trace."""
+    made = session(AT_LEAST)
+    fed(made, ("So", 30), ("", END), ("7", 99))
+    assert made.reopened(1.0) is None
+    assert made.generated == [30, 22, 23]
+    assert made.released == 2
+    fed(made, (", no", 31))
+    assert (made.state, made.released, made.extended) == (State.THINKING, 3, 1)
+    assert kinds(made) == {"reasoning": 4, "wasted": 2}
+
+
+def test_it_may_end_for_good() -> None:
+    """After ``waits`` times, or when it is long enough, the model's own end stands."""
+    made = session(Budget(min=9, waits=1))
+    fed(made, ("So", 30), ("", END))
+    made.reopened(1.0)
+    assert fed(made, ("", END)) == [None]
+    assert made.state is State.ANSWERING
+    long = session(AT_LEAST)
+    assert fed(long, ("So", *range(30, 39)), ("", END)) == [None] * 2
+
+
+def test_a_refused_extension_is_undone() -> None:
+    """The model's own end comes after all, and nothing is counted twice or lost."""
+    made = session(AT_LEAST)
+    fed(made, ("So", 30), ("", END))
+    made.feed("", [99], 1.0, answering=True)
+    made.refused("resume-failed")
+    assert (made.state, made.released, made.muted) == (State.ANSWERING, 3, "resume-failed")
+    assert made.generated == [30, END]
+    assert kinds(made) == {"reasoning": 1, "marker": 1, "answer": 1}
+
+
+def test_waste_of_an_earlier_stream_stays() -> None:
+    """A cut that is refused after an extension gives back its own waste alone."""
+    policy = Scripted(
+        lambda e: Extend() if isinstance(e, Closing) else Stop("x") if "!" in str(e) else None,
+        Needs(thoughts=True, extends=True),
+    )
+    made = session(policy)
+    fed(made, ("So", 30), ("", END), ("7", 99))
+    made.reopened(1.0)
+    assert isinstance(fed(made, ("!", 31))[0], Cut)
+    fed(made, ("x", 32))
+    made.refused("resume-failed")
+    assert kinds(made) == {"reasoning": 5, "wasted": 2}
+
+
+@pytest.mark.parametrize("spare", [{"observe": True}, {"hold_out": True}])
+def test_nothing_is_extended_that_is_only_watched(spare: dict[str, bool]) -> None:
+    """In observe mode and in the held-out arm the model's own end stands."""
+    assert fed(session(AT_LEAST, **spare), ("So", 30), ("", END)) == [None] * 2
+
+
+def test_an_extension_in_the_middle_of_a_character() -> None:
+    """What brought no text yet is not kept."""
+    made = session(AT_LEAST)
+    fed(made, ("So", 30), ("", 43))
+    assert fed(made, ("", END)) == [Reopen(1, 1, 1, WAIT)]
+    made.reopened(1.0)
+    assert kinds(made) == {"reasoning": 3, "wasted": 2}
+
+
+def test_a_stream_with_another_bias() -> None:
+    """All that was decoded stays, and what comes behind it until the new stream runs is wasted."""
+    made = session(Tilt(slope=1000, every=2))
+    assert fed(made, ("So", 30), (" it", 31)) == [None, Reopen(2, 2, 2, Said(), 3.0)]
+    assert fed(made, (" is", 32)) == [None]
+    assert made.reopened(1.0) is None
+    assert (made.generated, made.released, made.extended) == ([30, 31], 3, 0)
+    assert kinds(made) == {"reasoning": 2, "wasted": 1}
+
+
+def test_no_bias_where_one_only_watches() -> None:
+    """In observe mode and in the held-out arm the model is left as it is."""
+    policy = Tilt(bias=2, slope=1000, every=1)
+    assert session(policy).bias == 2
+    for spare in ({"observe": True}, {"hold_out": True}):
+        watched = session(policy, **spare)
+        assert watched.bias == 0
+        assert fed(watched, ("So", 30), (" it", 31)) == [None] * 2
+
+
+def test_the_policy_sees_what_was_put_in() -> None:
+    """It is a piece like any other: counted, and looked at."""
+    seen: list[Event] = []
+
+    def look(event: Event) -> Extend | None:
+        seen.append(event)
+        return Extend() if isinstance(event, Closing) else None
+
+    made = session(Scripted(look, Needs(thoughts=True, extends=True)))
+    fed(made, ("So", 30), ("", END))
+    made.reopened(2.0)
+    assert seen[1:] == [Closing(1, 0.0), Thought("\nWait", (22, 23), 3, 2.0)]
+
+
+def test_an_end_in_a_composition() -> None:
+    """One member that wants it to go on is enough."""
+    for policy in (AnyOf((EAGER, AT_LEAST)), AllOf((AT_LEAST, EAGER))):
+        assert fed(session(policy), ("So", 30), ("", END))[-1] == Reopen(1, 1, 1, WAIT)
+
+
+def test_a_probe_that_an_extension_outran() -> None:
+    """Its result is counted and not judged, and the next cue is probed again."""
+    made = session(AnyOf((EAGER, AT_LEAST)))
+    ask = fed(made, ("So ", 30), ("Wait", 31), (",", 32))[-1]
+    assert isinstance(ask, Ask)
+    assert fed(made, ("", END)) == [Reopen(3, 3, 3, WAIT)]
+    made.reopened(1.0)
+    assert made.probed(result(ask.position, "7", 0.99, ask.probe)) is None
+    asks = [order for order in fed(made, (" no. ", 33), ("Hmm", 34), (",", 35)) if order]
+    assert [type(order) for order in asks] == [Ask]
+
+
+@pytest.mark.parametrize(
+    ("prompt", "pieces", "kept"),
+    [
+        (PROMPT, [("Okay", 30)], 0),
+        (PROMPT, [("\n", 29), ("Okay", 30)], 1),
+        ((5,), [("", START), ("\n", 29), ("Okay", 30)], 2),
+        ((5,), [("\nOkay", START, 29)], 1),
+    ],
+)
+def test_a_trace_that_does_not_begin(prompt: tuple[int, ...], pieces: list, kept: int) -> None:
+    """The cut is before the first word; what is said in its place is part of the trace."""
+    made = session(NoThinking(), prompt=prompt)
+    said = Said("I have finished.", (24, 25, 26))
+    opened = START in prompt
+    cut = Cut(kept, kept - (not opened), CLOSING, said)
+    assert fed(made, *pieces)[-1] == cut
+    assert made.ledger.reasoning + made.ledger.marker == kept + 3
+    made.refused("resume-failed")
+    assert made.ledger.reasoning + made.ledger.marker == sum(len(ids) for _, *ids in pieces)
+
+
 # -- any of it, at random ----------------------------------------------------------------------
 
 
@@ -724,14 +978,22 @@ class Chaos:
     def observe(self, event: Event) -> Any:
         self._turn += 1
         choice = self._choices[self._turn % len(self._choices)]
-        commands = [None, None, Probe(), GATE, Stop("all"), Stop("here", 1), "nonsense"]
+        commands = [None, None, Probe(), GATE, Stop("all"), Stop("here", 1, text="wait")]
+        commands += [Extend(), "nonsense"]
         if choice >= len(commands):
             raise RuntimeError("chaos")
         return commands[choice]
 
 
 _NEEDS = st.builds(
-    Needs, cues=st.booleans(), interval=st.integers(0, 4), thoughts=st.booleans()
+    Needs,
+    cues=st.booleans(),
+    sentences=st.booleans(),
+    paragraphs=st.booleans(),
+    interval=st.integers(0, 4),
+    thoughts=st.booleans(),
+    start=st.booleans(),
+    extends=st.booleans(),
 ).map(lambda needs: needs | Needs(probes=True))
 _POLICIES = st.one_of(
     st.sampled_from(
@@ -741,15 +1003,24 @@ _POLICIES = st.one_of(
             Convergence(every=3, window=2, min_tokens=0),
             Loop(repeats=2, min_tokens=4),
             Budget(max=5, grace=3),
+            Budget(max=9, min=9, waits=2),
+            AnyOf((EAGER, Budget(max=9, min=9, waits=2))),
+            NoThinking(),
+            Tilt(slope=1000, every=3),
+            AnyOf((EAGER, Tilt(slope=1000, every=3))),
+            DeerPro(inducers=2, gap=0),
+            Entropy(alpha=0.9, delta=1.0),
+            Margin(1.0),
+            AnyOf((Margin(1.0), EAGER)),
             AnyOf((EAGER, Budget(max=6, grace=2))),
             AnyOf((Convergence(every=3, window=2, min_tokens=0), EAGER)),
             AllOf((Convergence(every=2, window=2, min_tokens=0), EAGER)),
             AllOf((AnyOf((EAGER, Budget(max=4, grace=1))), Convergence(every=2, min_tokens=0))),
         ]
     ),
-    st.builds(Chaos, st.lists(st.integers(0, 7), min_size=1, max_size=12), _NEEDS),
+    st.builds(Chaos, st.lists(st.integers(0, 8), min_size=1, max_size=12), _NEEDS),
 )
-_WORDS = [token for token in VOCABULARY if token not in (START, 43)]
+_WORDS = [token for token in VOCABULARY if token not in (START, EOS, 43)]
 _TRACES = st.lists(
     st.sampled_from([[token] for token in _WORDS] + [[30, 42], [31, 42], [43, 44]]), max_size=25
 ).map(lambda parts: [token for part in parts for token in part])
@@ -761,8 +1032,9 @@ _TRACES = st.lists(
     opened=st.sampled_from(["prompt", "model", "not"]),
     sizes=st.lists(st.integers(1, 4), max_size=6),
     turns=st.lists(st.integers(0, 5), min_size=1, max_size=12),
-    finish=st.sampled_from(["answer", "length", "break"]),
+    finish=st.sampled_from(["answer", "length", "stop", "break"]),
     spare=st.sampled_from([{}, {}, {"observe": True}, {"hold_out": True}]),
+    drawn=st.fixed_dictionaries({"apart": st.booleans(), "rescue": st.booleans()}),
 )
 def test_what_must_always_hold(
     policy: Policy,
@@ -772,25 +1044,76 @@ def test_what_must_always_hold(
     turns: list[int],
     finish: str,
     spare: dict[str, bool],
+    drawn: dict[str, bool],
 ) -> None:
-    """Traps 2 and 6: under any chunking, policy, probe and refusal, the driver's checks hold."""
-    driver = Driver(session(policy, prompt=PROMPT if opened == "prompt" else (5,), **spare))
+    """Traps 2 and 6: under any chunking, policy, probe and refusal, whatever answers are drawn
+    where no policy stopped, the driver's checks hold."""
+    prompt = PROMPT if opened == "prompt" else (5,)
+    driver = Driver(session(policy, prompt=prompt, **spare, **drawn))
     tokens = ([START] if opened == "model" else []) + trace
-    tokens += [END, ANSWER, ANSWER] if finish == "answer" else []
-    ending = {"answer": "stop", "length": "length", "break": None}[finish]
-    for index, chunk in enumerate(chunks(tokens, sizes, ending)):
-        driver.feed(chunk, float(index))
+    tokens += {"answer": [END, ANSWER, ANSWER], "stop": [EOS]}.get(finish, [])
+    ending = {"answer": "stop", "length": "length", "stop": "stop", "break": None}[finish]
+    left, index = deque(chunks(tokens, sizes, ending)), -1
+    while left:
+        index += 1
+        driver.feed(left.popleft(), float(index))
         turn = turns[index % len(turns)]
         if driver.asked is not None and turn:
             driver.answer([0.99, 0.99, 0.5, None, 0.9][turn - 1], float(index))
-        elif driver.cut is not None and turn in (1, 2):
+        elif driver.reopening is not None and turn > 2 and index < 60:
+            driver.reopen(float(index))
+            left = deque(chunks(tokens[opened == "model" :], sizes, ending))
+        elif (driver.cut or driver.reopening) and turn in (1, 2):
             driver.refuse()
         elif driver.cut is not None and turn in (3, 4):
             driver.resume(turn)
             break
-    if driver.cut is not None:
-        driver.refuse() if turns[0] % 2 else driver.resume(1)
+    while driver.reopening is not None or driver.cut is not None:
+        if driver.reopening is not None or turns[0] % 2:
+            driver.refuse()
+        else:
+            driver.resume(1)
     driver.end()
+
+
+@given(
+    policy=_POLICIES,
+    trace=_TRACES,
+    opened=st.booleans(),
+    sizes=st.lists(st.integers(1, 4), max_size=6),
+    finish=st.sampled_from(["answer", "length", "stop"]),
+    drawn=st.fixed_dictionaries({"apart": st.booleans(), "rescue": st.booleans()}),
+    patience=st.integers(0, 6),
+)
+def test_an_engine_that_refuses_all_changes_nothing(
+    policy: Policy,
+    trace: list[int],
+    opened: bool,
+    sizes: list[int],
+    finish: str,
+    drawn: dict[str, bool],
+    patience: int,
+) -> None:
+    """Whatever was to be cut, drawn or extended, and however late the engine said no, the ledger
+    is that of the stream alone, and all of it goes out."""
+    tokens = [*trace, *{"answer": [END, ANSWER, ANSWER], "stop": [EOS]}.get(finish, [])]
+    stream = chunks(tokens, sizes, "length" if finish == "length" else "stop")
+    made, alone = (
+        session(each, prompt=PROMPT if opened else (5,), **options)
+        for each, options in ((policy, drawn), (Never(), {}))
+    )
+    waited = 0
+    for chunk in stream:
+        for each in (made, alone):
+            each.feed(chunk.text, chunk.ids, 0.0, answering=chunk.answering, ending=chunk.ending)
+        waited += made.waiting
+        while made.waiting and waited > patience:
+            made.refused("resume-failed")
+    while made.waiting:
+        made.refused("resume-failed")
+    assert kinds(made) == kinds(alone)
+    assert (made.state, made.released) == (alone.state, alone.released)
+    assert made.generated == alone.generated or made.state is State.ANSWERING
 
 
 @given(trace=_TRACES, sizes=st.lists(st.integers(1, 4), max_size=6))
@@ -823,3 +1146,134 @@ def test_the_cut_is_before_the_cue_whatever_the_chunking(sizes: list[int]) -> No
 def test_the_marks_of_the_lab() -> None:
     """The lab's two closings differ, or the tests of their choice would show nothing."""
     assert MARKS.closing != MARKS.closing_on_newline
+
+
+# -- answers that no trigger asked for ---------------------------------------------------------
+
+
+def apart(**options: bool) -> Session:
+    made = Session(Never(), MARKS, Appraiser(), **options)
+    made.opened(PROMPT)
+    return made
+
+
+@pytest.mark.parametrize(
+    ("piece", "kept", "edge", "spent"),
+    [
+        ((END,), 3, 1, {"reasoning": 2, "marker": 1}),
+        ((8, END, 9), 4, 2, {"reasoning": 3, "marker": 1, "wasted": 1}),
+        ((9,), 2, 0, {"reasoning": 2, "wasted": 1}),
+    ],
+)
+def test_an_answer_apart(
+    piece: tuple[int, ...], kept: int, edge: int, spent: dict[str, int]
+) -> None:
+    """Behind the model's own marker, or before the piece in which an answer begins without one."""
+    made = apart(apart=True)
+    fed(made, ("a", 7), ("b", 8))
+    cut = made.feed("", piece, 0.0, answering=END not in piece)
+    assert cut == Cut(kept, spent["reasoning"], (), edge=edge)
+    assert made.released == 2
+    assert kinds(made) == spent
+    made.feed("", (9,), 0.0, answering=True)
+    made.resumed()
+    made.answered(5)
+    assert made.state is State.ANSWERING
+    assert (made.stopped, made.rescued) == (False, None)
+    assert kinds(made) == spent | {"answer": 5, "wasted": spent.get("wasted", 0) + 1}
+
+
+def test_an_answer_apart_without_a_trace() -> None:
+    """Where nothing is thought the answer is drawn from the prompt."""
+    made = Session(Never(), MARKS, Appraiser(), apart=True)
+    made.opened((5, START, END))
+    assert made.feed("", (9,), 0.0, answering=True) == Cut(0, 0, ())
+    assert kinds(made) == {"wasted": 1}
+
+
+def test_an_answer_apart_that_came_whole() -> None:
+    """One that began and ended in the piece that ends the trace is drawn anew as well."""
+    made = apart(apart=True, rescue=True)
+    fed(made, ("a", 7))
+    assert made.feed("", (END, 9, 9), 0.0, answering=True, ending="stop") == Cut(2, 1, (), edge=1)
+
+
+def test_an_answer_apart_that_is_refused() -> None:
+    """The main stream's own answer is the client's, to its last token."""
+    made = apart(apart=True)
+    fed(made, ("a", 7))
+    made.feed("", (END, 9), 0.0, answering=True)
+    made.feed("", (9, 9), 0.0, answering=True)
+    assert made.refused("no") is None
+    assert made.state is State.ANSWERING
+    assert made.released == 3
+    assert kinds(made) == {"reasoning": 1, "marker": 1, "answer": 3}
+
+
+@pytest.mark.parametrize(
+    ("ending", "ids", "kept", "edge", "spent"),
+    [
+        ("length", (9,), 2, 1, {"reasoning": 2, "closing": 3}),
+        ("stop", (9,), 1, 0, {"reasoning": 1, "closing": 3, "wasted": 1}),
+        ("stop", (8, 9), 2, 1, {"reasoning": 2, "closing": 3, "wasted": 1}),
+        ("stop", (), 1, 0, {"reasoning": 1, "closing": 3}),
+    ],
+)
+def test_a_rescue(
+    ending: str, ids: tuple[int, ...], kept: int, edge: int, spent: dict[str, int]
+) -> None:
+    """A response that ends within its trace is closed there, less the end of the sequence."""
+    made = apart(rescue=True)
+    fed(made, ("a", 7))
+    cut = made.feed("b" if edge else "", ids, 0.0, ending=ending)
+    assert cut == Cut(kept, kept, CLOSING, edge=edge, rescue=ending)
+    assert made.waiting
+    assert kinds(made) == spent
+    assert made.rescued is None
+    made.resumed()
+    assert (made.rescued, made.stopped) == (ending, False)
+
+
+def test_a_rescue_behind_a_line() -> None:
+    """The closing sequence minds the last piece's own newline."""
+    made = apart(rescue=True)
+    fed(made, ("a", 7))
+    cut = made.feed("b\n", (8,), 0.0, ending="length")
+    assert isinstance(cut, Cut)
+    assert cut.closing == CLOSING_ON_NEWLINE
+
+
+@pytest.mark.parametrize(
+    "piece",
+    [
+        {"ending": "length", "answering": True},
+        {"ending": "stop", "ids": (END,)},
+        {"ending": "content_filter"},
+    ],
+)
+def test_what_needs_no_rescue(piece: dict[str, Any]) -> None:
+    """An answer has begun, the trace was closed, or it is not the trace's length that ended it."""
+    made = apart(rescue=True)
+    fed(made, ("a", 7))
+    assert made.feed("", piece.pop("ids", (9,)), 0.0, **piece) is None
+    assert made.state is State.ANSWERING
+
+
+def test_a_rescue_that_is_refused() -> None:
+    """The response ends as it would have."""
+    made = apart(rescue=True)
+    fed(made, ("a", 7))
+    made.feed("b", (8,), 0.0, ending="length")
+    assert made.refused("no") is None
+    assert (made.released, made.rescued, made.ledger.closing) == (2, None, 0)
+
+
+def test_a_cut_that_is_refused_when_the_trace_has_ended() -> None:
+    """The answer apart is asked for then."""
+    made = Session(Budget(max=1, grace=0), MARKS, Appraiser(), apart=True)
+    made.opened(PROMPT)
+    assert isinstance(fed(made, ("a", 7), ("b", 8))[0], Cut)
+    made.feed("", (END,), 0.0)
+    made.feed("", (9,), 0.0, answering=True)
+    assert made.refused("no") == Cut(3, 2, (), edge=1)
+    assert made.waiting

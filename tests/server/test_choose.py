@@ -16,7 +16,7 @@ from policies.compose import AnyOf
 from policies.deer import Deer
 from policies.loop import Loop
 from policies.never import Never
-from server.choose import ChatRequest, read_chat
+from server.choose import Asked, read_chat
 from server.config import Settings
 from server.errors import BadRequest
 
@@ -34,7 +34,7 @@ def read(
     models: Mapping[str, Any] = MODELS,
     configured: Settings | None = None,
     **fields: Any,
-) -> ChatRequest:
+) -> Asked:
     """A request with these fields, besides a model and a message."""
     body = json.dumps({"model": "m", "messages": [USER], **fields}).encode()
     return read_chat(body, headers or {}, configured or settings(), DEFAULT, models)
@@ -255,11 +255,15 @@ def test_aliases(named: str, model: str, policy: Any) -> None:
     [
         ({}, None),
         ({"n": 1}, None),
-        ({"n": 2}, "several-choices"),
+        ({"n": 2}, None),
+        ({"n": 2, "temperature": 0}, "several-choices"),
+        ({"n": 129}, "several-choices"),
+        ({"n": -1}, "several-choices"),
         ({"use_beam_search": True}, "beam-search"),
         ({"echo": True}, "echo"),
         ({"kv_transfer_params": {}}, "kv-transfer"),
-        ({"stream_options": {"continuous_usage_stats": True}}, "continuous-usage"),
+        ({"stream_options": {"continuous_usage_stats": True}}, None),
+        ({"stop": ["END"]}, None),
         ({"messages": [{"role": "user", "content": [{"type": "text", "text": "x"}]}]}, None),
         ({"messages": [{"role": "user", "content": [{"text": "x"}]}]}, None),
         ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "not-text"),
@@ -270,6 +274,20 @@ def test_aliases(named: str, model: str, policy: Any) -> None:
 def test_untouchable(fields: dict[str, Any], expected: str | None) -> None:
     """What cannot be cut safely is handed through, by name."""
     assert read(**fields).untouchable == expected
+
+
+@pytest.mark.parametrize(
+    ("mode", "stop", "expected"),
+    [
+        ("enforce", "END", "stop-strings"),
+        ("enforce", [], None),
+        ("observe", "END", None),
+    ],
+)
+def test_stop_strings_that_end_the_trace(mode: str, stop: Any, expected: str | None) -> None:
+    """Where they may, text lags behind its tokens, so nothing can be cut exactly."""
+    configured = settings(stop_in_answer=False, mode=mode)
+    assert read(configured=configured, stop=stop).untouchable == expected
 
 
 # -- the conversation --------------------------------------------------------------------------
@@ -294,6 +312,50 @@ def test_other_conversations_are_others() -> None:
 def test_a_clients_own_id_goes_first() -> None:
     """Who names his conversation is believed."""
     assert read({"x-session-id": "s1"}).conversation == "s1"
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"session_id": "s1"},
+        {"conversation": "c1"},
+        {"conversation": {"id": "c1"}},
+        {"metadata": {"conversation_id": "c1"}},
+        {"metadata": {"session_id": "c1"}},
+        {"metadata": {"thread_id": "c1"}},
+        {"prompt_cache_key": "k"},
+    ],
+)
+def test_an_id_in_the_body(fields: dict[str, Any]) -> None:
+    """It makes one conversation of what begins differently, and is fit for a header."""
+    other = [{"role": "user", "content": "Something else"}]
+    one, two = read(**fields), read(messages=other, **fields)
+    assert one.conversation == two.conversation != read().conversation
+    assert one.conversation.isalnum()
+
+
+def test_a_user_is_no_conversation() -> None:
+    """Who sends the same user with everything still has a conversation a question."""
+    other = [{"role": "user", "content": "Something else"}]
+    names = {
+        read().conversation,
+        read(user="u").conversation,
+        read(metadata={"user_id": "v"}).conversation,
+        read(user="u", messages=other).conversation,
+    }
+    assert len(names) == 4
+
+
+@pytest.mark.parametrize("name", ["x-session-id", "x-conversation-id", "x-claude-code-session-id"])
+def test_a_header_names_the_conversation(name: str) -> None:
+    """It goes before what the body says."""
+    assert read({name: "h1"}, session_id="s1").conversation == "h1"
+
+
+@pytest.mark.parametrize("odd", [5, [], {"a": [1]}, True])
+def test_an_odd_id_is_no_error(odd: Any) -> None:
+    """Its type is the engine's affair."""
+    read(session_id=odd, conversation=odd, metadata=odd, user=odd, prompt_cache_key=odd)
 
 
 def test_a_header_that_is_no_ids() -> None:

@@ -74,6 +74,10 @@ def test_every_key_can_be_set_in_the_environment(
         "dialects": ('{"qwen3": {"cues": ["Hm"]}}', {"qwen3": {"cues": ["Hm"]}}),
         "dialect": ("qwen3", "qwen3"),
         "log_level": ("debug", "debug"),
+        "stop_in_answer": ("false", False),
+        "reasoning_field": ("tags", "tags"),
+        "dial": ("false", False),
+        "end_escapes": ("false", False),
     }
     kind = Settings.model_fields[name].annotation
     written, expected = values.get(name, ("7", kind(7) if kind in (int, float) else "7"))

@@ -117,7 +117,7 @@ def test_completions_are_handed_through(adjourn: str, standin: str) -> None:
 @pytest.mark.parametrize(
     ("fields", "reason"),
     [
-        ({"n": 2}, "several-choices"),
+        ({"n": 200}, "several-choices"),
         ({"echo": True}, "echo"),
         (
             {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]},

@@ -1,0 +1,48 @@
+"""What a client is told of the whole of a response: one usage, and a note on what was done."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from policies.ledger import Ledger
+from policies.session import Session
+
+__all__ = ["note_of", "with_usage"]
+
+_KINDS = ("prompt", "reasoning", "answer", "marker", "closing", "probe", "wasted")
+
+
+def note_of(session: Session) -> dict[str, Any]:
+    note: dict[str, Any] = {"stopped": session.stopped, "policy": session.policy.name}
+    if (trigger := session.trigger) is not None:
+        note["reason"] = trigger.stop.reason
+        note["action"] = trigger.action
+        if trigger.stop.confidence is not None:
+            note["confidence"] = round(trigger.stop.confidence, 6)
+        note["position"] = trigger.position
+    if session.rescued is not None:
+        note["rescued"] = session.rescued
+    if session.muted is not None:
+        note["muted"] = session.muted
+    if session.extended:
+        note["extended"] = session.extended
+    note["probes"] = session.probes
+    note["tokens"] = {kind: getattr(session.ledger, kind) for kind in _KINDS}
+    return note
+
+
+def with_usage(data: bytes, ledger: Ledger) -> bytes:
+    """A chunk with one usage for the whole response: the prompt once, and all that the client
+    got."""
+    chunk = msgspec.json.decode(data)
+    usage = chunk["usage"]
+    usage["prompt_tokens"] = ledger.prompt
+    usage["completion_tokens"] = ledger.completion
+    usage["total_tokens"] = ledger.prompt + ledger.completion
+    if isinstance(details := usage.get("completion_tokens_details"), dict):
+        details["reasoning_tokens"] = ledger.reasoning
+    if isinstance(details := usage.get("prompt_tokens_details"), dict):
+        details["cached_tokens"] = min(details.get("cached_tokens") or 0, ledger.prompt)
+    return msgspec.json.encode(chunk)

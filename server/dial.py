@@ -1,0 +1,75 @@
+"""One dial for how long to think: what clients already send, turned into a policy's options.
+
+A level is a patience: medium leaves the policy as the operator set it, twice the patience halves
+what ``deer`` still doubts and doubles what ``budget`` and ``convergence`` wait for. A number of
+tokens is a ceiling: a ``budget`` beside the policy.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from policies.budget import Budget
+from policies.compose import AllOf, AnyOf
+from policies.convergence import Convergence
+from policies.deer import Deer
+from policies.policy import Policy
+
+__all__ = ["PATIENCE", "dialed", "turned"]
+
+PATIENCE = {"minimal": 0.25, "low": 0.5, "medium": 1.0, "high": 2.0, "xhigh": 4.0, "max": 16.0}
+_GRACE = 64
+_WINDOW = 16
+
+
+def turned(fields: dict[str, Any]) -> tuple[str | None, int | None]:
+    """(level, ceiling) as a request's fields say it, the more particular field first; what is
+    none of either is the engine's affair."""
+    reasoning, thinking = _object(fields, "reasoning"), _object(fields, "thinking")
+    output = _object(fields, "output_config")
+    level = _first(
+        str, fields.get("reasoning_effort"), reasoning.get("effort"), output.get("effort")
+    )
+    ceiling = _first(
+        int,
+        fields.get("thinking_token_budget"),
+        thinking.get("budget_tokens"),
+        reasoning.get("max_tokens"),
+    )
+    return level if level in PATIENCE else None, ceiling if ceiling and ceiling > 0 else None
+
+
+def _object(fields: dict[str, Any], name: str) -> dict[str, Any]:
+    value = fields.get(name)
+    return value if isinstance(value, dict) else {}
+
+
+def _first(kind: type, *values: Any) -> Any:
+    return next((value for value in values if type(value) is kind), None)
+
+
+def dialed(policy: Policy, level: str | None, ceiling: int | None) -> Policy:
+    """The policy at this level and under this ceiling, in tokens of the trace."""
+    if level is not None and level != "medium":
+        policy = _patient(policy, PATIENCE[level])
+    if ceiling is None:
+        return policy
+    grace = min(_GRACE, ceiling // 4)
+    return AnyOf((policy, Budget(max=max(ceiling - grace, 1), grace=grace)))
+
+
+def _patient(policy: Policy, patience: float) -> Policy:
+    match policy:
+        case AnyOf() | AllOf():
+            return type(policy)(tuple(_patient(member, patience) for member in policy.policies))
+        case Deer():
+            doubt = (1 - policy.threshold) / patience
+            return replace(policy, threshold=max(1 - doubt, policy.threshold / 2))
+        case Convergence():
+            window, every = policy.resolved
+            window = min(max(round(window * patience), 2), max(window, _WINDOW))
+            return replace(policy, window=window, every=every)
+        case Budget():
+            return replace(policy, max=max(round(policy.max * patience), 1))
+    return policy

@@ -1,0 +1,224 @@
+"""A response under a policy, from its request to its lines in the log."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from starlette.types import Send
+
+from policies.ledger import Ledger
+from policies.policy import Policy
+from policies.session import Session
+from server.chat import ENDPOINT as CHAT
+from server.chat import Chat
+from server.choose import Asked
+from server.chorus import Chorus
+from server.completions import Completions
+from server.engine import Model
+from server.relay import Relay
+from server.responses import Abandonable
+from server.sinks import Assembler, Sink, StreamSink
+from server.spelling import spelt
+from server.surface import Surface, Wanted
+
+if TYPE_CHECKING:
+    from server.gateway import Gateway
+
+__all__ = ["Judged", "held_out"]
+
+log = logging.getLogger("adjourn.request")
+
+
+def held_out(conversation: str, policy: Policy, salt: str, share: float) -> bool:
+    """Whether this conversation's stops are not carried out. The same answer for all its requests;
+    a changed policy or salt draws anew."""
+    if not share:
+        return False
+    key = f"{salt}\0{policy!r}\0{conversation}".encode()
+    drawn = int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "big")
+    return drawn < share * 2**64
+
+
+class Judged(Abandonable):
+    """A response under a policy: a relay and a session for each of its choices."""
+
+    def __init__(
+        self,
+        gateway: Gateway,
+        endpoint: str,
+        request: Asked,
+        policy: Policy,
+        model: Model,
+        headers: Sequence[tuple[bytes, bytes]],
+        request_id: str,
+        extra: Sequence[tuple[bytes, bytes]],
+        arrived: float,
+    ) -> None:
+        super().__init__(gateway.metrics, (endpoint, model.id, policy.name), arrived)
+        assert model.marks is not None
+        settings = gateway.settings
+        self._gateway = gateway
+        self._request = request
+        self._model = model
+        self._onward = headers
+        self._request_id = request_id
+        self._extra = extra
+        self._appraiser = gateway.appraiser(model.id, policy)
+        enforce = settings.mode == "enforce" and request.policy is not None
+        chat = endpoint == CHAT
+        self._apart = request.stops and enforce
+        self._kind = self._chat if chat else self._completions
+        self._skeleton = (
+            spelt(model.skeleton, settings.reasoning_field) if chat else model.text_skeleton
+        )
+        hold_out = held_out(request.conversation, policy, settings.salt, settings.hold_out)
+        self._sessions = [
+            Session(
+                policy,
+                model.marks,
+                self._appraiser,
+                observe=not enforce,
+                hold_out=hold_out,
+                apart=self._apart,
+                # Who asks for so many tokens of raw text gets them and no more.
+                rescue=enforce and chat and settings.rescue_tokens > 0,
+            )
+            for _ in range(request.choices)
+        ]
+        self._relays: list[Relay] = []
+        self._sink: StreamSink | Assembler | None = None
+
+    @property
+    def began(self) -> bool:
+        return self._sink is not None and self._sink.began
+
+    @property
+    def phase(self) -> str:
+        if not self._request.stream:
+            return "unstreamed"
+        return "streaming" if self.began else "before-first-token"
+
+    async def work(self, send: Send) -> int:
+        self._sink = (
+            StreamSink(send, self._extra)
+            if self._request.stream
+            else Assembler(send, self._extra, self._skeleton)
+        )
+        if self._request.choices == 1:
+            relay = self._relay(0, self._sink)
+            await relay.run()
+            return relay.status
+        chorus = Chorus(self._sink, self._request.choices, self.metrics)
+        return await chorus.run([self._relay(i, part) for i, part in enumerate(chorus.parts)])
+
+    def _wanted(self, choice: int) -> Wanted:
+        session = self._sessions[choice]
+        return Wanted(session.policy.needs.logprobs, session.bias, session.marks.end[0])
+
+    def _chat(self, choice: int) -> Surface:
+        return Chat(
+            self._request,
+            choice,
+            self._wanted(choice),
+            apart=self._apart,
+            spelling=self._gateway.settings.reasoning_field,
+        )
+
+    def _completions(self, choice: int) -> Surface:
+        assert self._model.marks is not None
+        wanted = self._wanted(choice)
+        return Completions(
+            self._request, choice, wanted, marks=self._model.marks, apart=self._apart
+        )
+
+    def _relay(self, choice: int, sink: Sink) -> Relay:
+        relay = Relay(
+            self._gateway.engine,
+            self._kind(choice),
+            self._onward,
+            f"{self._request_id}-{choice}" if choice else self._request_id,
+            self._sessions[choice],
+            sink,
+            self.metrics,
+            self.labels[1:],
+            self._request.explicit,
+            self.arrived,
+        )
+        self._relays.append(relay)
+        return relay
+
+    def ended(self, status: int) -> None:
+        """Metrics and the log: all that is written of a request, once."""
+        super().ended(status)
+        self._note_times()
+        self.metrics.probe_price.labels(*self.labels[1:]).set(self._appraiser.price)
+        for choice, session in enumerate(self._sessions):
+            if choice:
+                session.ledger.prompt = 0  # the choices share it
+            self._note_tokens(session)
+            self._note_trigger(session)
+            self._log(status, choice, session)
+
+    def _note_times(self) -> None:
+        labels, metrics = self.labels[1:], self.metrics
+        told = [relay.times for relay in self._relays if relay.times.first_write]
+        if told and self._request.stream:
+            times = min(told, key=lambda times: times.first_write)
+            metrics.first_token.labels(*labels).observe(times.first_write - times.arrived)
+            added = times.sent - times.arrived + times.first_write - times.first_read
+            metrics.added.labels(labels[0]).observe(added)
+        for times in (relay.times for relay in self._relays):
+            if times.resumed:
+                metrics.resume_gap.labels(labels[0]).observe(times.resumed - times.triggered)
+
+    def _note_tokens(self, session: Session) -> None:
+        metrics, labels = self.metrics, self.labels[1:]
+        for kind in Ledger.__dataclass_fields__:
+            metrics.tokens.labels(*labels, kind).inc(getattr(session.ledger, kind))
+        if session.error is not None:
+            metrics.fail_open.labels(labels[1], "policy-error").inc()
+            log.error("policy %s failed", labels[1], exc_info=session.error)
+
+    def _note_trigger(self, session: Session) -> None:
+        metrics, labels = self.metrics, self.labels[1:]
+        trigger = session.trigger
+        if session.rescued is not None:
+            metrics.rescues.labels(*labels, session.rescued).inc()
+        if session.ledger.reasoning:
+            outcome = trigger.action if trigger else "whole"
+            metrics.trace.labels(*labels, outcome).observe(session.ledger.reasoning)
+        if trigger is None:
+            return
+        metrics.triggers.labels(*labels, trigger.action).inc()
+        if session.stopped:
+            metrics.stops.labels(*labels, trigger.stop.reason).inc()
+            metrics.tokens_at_stop.labels(*labels).observe(trigger.position)
+        elif trigger.after is not None:
+            metrics.spared.labels(*labels, trigger.action).observe(trigger.after)
+
+    def _log(self, status: int, choice: int, session: Session) -> None:
+        trigger = session.trigger
+        log.info(
+            "completion",
+            extra={
+                "fields": {
+                    "request_id": self._request_id,
+                    "choice": choice,
+                    "model": self.labels[1],
+                    "policy": self.labels[2],
+                    "status": status,
+                    "seconds": round(time.perf_counter() - self.arrived, 4),
+                    "trigger": trigger.action if trigger else None,
+                    "reason": trigger.stop.reason if trigger else None,
+                    "muted": session.muted,
+                    "probes": session.probes,
+                    "tokens": {
+                        kind: getattr(session.ledger, kind) for kind in Ledger.__dataclass_fields__
+                    },
+                }
+            },
+        )

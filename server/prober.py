@@ -1,0 +1,77 @@
+"""Ask the engine what a session wants to know, beside the running stream."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+
+from policies.events import ProbeResult
+from policies.session import Ask, Order, Session
+from server.engine import BadReply, Drawn, Engine
+from server.errors import GatewayError
+from server.metrics import Metrics
+from server.surface import Fields
+
+__all__ = ["Prober"]
+
+
+class Prober:
+    """For one request. ``labels`` are those of its metrics: model and policy."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        headers: Sequence[tuple[bytes, bytes]],
+        sticky: Fields,
+        metrics: Metrics,
+        labels: tuple[str, str],
+    ) -> None:
+        self._engine = engine
+        self._headers = headers
+        self._sticky = sticky
+        self._metrics = metrics
+        self._labels = labels
+
+    async def carry(self, session: Session, ask: Ask) -> Order | None:
+        """Send the probe and tell the session what came of it."""
+        began = time.perf_counter()
+        drawn = await self._draw(session, ask)
+        now = time.perf_counter()
+        outcome = drawn if isinstance(drawn, str) else "ok"
+        self._metrics.probes.labels(*self._labels, outcome).inc()
+        if isinstance(drawn, str):
+            self._metrics.fail_open.labels(self._labels[1], f"probe-{outcome}").inc()
+            return session.probe_failed(outcome, ask, now)
+        self._metrics.probe_seconds.labels(*self._labels).observe(now - began)
+        result = ProbeResult(
+            probe=ask.probe,
+            position=ask.position,
+            text=drawn.text,
+            tokens=drawn.tokens,
+            logprobs=drawn.logprobs,
+            finished=drawn.finished,
+            seconds=now - began,
+            at=now,
+            top=drawn.top,
+            ending=drawn.ending,
+        )
+        return session.probed(result, prefilled=drawn.prefilled, decoded=drawn.decoded)
+
+    async def _draw(self, session: Session, ask: Ask) -> Drawn | str:
+        """What the engine drew, or what became of the probe."""
+        inducer = session.marks.inducers.get(ask.probe.inducer) if ask.probe.inducer else ()
+        if inducer is None:
+            return "bad-reply"  # the dialect has none of this name
+        prompt = [*session.prompt, *session.generated[: ask.kept], *ask.closing, *inducer]
+        try:
+            async with asyncio.timeout(self._engine.settings.probe_timeout):
+                return await self._engine.probe(
+                    self._labels[0], prompt, ask.probe, self._headers, self._sticky, ask.ending
+                )
+        except TimeoutError:
+            return "timeout"
+        except BadReply:
+            return "bad-reply"
+        except GatewayError:
+            return "error"

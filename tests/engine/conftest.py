@@ -1,0 +1,28 @@
+"""One real engine for all, and a gateway with ``deer`` before it; nothing is held out.
+
+``ENGINE_URL`` names an engine that is up already, started as ``benchmarks.services`` starts one.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import pytest
+
+from benchmarks.services import engine, free_port, gateway
+
+
+@pytest.fixture(scope="session")
+def vllm() -> Iterator[str]:
+    if running := os.environ.get("ENGINE_URL"):
+        yield running
+        return
+    with engine(free_port()) as url:
+        yield url
+
+
+@pytest.fixture(scope="session")
+def real(vllm: str) -> Iterator[str]:
+    with gateway(vllm, free_port(), "--policy", "deer", "--hold-out", "0") as url:
+        yield url

@@ -1,0 +1,103 @@
+"""Raw completions under the policies, on a real vLLM."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.engine.talk import PROBLEMS
+from tests.exchange import events, metric
+
+pytestmark = pytest.mark.engine
+
+PATH = "/v1/completions"
+
+
+def prompt_of(vllm: str, problem: str) -> list[int]:
+    """The ids of a chat's prompt, as a client that renders for itself has them."""
+    asked = {"model": "pocket", "messages": [{"role": "user", "content": problem}]}
+    ids: list[int] = httpx.post(f"{vllm}/tokenize", json=asked).json()["tokens"]
+    return ids
+
+
+def complete(url: str, prompt: Any, **fields: Any) -> Any:
+    asked = {"model": "pocket", "prompt": prompt, "temperature": 0, "max_tokens": 1500, **fields}
+    reply = httpx.post(url + PATH, json=asked, timeout=120)
+    assert reply.status_code == 200, reply.text
+    return events(reply.content) if fields.get("stream") else reply.json()
+
+
+def plain(document: dict[str, Any]) -> dict[str, Any]:
+    document.pop("id"), document.pop("created"), document.pop("adjourn", None)
+    document["usage"].pop("prompt_tokens_details")
+    return document
+
+
+@pytest.mark.parametrize("fields", [{}, {"logprobs": 2}, {"return_token_ids": True}, {"n": 2}])
+def test_an_unstopped_completion_is_vllms(vllm: str, real: str, fields: dict[str, Any]) -> None:
+    """The same document, key for key, but for id, time and cache."""
+    prompt = prompt_of(vllm, PROBLEMS[0])
+    sampled = {"temperature": 0.9, "seed": 5} if "n" in fields else {}
+    direct = plain(complete(vllm, prompt, **fields, **sampled))
+    ours = plain(complete(real, prompt, adjourn={"policy": "never"}, **fields, **sampled))
+    assert list(direct) == list(ours)
+    assert direct == ours
+
+
+@pytest.mark.parametrize("streamed", [True, False])
+def test_a_cut_is_text(vllm: str, real: str, streamed: bool) -> None:
+    """The trace, the marker and an answer in one text; ids and usage are those of the text."""
+    failed = metric(real, "adjourn_fail_open_total")
+    prompt = prompt_of(vllm, PROBLEMS[1])
+    fields: dict[str, Any] = {"return_token_ids": True, "adjourn": {"policy": "budget", "max": 40}}
+    if streamed:
+        fields |= {"stream": True, "stream_options": {"include_usage": True}}
+        chunks = complete(real, prompt, **fields)
+        choices = [choice for c in chunks[:-1] for choice in c["choices"]]
+        text = "".join(choice["text"] for choice in choices)
+        ids = [token for choice in choices for token in choice["token_ids"] or ()]
+        last = chunks[-2]
+        assert choices[-1]["finish_reason"] == "stop"
+    else:
+        last = complete(real, prompt, **fields)
+        text, ids = last["choices"][0]["text"], last["choices"][0]["token_ids"]
+    thought, marker, answer = text.partition("</think>")
+    assert marker
+    assert thought.endswith("\n")
+    assert "\\boxed{" in answer
+    assert last["adjourn"]["stopped"] is True
+    assert last["usage"]["completion_tokens"] == len(ids)
+    told = httpx.post(f"{vllm}/detokenize", json={"model": "pocket", "tokens": ids}).json()
+    assert told["prompt"].startswith(text)
+    assert metric(real, "adjourn_fail_open_total") == failed
+
+
+@pytest.mark.parametrize("policy", ["never", "budget(max=40)"])
+def test_a_stop_string_is_for_the_answer(vllm: str, real: str, policy: str) -> None:
+    """Where the prompt opens a trace, stop strings wait for its end."""
+    prompt = prompt_of(vllm, PROBLEMS[0])
+    text = complete(real, prompt, stop=[" = ", "boxed"], adjourn={"policy": policy})["choices"][0]
+    thought, _, answer = text["text"].partition("</think>")
+    assert " = " in thought
+    assert answer.endswith("\\")
+    assert text["stop_reason"] == "boxed"
+
+
+def test_a_prompt_without_a_trace_keeps_its_stop_strings(vllm: str, real: str) -> None:
+    """They are the engine's: there is no trace to keep them from."""
+    fields: dict[str, Any] = {"stop": ["9"], "max_tokens": 40}
+    reply = httpx.post(
+        real + PATH, json={"model": "pocket", "prompt": "I start", "temperature": 0, **fields}
+    )
+    assert reply.headers["x-adjourn-passed-through"] == "stop-strings"
+    direct = complete(vllm, "I start", **fields)["choices"]
+    assert direct == reply.json()["choices"]
+
+
+def test_no_rescue(vllm: str, real: str) -> None:
+    """Who asks for so many tokens of a trace gets them and no more."""
+    prompt = prompt_of(vllm, PROBLEMS[2])
+    direct = complete(vllm, prompt, max_tokens=20)["choices"]
+    assert direct == complete(real, prompt, max_tokens=20)["choices"]

@@ -1,0 +1,152 @@
+"""A raw completion as the relay sees it, in the engine's own bytes."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import httpx
+import pytest
+
+from server.choose import read_completion
+from server.completions import Completions
+from server.config import Settings
+from server.wire import event_of
+from tests.exchange import metric
+from tests.policies.lab import CLOSING, CLOSING_ON_NEWLINE, END, MARKS, PROMPT, START
+
+PATH = "/v1/completions"
+
+
+def surface(**fields: Any) -> Completions:
+    body = json.dumps({"model": "m", "prompt": list(PROMPT), **fields}).encode()
+    asked = read_completion(body, {}, Settings(), None, {"m": None})
+    return Completions(asked, marks=MARKS, apart=asked.stops)
+
+
+def event(text: str, ids: list[int], prompt: list[int] | None = None, **more: Any) -> bytes:
+    """A chunk as vLLM 0.32 writes it where token ids were asked for."""
+    choice = {
+        "index": 0, "text": text, "logprobs": None, "finish_reason": None, "stop_reason": None,
+        "prompt_token_ids": prompt, "token_ids": ids, **more,
+    }  # fmt: skip
+    chunk = {"id": "cmpl-1", "object": "text_completion", "created": 5, "model": "m"}
+    return event_of(json.dumps({**chunk, "choices": [choice]}, separators=(",", ":")).encode())
+
+
+def shown(made: Completions, told: bytes) -> dict[str, Any]:
+    came = made.shown(told, made.decode(told[6:-2]))
+    assert came is not None
+    choice: dict[str, Any] = json.loads(came[6:])["choices"][0]
+    return choice
+
+
+def test_the_main_stream_is_asked_for_ids() -> None:
+    """Streamed, with ids; what is ours to do is not asked of the engine."""
+    made = surface(n=2, stop="END", max_tokens=9)
+    fields = {name: json.loads(bytes(value)) for name, value in made.fields.items()}
+    assert fields == {
+        "model": "m", "prompt": list(PROMPT), "max_tokens": 9, "stream": True,
+        "return_token_ids": True, "stream_options": {"include_usage": True},
+    }  # fmt: skip
+
+
+def test_the_answer_is_asked_for_by_ids() -> None:
+    """The prefix is the prompt; stops and what is left of the limit go with it."""
+    fields = surface(stop="END", max_tokens=90).answer([1, 2], 7)
+    assert [json.loads(bytes(fields[k])) for k in ("prompt", "stop", "max_tokens")] == [
+        [1, 2], "END", 7,
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(("fields", "limit"), [({}, 16), ({"max_tokens": 5}, 5)])
+def test_the_endpoint_has_a_limit_of_its_own(fields: dict[str, Any], limit: int) -> None:
+    """Who sets none gets sixteen tokens."""
+    assert surface(**fields).limit == limit
+
+
+def test_ids_that_nobody_asked_for_are_hidden() -> None:
+    """The chunk is the engine's, with null where it would have null."""
+    made = surface()
+    told = event('say "token_ids":[1]', [7, 8], list(PROMPT))
+    chunk = made.decode(told[6:-2])
+    assert chunk.prompt_token_ids == list(PROMPT)
+    assert (chunk.choices[0].delta.thought, chunk.choices[0].token_ids) == (
+        'say "token_ids":[1]', [7, 8],
+    )  # fmt: skip
+    choice = shown(made, told)
+    assert (choice["token_ids"], choice["prompt_token_ids"]) == (None, None)
+    assert choice["text"] == 'say "token_ids":[1]'
+
+
+@pytest.mark.parametrize(
+    ("closing", "text"), [(CLOSING, "\n</think>\n\n7"), (CLOSING_ON_NEWLINE, "</think>\n\n7")]
+)
+def test_the_closing_sequence_is_text_too(closing: tuple[int, ...], text: str) -> None:
+    """A client reads it before the answer, as it would read the model's own marker."""
+    made = surface(return_token_ids=True)
+    told = event("7", [30])
+    chunk = made.decode(told[6:-2])
+    closed = made.closed(told, chunk.choices[0], closing)
+    choice = json.loads(closed[6:])["choices"][0]
+    assert (choice["text"], choice["token_ids"]) == (text, [*closing, 30])
+
+
+def test_offsets_go_on_over_a_cut() -> None:
+    """Log-probabilities of the answer count from the beginning of the whole text."""
+    made = surface(logprobs=1)
+    shown(made, event("abc", [7]))
+    logprobs = {"tokens": ["7"], "token_logprobs": [-1.0], "top_logprobs": [{}], "text_offset": [0]}
+    for number, offset in enumerate((3 + 11, 3 + 11)):
+        told = event("7", [30], logprobs=logprobs)
+        chunk = made.decode(told[6:-2])
+        if number == 0:
+            told = made.closed(told, chunk.choices[0], CLOSING)
+        came = made.shown(told, chunk)
+        assert came is not None
+        choice = json.loads(came[6:])["choices"][0]
+        assert choice["logprobs"]["text_offset"] == [offset]
+
+
+def test_the_edge_ends_at_the_marker() -> None:
+    """What stands behind it is the answer's, which is drawn anew."""
+    edge = surface().edge(event("a</think>b", [7, END, 8], finish_reason="stop"), 2)
+    assert edge is not None
+    choice = json.loads(edge[6:])["choices"][0]
+    assert (choice["text"], choice["token_ids"]) == ("a</think>", [7, END])
+    assert choice["finish_reason"] is None
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({}, None),
+        ({"prompt": "a<think>\n"}, None),
+        ({"prompt": ["a"]}, "several-prompts"),
+        ({"prompt": [[5, START]]}, "several-prompts"),
+        ({"prompt": None, "prompt_embeds": "x"}, "not-text"),
+        ({"echo": True}, "echo"),
+        ({"prompt_logprobs": 1}, "prompt-logprobs"),
+        ({"use_beam_search": True}, "beam-search"),
+        ({"n": 2}, None),
+    ],
+)
+def test_untouchable(fields: dict[str, Any], expected: str | None) -> None:
+    """What cannot be cut safely is handed through, by name."""
+    body = json.dumps({"model": "m", "prompt": [5], **fields}).encode()
+    assert read_completion(body, {}, Settings(), None, {"m": None}).untouchable == expected
+
+
+@pytest.mark.parametrize("streamed", [True, False])
+def test_an_unstopped_completion_is_the_engines(adjourn: str, standin: str, streamed: bool) -> None:
+    """Streamed and whole, but for id and time."""
+    asked = {"model": "standin", "prompt": [5, 6, 1, 7], "max_tokens": 3, "logprobs": 1}
+    asked["stream"] = streamed
+    replies = [httpx.post(url + PATH, json=asked) for url in (standin, adjourn)]
+    if not streamed:
+        direct, ours = (reply.json() for reply in replies)
+        assert list(direct) == list(ours)
+        assert direct["choices"] == ours["choices"]
+        assert direct["usage"] == ours["usage"]
+    assert replies[1].headers["x-adjourn-policy"] == "deer"
+    assert metric(adjourn, "adjourn_requests_total", endpoint=PATH, policy="deer") > 0
