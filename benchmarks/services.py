@@ -7,12 +7,15 @@ import os
 import signal
 import socket
 import subprocess
+import sys
 import tempfile
+import threading
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NoReturn
 
 __all__ = ["ENGINE_ARGUMENTS", "ROOT", "engine", "free_port", "gateway", "running"]
 
@@ -25,7 +28,18 @@ ENGINE_ARGUMENTS = (
     "--reasoning-parser=qwen3",
     "--enable-prompt-tokens-details",
     "--disable-uvicorn-access-log",
+    # A model this small leaves nothing for a worker process to do but to spin, and on two cores
+    # that starves the API server: it delivers a second's tokens in one lump.
+    "--distributed-executor-backend=uni",
 )
+ENGINE_ENVIRONMENT = {
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # or it takes the worker process all the same
+    "OMP_NUM_THREADS": "1",
+    "VLLM_CPU_KVCACHE_SPACE": "2",
+    "HF_HUB_OFFLINE": "1",
+    "VLLM_NO_USAGE_STATS": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+}
 _STARTUP = 300.0
 
 
@@ -48,6 +62,9 @@ def running(
 
     Raises RuntimeError with the end of its output where it does not come up.
     """
+    if threading.current_thread() is threading.main_thread():
+        # Else who is terminated would leave what it started running.
+        signal.signal(signal.SIGTERM, _leave)
     path = log or Path(tempfile.mkstemp(suffix=".log", prefix="adjourn-")[1])
     with path.open("wb") as output:
         process = subprocess.Popen(
@@ -63,6 +80,10 @@ def running(
         yield process
     finally:
         _end(process)
+
+
+def _leave(signum: int, frame: object) -> NoReturn:
+    sys.exit(128 + signum)
 
 
 def _await(process: subprocess.Popen[bytes], url: str, log: Path, within: float) -> None:
@@ -100,14 +121,8 @@ def engine(
         str(python), "-m", "vllm.entrypoints.openai.api_server", f"--model={model}",
         "--host=127.0.0.1", f"--port={port}", *arguments,
     ]  # fmt: skip
-    env = {
-        "VLLM_CPU_KVCACHE_SPACE": "2",
-        "HF_HUB_OFFLINE": "1",
-        "VLLM_NO_USAGE_STATS": "1",
-        "TOKENIZERS_PARALLELISM": "false",
-    }
     url = f"http://127.0.0.1:{port}"
-    with running(command, f"{url}/health", env=env):
+    with running(command, f"{url}/health", env=ENGINE_ENVIRONMENT):
         yield url
 
 
