@@ -87,7 +87,7 @@ class JudgedChat(Abandonable):
         self._sink = (
             StreamSink(send, self._extra)
             if self._request.stream
-            else Assembler(send, self._extra, self._model.skeleton)
+            else Assembler(send, self._extra, self._model.skeleton, self._request.silence)
         )
         self._relay = Relay(
             self._gateway.engine,

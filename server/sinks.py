@@ -73,15 +73,21 @@ class Assembler:
 
     Texts are joined and lists put end to end; what is not known here is kept as it came last.
     ``skeleton`` is a whole reply of this engine's, for the keys that a stream does not bring.
+    ``silence`` is its word for no content.
     """
 
     def __init__(
-        self, send: Send, extra: Sequence[tuple[bytes, bytes]], skeleton: Mapping[str, Any]
+        self,
+        send: Send,
+        extra: Sequence[tuple[bytes, bytes]],
+        skeleton: Mapping[str, Any],
+        silence: str | None = None,
     ) -> None:
         self.began = False
         self._send = send
         self._extra = list(extra)
         self._skeleton = skeleton
+        self._silence = silence
         self._headers: list[tuple[bytes, bytes]] = []
         self._reply: dict[str, Any] = {}
         self._choice: dict[str, Any] = {}
@@ -147,7 +153,7 @@ class Assembler:
     def document(self) -> dict[str, Any]:
         """The reply so far, in the shape of the engine's own."""
         message = dict(self._message)
-        message["content"] = message.get("content") or None
+        message["content"] = message.get("content") or self._silence
         if self._calls:
             message["tool_calls"] = [self._calls[index] for index in sorted(self._calls)]
         choice = {**self._choice, "message": message}
