@@ -29,7 +29,7 @@ _VOLATILE = {
 _TEXTS = {"content", "reasoning", "reasoning_content", "text", "thinking", "delta", "arguments"}
 _TEXTS |= {"partial_json", "snapshot"}
 _THOUGHTS = {"reasoning", "reasoning_content", "thinking"}
-_COUNTS = {"completion_tokens", "output_tokens"}
+_COUNTS = {"completion_tokens", "output_tokens", "total_output_tokens"}
 # Words of a protocol; any other text may say what it likes behind a cut.
 _WORDS = {"finish_reason", "stop_reason", "role", "object", "type", "status", "model", "name"}
 _NOTE = "adjourn"
@@ -165,10 +165,13 @@ def shape(reply: Any, key: str = "") -> Any:
 
 
 def thought(reply: Any) -> float:
-    """How long the trace is: its text where the client shows it, else the tokens it was told."""
-    texts = [len(v) for k, v in _fields(reply) if k in _THOUGHTS and isinstance(v, str)]
-    counts = [v for k, v in _fields(reply) if k in _COUNTS and isinstance(v, int | float)]
-    return float(sum(texts) or sum(counts))
+    """How long the trace is: its tokens where they are told, else its text where that is shown,
+    else the tokens of the whole response."""
+    fields = list(_fields(reply))
+    told = sum(v for k, v in fields if k == "reasoning_tokens" and isinstance(v, int))
+    shown = sum(len(v) for k, v in fields if k in _THOUGHTS and isinstance(v, str))
+    whole = sum(v for k, v in fields if k in _COUNTS and isinstance(v, int | float))
+    return float(told or shown or whole)
 
 
 def _fields(reply: Any) -> Iterator[tuple[str, Any]]:

@@ -22,6 +22,8 @@ _ENGINE = (
     *ENGINE_ARGUMENTS,
     "--enable-auto-tool-choice",
     "--tool-call-parser=hermes",
+    # Some clients send no temperature.
+    '--override-generation-config={"temperature": 0}',
     '--structured-outputs-config={"backend": "xgrammar", "disable_any_whitespace": true}',
 )
 

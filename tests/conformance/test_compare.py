@@ -84,8 +84,10 @@ def test_a_shape_is_keys_types_and_order() -> None:
     assert shape(events) != shape([events[0], events[2], events[1]])
 
 
-def test_the_trace_is_measured_by_its_text_or_else_by_its_tokens() -> None:
-    """A client that hides reasoning still tells the tokens of the whole response."""
+def test_the_trace_is_measured_by_the_best_that_is_told() -> None:
+    """Its tokens, else its text; a client that hides both still tells those of the response."""
+    counted = {"completion_tokens": 9, "completion_tokens_details": {"reasoning_tokens": 3}}
+    assert thought(message("four", usage=counted)) == 3
     assert thought(message("four")) == 4
     assert thought({"usage": {"completion_tokens": 9}, "reasoning": None}) == 9
 

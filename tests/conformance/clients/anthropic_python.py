@@ -9,7 +9,7 @@ from feature import KEY, MODEL, QUESTION, URL, feature, report
 
 client = anthropic.Anthropic(base_url=URL, api_key=KEY, max_retries=0)
 MESSAGES: Any = [{"role": "user", "content": QUESTION}]
-ASK: Any = {"model": MODEL, "messages": MESSAGES, "temperature": 0, "max_tokens": 1500}
+ASK: Any = {"model": MODEL, "messages": MESSAGES, "max_tokens": 1500}
 TOOL: Any = {
     "name": "judge",
     "description": "Say whether the result is even.",

@@ -35,36 +35,43 @@ def shot(command: list[str], **variables: str) -> list[Any]:
     return lines
 
 
+# A context of 4,096 tokens holds neither its tools nor its instructions; the surroundings change
+# from run to run.
+BARE = {
+    "web_search": "disabled",
+    "include_permissions_instructions": False,
+    "include_environment_context": False,
+    "skills.include_instructions": False,
+    **dict.fromkeys(("features.multi_agent", "features.goals", "features.shell_tool"), False),
+}
+
+
 @feature("Codex CLI, one shot")
 def codex() -> Any:
     provider = {
-        "name": '"adjourn"',
-        "base_url": f'"{URL}/v1"',
-        "env_key": '"KEY"',
-        "wire_api": '"responses"',
-        "request_max_retries": "0",
-        "stream_max_retries": "0",
+        "name": "adjourn",
+        "base_url": f"{URL}/v1",
+        "env_key": "KEY",
+        "wire_api": "responses",
+        "request_max_retries": 0,
+        "stream_max_retries": 0,
     }
-    given = [f"model_providers.adjourn.{key}={value}" for key, value in provider.items()]
-    (instructions := Path(tempfile.gettempdir()) / "adjourn-codex.md").write_text("Be brief.")
-    given += ['model_provider="adjourn"', f'model_instructions_file="{instructions}"']
-    settings = [word for setting in given for word in ("-c", setting)]
-    events = shot(
-        ["codex", "exec", "--json", "--skip-git-repo-check", "-m", MODEL, *settings, QUESTION],
-        KEY=KEY,
-    )
-    return {
-        "events": [
-            e for e in events if e["type"] in ("item.completed", "turn.completed", "turn.failed")
-        ]
-    }
+    (brief := Path(tempfile.gettempdir()) / "adjourn-codex.md").write_text("Be brief.")
+    given = BARE | {"model_provider": "adjourn", "model_instructions_file": str(brief)}
+    given |= {f"model_providers.adjourn.{key}": value for key, value in provider.items()}
+    settings = [w for key, value in given.items() for w in ("-c", f"{key}={json.dumps(value)}")]
+    once = ["--json", "--ephemeral", "--skip-git-repo-check"]
+    events = shot(["codex", "exec", *once, "-m", MODEL, *settings, QUESTION], KEY=KEY)
+    told = ("item.completed", "turn.completed", "turn.failed")
+    return {"events": [event for event in events if event["type"] in told]}
 
 
 @feature("Claude Code, one shot")
 def claude() -> Any:
     *_, result = shot(
         [
-            *("claude", "-p", "--output-format", "json", "--model", MODEL, "--tools", ""),
+            *("claude", "-p", "--bare", "--no-session-persistence", "--output-format", "json"),
+            *("--model", MODEL, "--tools", ""),
             *("--system-prompt", "Be brief.", QUESTION),
         ],
         ANTHROPIC_BASE_URL=URL,

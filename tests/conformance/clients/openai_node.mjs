@@ -9,6 +9,7 @@ const question =
   "Start with 47. Add 38. Multiply by 3. Subtract 12. Add 59. What is the result?";
 const messages = [{ role: "user", content: question }];
 const ask = { model, messages, temperature: 0, max_tokens: 1500 };
+const counted = { stream_options: { include_usage: true } };
 const Verdict = z.object({ even: z.boolean(), size: z.enum(["small", "large"]) });
 const tool = {
   type: "function",
@@ -39,9 +40,9 @@ const features = [
   ["chat", "thinks", () => chat.completions.create(ask)],
   ["chat, streamed", "thinks", () => streamed(chat.completions.create({ ...ask, stream: true }))],
   ["chat, streamed with usage", "thinks", () =>
-    streamed(chat.completions.create({ ...ask, stream: true, stream_options: { include_usage: true } }))],
-  ["chat, stream helper", "thinks", () => chat.completions.stream(ask).finalChatCompletion()],
-  ["chat, n = 2", "thinks", () => chat.completions.create({ ...ask, n: 2 })],
+    streamed(chat.completions.create({ ...ask, stream: true, ...counted }))],
+  ["chat, stream helper", "thinks", () => chat.completions.stream({ ...ask, ...counted }).finalChatCompletion()],
+  ["chat, n = 2", "thinks", () => chat.completions.create({ ...ask, temperature: 0.6, seed: 7, n: 2 })],
   ["chat, log-probabilities", "thinks", () =>
     chat.completions.create({ ...ask, logprobs: true, top_logprobs: 2 })],
   ["tools, not called", "thinks", () => chat.completions.create({ ...ask, tools: [tool] })],
@@ -53,7 +54,7 @@ const features = [
     chat.completions.parse({ ...ask, response_format: zodResponseFormat(Verdict, "verdict") })],
   ["structured output, streamed parse", "thinks", () =>
     chat.completions
-      .stream({ ...ask, response_format: zodResponseFormat(Verdict, "verdict") })
+      .stream({ ...ask, ...counted, response_format: zodResponseFormat(Verdict, "verdict") })
       .finalChatCompletion()],
   ["completions", "thinks", () => completions.create(text)],
   ["completions, streamed", "thinks", () => streamed(completions.create({ ...text, stream: true }))],

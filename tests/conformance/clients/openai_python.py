@@ -48,8 +48,9 @@ def models() -> Any:
     return client.models.list().data
 
 
-@feature("model by id", "plain")
+@feature("model by id", "error")
 def model() -> Any:
+    """vLLM has no such route."""
     return client.models.retrieve(MODEL)
 
 
@@ -108,7 +109,7 @@ def chat_history() -> Any:
 
 @feature("chat, n = 2")
 def chat_n() -> Any:
-    return chat.create(**ASK, n=2)
+    return chat.create(**ASK | {"temperature": 0.6}, seed=7, n=2)
 
 
 @feature("chat, log-probabilities")
@@ -124,6 +125,13 @@ def chat_logprobs_streamed() -> Any:
 @feature("chat, stop")
 def chat_stop() -> Any:
     return chat.create(**ASK, stop=["\\boxed"])
+
+
+@feature("chat, stop, streamed with usage")
+def chat_stop_streamed() -> Any:
+    return streamed(
+        chat.create(**ASK, stop=["\\boxed"], stream=True, stream_options={"include_usage": True})
+    )
 
 
 @feature("chat, seed and penalties")

@@ -32,8 +32,7 @@ def serve(backend: str, endpoint: str, *options: str) -> Any:
         )
         [file] = Path(folder).glob("*.json")
         counted = json.loads(file.read_text())
-    # Under the name by which a reply would tell it.
-    return {key.replace("total_output", "completion"): counted[key] for key in COUNTS}
+    return {key: counted[key] for key in COUNTS}
 
 
 @feature("openai-chat")
