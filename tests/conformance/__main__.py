@@ -12,6 +12,7 @@ from itertools import groupby
 from pathlib import Path
 
 from benchmarks.services import ROOT
+from tests.conformance.compare import Line
 from tests.conformance.places import places
 from tests.conformance.suites import BUILT, SUITES, Suite, run
 from tests.conformance.table import Reasons, document, rows
@@ -46,14 +47,15 @@ def _run(suites: list[Suite]) -> None:
                 (FOUND / f"{suite.name}.json").write_text(json.dumps(lines, indent=1))
 
 
+def _found(suite: Suite) -> dict[str, list[Line]]:
+    file = FOUND / f"{suite.name}.json"
+    found: dict[str, list[Line]] = json.loads(file.read_text()) if file.exists() else {}
+    return found
+
+
 def _write() -> int:
     """The page; 1 where a cell lacks a reason, or a reason its cell."""
-    table = [
-        row
-        for suite in SUITES
-        if (file := FOUND / f"{suite.name}.json").exists()
-        for row in rows(suite.client, json.loads(file.read_text()))
-    ]
+    table = [row for suite in SUITES for row in rows(suite.client, _found(suite))]
     reasons = Reasons.read(Path(__file__).parent / "reasons.toml")
     page, unexplained = document(table, reasons)
     PAGE.write_text(page, "utf-8")

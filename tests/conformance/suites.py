@@ -78,14 +78,17 @@ def _reported(suite: Suite, url: str, direct: str, log: Path) -> Iterator[Line]:
     }
     folder = BUILT / "node" if suite.environment == "node" else HERE
     with log.open("wb") as errors:
-        ran = subprocess.run(
-            [*suite.command(), url, MODELS[suite.upstream]],
-            cwd=folder,
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=errors,
-            timeout=_LONGEST,
-        )
-    for line in ran.stdout.decode().splitlines():
+        try:
+            out = subprocess.run(
+                [*suite.command(), url, MODELS[suite.upstream]],
+                cwd=folder,
+                env=environment,
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                timeout=_LONGEST,
+            ).stdout
+        except subprocess.TimeoutExpired as late:  # what is missing shows in the table
+            out = late.stdout or b""
+    for line in out.decode().splitlines():
         if line.startswith("{"):
             yield json.loads(line)

@@ -40,9 +40,12 @@ class Row:
 
 def rows(client: str, found: Mapping[str, list[Line]]) -> list[Row]:
     """``found``: what the client reported at each place."""
-    at = {place: {line["feature"]: line for line in lines} for place, lines in found.items()}
+    at = {
+        place: {line["feature"]: line for line in found.get(place, [])}
+        for place in (*DIRECT, *GATEWAYS)
+    }
     features = dict.fromkeys(name for lines in at.values() for name in lines)
-    return [Row(client, name, _cells(name, at)) for name in features]
+    return [Row(client, name, _cells(name, at)) for name in features or ("everything",)]
 
 
 def _cells(feature: str, at: Mapping[str, Mapping[str, Line]]) -> dict[str, Verdict]:

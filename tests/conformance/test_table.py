@@ -26,6 +26,12 @@ def test_a_feature_that_one_place_lacks_is_seen() -> None:
     assert [cell.value for cell in row.cells.values()] == ["equal", "equal", "absent"]
 
 
+def test_a_client_that_did_not_run_is_seen() -> None:
+    """It has no features, and yet a row."""
+    [row] = rows("node", {})
+    assert set(row.cells.values()) == {Verdict.ABSENT}
+
+
 def test_a_cell_that_is_not_green_has_its_reason() -> None:
     """A number in the cell, the sentence below the table, nothing left unexplained."""
     page, unexplained = document([ROW], Reasons([REASON]))

@@ -62,7 +62,8 @@ def codex() -> Any:
     settings = [w for key, value in given.items() for w in ("-c", f"{key}={json.dumps(value)}")]
     once = ["--json", "--ephemeral", "--skip-git-repo-check"]
     events = shot(["codex", "exec", *once, "-m", MODEL, *settings, QUESTION], KEY=KEY)
-    told = ("item.completed", "turn.completed", "turn.failed")
+    assert events[-1]["type"] == "turn.completed", events[-1]
+    told = ("item.completed", "turn.completed")
     return {"events": [event for event in events if event["type"] in told]}
 
 
@@ -82,9 +83,8 @@ def claude() -> Any:
         DISABLE_TELEMETRY="1",
         IS_SANDBOX="1",
     )
-    return {
-        key: result.get(key) for key in ("subtype", "is_error", "result", "stop_reason", "usage")
-    }
+    assert not result["is_error"], result["result"]
+    return {key: result.get(key) for key in ("subtype", "result", "stop_reason", "usage")}
 
 
 if __name__ == "__main__":

@@ -94,8 +94,8 @@ def inspected(streamed: bool) -> Any:
         )
         with contextlib.redirect_stdout(sys.stderr):
             [log] = inspect_ai.eval(task, model=model, log_dir=folder, display="none")
+    assert log.status == "success", log.error
     return {
-        "status": log.status,
         "samples": [
             {
                 "score": sample.scores["includes"].value,

@@ -42,6 +42,7 @@ def load(path: str) -> Any:
         )
         [benchmark] = json.loads(file.read_text())["benchmarks"]
     requests = benchmark["requests"]
+    assert len(requests["successful"]) == 3, "a request failed"
     return {
         "counts": {kind: len(made) for kind, made in requests.items()},
         "requests": [

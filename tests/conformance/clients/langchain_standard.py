@@ -49,10 +49,11 @@ class Outcomes:
 
 def outcomes(name: str) -> dict[str, Any]:
     found = Outcomes()
-    arguments = [f"{__file__}::{name}", "-q", "-p", "no:cacheprovider", "--disable-socket"]
-    arguments[-1:] = ["--asyncio-mode=auto", "-W", "ignore"]
+    arguments = [f"{__file__}::{name}", "-q", "-p", "no:cacheprovider", "-W", "ignore"]
+    arguments += ["--asyncio-mode=auto"]
     with contextlib.redirect_stdout(sys.stderr):
         pytest.main(arguments, plugins=[found])
+    assert found.of, "no test was run"
     passed = sum(outcome == "passed" for outcome in found.of.values())
     return {"passed": passed, "tests": dict(sorted(found.of.items()))}
 

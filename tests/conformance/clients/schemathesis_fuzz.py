@@ -14,11 +14,11 @@ from typing import Any
 from feature import MODEL, URL, feature, report
 
 HERE = Path(__file__).parent
-EXAMPLES = os.environ.get("EXAMPLES", "60")
+EXAMPLES = os.environ.get("EXAMPLES", "30")
 
 
 def fuzzed(path: str) -> Any:
-    ran = subprocess.run(
+    subprocess.run(
         [
             *(Path(sys.executable).with_name("schemathesis"), "run", f"{URL}/openapi.json"),
             *("--url", URL, "--include-path", path, "--checks", "no_5xx_of_our_own"),
@@ -29,8 +29,9 @@ def fuzzed(path: str) -> Any:
         env=os.environ | {"SCHEMATHESIS_HOOKS": "schemathesis_check", "MODEL": MODEL},
         cwd=HERE,
         stdout=sys.stderr,
+        check=True,
     )
-    return {"failed": ran.returncode}
+    return "no 5xx of our own"
 
 
 for path in (

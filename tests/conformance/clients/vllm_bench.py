@@ -32,6 +32,7 @@ def serve(backend: str, endpoint: str, *options: str) -> Any:
         )
         [file] = Path(folder).glob("*.json")
         counted = json.loads(file.read_text())
+    assert counted["completed"] == 3, "a request failed"
     return {key: counted[key] for key in COUNTS}
 
 
