@@ -64,10 +64,11 @@ def verdict(direct: Sequence[Line], ours: Line | None, *, fires: bool) -> Verdic
         same = any(line.get("error") == ours.get("error") for line in direct)
         known = Verdict.EQUAL if ours["kind"] == "error" else Verdict.SAME_ERROR
         return known if same else Verdict.DIFFERS
+    cut = fires and ours["kind"] == "thinks"
     replies, reply = [plain(line["reply"]) for line in direct], plain(ours["reply"])
     if any(equal(one, reply) for one in replies):
-        return Verdict.UNTOUCHED if fires and ours["kind"] == "thinks" else Verdict.EQUAL
-    return _cut(replies, reply) if fires else Verdict.DIFFERS
+        return Verdict.UNTOUCHED if cut else Verdict.EQUAL
+    return _cut(replies, reply) if cut else Verdict.DIFFERS
 
 
 def _cut(replies: Sequence[Any], reply: Any) -> Verdict:

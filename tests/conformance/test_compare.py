@@ -100,6 +100,7 @@ def test_the_trace_is_measured_by_the_best_that_is_told() -> None:
         (line(message("a longer trace")), Verdict.DIFFERS, Verdict.NOT_SHORTER),
         (line(message("a", more=1)), Verdict.DIFFERS, Verdict.OTHER_SHAPE),
         (line(message("a long trace"), "plain"), Verdict.EQUAL, Verdict.EQUAL),
+        (line(message("a long"), "plain"), Verdict.DIFFERS, Verdict.DIFFERS),
         ({"feature": "chat", "kind": "thinks", "error": {}}, Verdict.DIFFERS, Verdict.DIFFERS),
         (None, Verdict.ABSENT, Verdict.ABSENT),
     ],
