@@ -18,7 +18,8 @@ _HEAD = f"""# Compatibility
 
 Unmodified clients, pointed at the engine and at gateways before it. Made by `make conformance`;
 the engine is vLLM on the CPU with the pocket model, at temperature 0, except where a client is put
-before an engine that fails, which a stand-in plays.
+before an engine that fails, which a stand-in plays. The clients' versions are pinned in
+`tests/conformance/clients`.
 
 - **off**, **never**: the gateway with no policy, and with one that never fires. What the client
   made of its reply must be what it made of the engine's, key for key, but for ids and times, what
