@@ -26,7 +26,7 @@ def shot(command: list[str], **variables: str) -> list[Any]:
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
-            timeout=180,
+            timeout=600,
         )
     print(ran.stdout, ran.stderr, file=sys.stderr)
     lines = [json.loads(line) for line in ran.stdout.splitlines() if line.startswith("{")]
