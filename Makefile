@@ -1,9 +1,9 @@
 # What one does with this project, one line each. `make` alone lists it.
 .DEFAULT_GOAL := help
-.PHONY: help install engine demo serve test check lock pocket bench
+.PHONY: help install engine demo serve test conformance check lock pocket bench
 
 help:  ## this list
-	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile | expand -t 10
+	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile | expand -t 14
 
 install:  ## the gateway, into .venv
 	@scripts/install
@@ -24,6 +24,9 @@ serve: .venv-dev engine  ## install all, then serve the pocket model until inter
 
 test: .venv-dev engine  ## install all, then run every test
 	@scripts/test
+
+conformance: .venv-dev engine  ## install all, then point other people's clients at it
+	@scripts/conformance
 
 check: .venv-dev  ## formatting, lint and types
 	@scripts/check

@@ -54,6 +54,12 @@ class Asked:
     prompt: Any = None
     """A raw completion's: a text or ids."""
 
+    @property
+    def silence(self) -> str | None:
+        """vLLM's word for no content in a whole reply: "" beside a tool that had to be called."""
+        asked = bytes(self.fields.get("tool_choice", b"null"))
+        return None if asked in (b"null", b'"auto"', b'"none"') else ""
+
 
 class _StreamOptions(msgspec.Struct):
     include_usage: bool | None = None

@@ -106,7 +106,7 @@ class Judged(Abandonable):
         self._sink = (
             StreamSink(send, self._extra)
             if self._request.stream
-            else Assembler(send, self._extra, self._skeleton)
+            else Assembler(send, self._extra, self._skeleton, self._request.silence)
         )
         if self._request.choices == 1:
             relay = self._relay(0, self._sink)

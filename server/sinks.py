@@ -93,15 +93,21 @@ class Assembler:
 
     Texts are joined and lists put end to end; what is not known here is kept as it came last.
     ``skeleton`` is a whole reply of this engine's, for the keys that a stream does not bring.
+    ``silence`` is its word for no content.
     """
 
     def __init__(
-        self, send: Send, extra: Sequence[tuple[bytes, bytes]], skeleton: Mapping[str, Any]
+        self,
+        send: Send,
+        extra: Sequence[tuple[bytes, bytes]],
+        skeleton: Mapping[str, Any],
+        silence: str | None = None,
     ) -> None:
         self.began = False
         self._send = send
         self._extra = list(extra)
         self._skeleton = skeleton
+        self._silence = silence
         self._headers: list[tuple[bytes, bytes]] = []
         self._reply: dict[str, Any] = {}
         self._choices: dict[int, _Choice] = {}
@@ -141,7 +147,9 @@ class Assembler:
         reply = {**self._reply, "object": str(self._reply.get("object")).removesuffix(".chunk")}
         shape = (empty.get("choices") or [{}])[0]
         choices = self._choices or {0: _Choice()}
-        reply["choices"] = [choices[index].document(shape) for index in sorted(choices)]
+        reply["choices"] = [
+            choices[index].document(shape, self._silence) for index in sorted(choices)
+        ]
         if isinstance(usage := reply.get("usage"), dict):
             like = empty.get("usage") or {}
             details = {
@@ -215,11 +223,11 @@ class _Choice:
         for key, value in function.items():
             _join(call.setdefault("function", {}), key, value)
 
-    def document(self, shape: Mapping[str, Any]) -> dict[str, Any]:
+    def document(self, shape: Mapping[str, Any], silence: str | None) -> dict[str, Any]:
         if "text" in self._choice:
             return _filled(self._choice, shape)
         message = dict(self._message)
-        message["content"] = message.get("content") or None
+        message["content"] = message.get("content") or silence
         if self._calls:
             message["tool_calls"] = [self._calls[index] for index in sorted(self._calls)]
         choice = {**self._choice, "message": _filled(message, shape.get("message", {}))}

@@ -129,6 +129,21 @@ def test_no_body_is_worse_than_bad(body: bytes) -> None:
         read_chat(body, {}, settings(), DEFAULT, MODELS)
 
 
+@pytest.mark.parametrize(
+    ("choice", "silence"),
+    [
+        (None, None),
+        ("auto", None),
+        ("none", None),
+        ("required", ""),
+        ({"type": "function", "function": {"name": "judge"}}, ""),
+    ],
+)
+def test_no_content_is_said_as_the_engine_says_it(choice: Any, silence: str | None) -> None:
+    """Beside a tool that had to be called vLLM's content is an empty text, else null."""
+    assert read(tool_choice=choice).silence == silence
+
+
 _JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=5),
     lambda inner: (

@@ -86,12 +86,14 @@ def delta(finish: str | None = None, **fields: Any) -> bytes:
     return event(choice={"delta": fields, "logprobs": None, "finish_reason": finish})
 
 
-def assembled(*events: bytes, note: Any = None, skeleton: Any = None) -> tuple[Sent, Any]:
+def assembled(
+    *events: bytes, note: Any = None, skeleton: Any = None, silence: str | None = None
+) -> tuple[Sent, Any]:
     """What was sent, and its body, of these events."""
 
     async def assemble() -> Sent:
         sent = Sent()
-        sink = Assembler(sent, EXTRA, SKELETON if skeleton is None else skeleton)
+        sink = Assembler(sent, EXTRA, SKELETON if skeleton is None else skeleton, silence)
         sink.open(reply())
         for each in events:
             await sink.write([each])
@@ -257,6 +259,13 @@ def test_tool_calls_are_put_together() -> None:
         {"id": "c0", "type": "function", "function": {"name": "f", "arguments": '{"a":1}'}},
         {"id": "c1", "type": "function", "function": {"name": "g", "arguments": "{}"}},
     ]
+
+
+def test_no_content_is_the_engines_word_for_it() -> None:
+    """Null or an empty text, as it would have said in a whole reply."""
+    for silence in (None, ""):
+        _, document = assembled(delta(role="assistant", content=""), silence=silence)
+        assert document["choices"][0]["message"]["content"] == silence
 
 
 def test_lists_are_put_end_to_end() -> None:

@@ -1,0 +1,72 @@
+"""LangChain's standard tests of a chat model: which pass is the reply."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from typing import Any
+
+import pytest
+from feature import KEY, MODEL, URL, feature, report
+from langchain_core.language_models import BaseChatModel
+from langchain_deepseek import ChatDeepSeek
+from langchain_openai import ChatOpenAI
+from langchain_tests.integration_tests import ChatModelIntegrationTests
+
+COMMON = {"model": MODEL, "api_key": KEY, "temperature": 0, "max_tokens": 300, "max_retries": 0}
+
+
+class TestChatOpenAI(ChatModelIntegrationTests):
+    @property
+    def chat_model_class(self) -> type[BaseChatModel]:
+        return ChatOpenAI
+
+    @property
+    def chat_model_params(self) -> dict[str, Any]:
+        return COMMON | {"base_url": f"{URL}/v1"}
+
+
+class TestChatDeepSeek(ChatModelIntegrationTests):
+    @property
+    def chat_model_class(self) -> type[BaseChatModel]:
+        return ChatDeepSeek
+
+    @property
+    def chat_model_params(self) -> dict[str, Any]:
+        return COMMON | {"api_base": f"{URL}/v1"}
+
+
+class Outcomes:
+    """What became of each test."""
+
+    def __init__(self) -> None:
+        self.of: dict[str, str] = {}
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if report.when == "call" or report.outcome != "passed":
+            self.of[report.nodeid.rpartition("::")[2]] = report.outcome
+
+
+def outcomes(name: str) -> dict[str, Any]:
+    found = Outcomes()
+    arguments = [f"{__file__}::{name}", "-q", "-p", "no:cacheprovider", "-W", "ignore"]
+    arguments += ["--asyncio-mode=auto"]
+    with contextlib.redirect_stdout(sys.stderr):
+        pytest.main(arguments, plugins=[found])
+    assert found.of, "no test was run"
+    passed = sum(outcome == "passed" for outcome in found.of.values())
+    return {"passed": passed, "tests": dict(sorted(found.of.items()))}
+
+
+@feature("standard tests, ChatOpenAI", "plain")
+def openai() -> Any:
+    return outcomes("TestChatOpenAI")
+
+
+@feature("standard tests, ChatDeepSeek", "plain")
+def deepseek() -> Any:
+    return outcomes("TestChatDeepSeek")
+
+
+if __name__ == "__main__":
+    report()

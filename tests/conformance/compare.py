@@ -1,0 +1,186 @@
+"""Two replies to one request, compared: equal but for ids and times, or of one shape and shorter.
+
+A reply is whatever a client made of what it got, as JSON. Where a client streamed, the list of its
+events stands under ``stream``; how many there are is the engine's whim, so neighbours that differ
+in their text alone are joined first.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from enum import Enum
+from typing import Any
+
+__all__ = ["Line", "Verdict", "equal", "joined", "plain", "shape", "thought", "verdict"]
+
+Line = Mapping[str, Any]
+"""What a client's script prints for a feature: `feature`, `kind`, and `reply` or `error`."""
+
+# What differs between two replies to the same request, whoever answers.
+_VOLATILE = {
+    *("id", "created", "created_at", "completed_at", "request_id", "item_id", "response_id"),
+    *("call_id", "tool_call_id", "session_id", "uuid", "signature", "sequence_number"),
+    # What the engine's cache held; after a cut it is that of the second call.
+    *("cached_tokens", "cache_read_input_tokens", "cache_read", "input_tokens_cache_read"),
+    *("created_cache_tokens", "cache_creation_input_tokens"),
+}
+# Texts that come in pieces, and lists that grow with them.
+_TEXTS = {"content", "reasoning", "reasoning_content", "text", "thinking", "delta", "arguments"}
+_TEXTS |= {"partial_json", "snapshot"}
+_THOUGHTS = {"reasoning", "reasoning_content", "thinking"}
+_COUNTS = {"completion_tokens", "output_tokens", "total_output_tokens"}
+# Words of a protocol; any other text may say what it likes behind a cut.
+_WORDS = {"finish_reason", "stop_reason", "role", "object", "type", "status", "model", "name"}
+_NOTE = "adjourn"
+_NEAR = 1e-2  # of log-probabilities: a batch of another size rounds otherwise
+
+
+class Verdict(Enum):
+    """What a cell says. ``good`` ones need no reason."""
+
+    EQUAL = "equal"
+    SHORTER = "shorter"
+    SAME_ERROR = "same error"
+    UNTOUCHED = "not judged"
+    NOT_SHORTER = "not shorter"
+    OTHER_SHAPE = "other shape"
+    DIFFERS = "differs"
+    ABSENT = "absent"
+
+    @property
+    def good(self) -> bool:
+        return self in (Verdict.EQUAL, Verdict.SHORTER)
+
+
+def verdict(direct: Sequence[Line], ours: Line | None, *, fires: bool) -> Verdict:
+    """A client's line for one feature, against those it had from the engine itself.
+
+    ``direct`` are several: what an engine says twice may differ by itself.
+    """
+    if not direct or ours is None:
+        return Verdict.ABSENT
+    if "error" in ours or any("error" in line for line in direct):
+        same = any(line.get("error") == ours.get("error") for line in direct)
+        known = Verdict.EQUAL if ours["kind"] == "error" else Verdict.SAME_ERROR
+        return known if same else Verdict.DIFFERS
+    cut = fires and ours["kind"] == "thinks"
+    replies, reply = [plain(line["reply"]) for line in direct], plain(ours["reply"])
+    if any(equal(one, reply) for one in replies):
+        return Verdict.UNTOUCHED if cut else Verdict.EQUAL
+    return _cut(replies, reply) if cut else Verdict.DIFFERS
+
+
+def _cut(replies: Sequence[Any], reply: Any) -> Verdict:
+    """The shape must be one of the engine's own, the trace shorter than in all of them."""
+    if all(shape(one) != shape(reply) for one in replies):
+        return Verdict.OTHER_SHAPE
+    shorter = thought(reply) < min(map(thought, replies))
+    return Verdict.SHORTER if shorter else Verdict.NOT_SHORTER
+
+
+def plain(reply: Any) -> Any:
+    """A reply with its streams joined and without what no two replies share."""
+    match reply:
+        case dict():
+            return {key: _plain_field(key, value) for key, value in reply.items()}
+        case list():
+            return [plain(item) for item in reply]
+    return reply
+
+
+def _plain_field(key: str, value: Any) -> Any:
+    if key in _VOLATILE and not isinstance(value, dict | list):
+        return None if value is None else "…"
+    if key == "stream" and isinstance(value, list):
+        return joined([plain(event) for event in value])
+    return plain(value)
+
+
+def joined(events: Sequence[Any]) -> list[Any]:
+    """Neighbours that differ in the pieces of their texts alone, made one."""
+    out: list[Any] = []
+    for event in events:
+        if out and _frame(out[-1]) == _frame(event):
+            out[-1] = _concatenated(out[-1], event)
+        else:
+            out.append(event)
+    return out
+
+
+def _frame(value: Any, key: str = "") -> Any:
+    match value:
+        case dict():
+            return {k: _frame(v, k) for k, v in value.items()}
+        case list():
+            # Entries of log-probabilities are pieces, too; choices and parts are not.
+            return ["…"] if value and _grows(key, value) else [_frame(v) for v in value]
+        case str() if value and key in _TEXTS:
+            return "…"
+    return value
+
+
+def _grows(key: str, value: list[Any]) -> bool:
+    entry = value[0]
+    return key == "token_ids" or (isinstance(entry, dict) and "logprob" in entry)
+
+
+def _concatenated(one: Any, two: Any, key: str = "") -> Any:
+    match one:
+        case dict():
+            return {k: _concatenated(v, two[k], k) for k, v in one.items()}
+        case list() if one and _grows(key, one):
+            return one + two
+        case list():
+            return [_concatenated(a, b) for a, b in zip(one, two, strict=True)]
+        case str() if one and key in _TEXTS:
+            return one + two
+    return one
+
+
+def equal(one: Any, two: Any) -> bool:
+    """Deep, with numbers that need only be near."""
+    match one, two:
+        case dict(), dict():
+            return one.keys() == two.keys() and all(equal(one[key], two[key]) for key in one)
+        case list(), list():
+            return len(one) == len(two) and all(map(equal, one, two))
+        case float(), float() | int():
+            return math.isclose(one, two, abs_tol=_NEAR)
+    return bool(one == two)
+
+
+def shape(reply: Any, key: str = "") -> Any:
+    """Keys, types, order and the protocol's own words; not what was said, nor how much."""
+    match reply:
+        case dict():
+            return {k: shape(v, k) for k, v in sorted(reply.items()) if k != _NOTE}
+        case list():
+            kinds = [shape(item, key) for item in reply]
+            return [kind for at, kind in enumerate(kinds) if not at or kind != kinds[at - 1]]
+        case str() if key not in _WORDS:
+            return "text" if reply else ""
+        case int() | float() if not isinstance(reply, bool):
+            return "number"
+    return reply
+
+
+def thought(reply: Any) -> float:
+    """How long the trace is: its tokens where they are told, else its text where that is shown,
+    else the tokens of the whole response."""
+    fields = list(_fields(reply))
+    told = sum(v for k, v in fields if k == "reasoning_tokens" and isinstance(v, int))
+    shown = sum(len(v) for k, v in fields if k in _THOUGHTS and isinstance(v, str))
+    whole = sum(v for k, v in fields if k in _COUNTS and isinstance(v, int | float))
+    return float(told or shown or whole)
+
+
+def _fields(reply: Any) -> Iterator[tuple[str, Any]]:
+    match reply:
+        case dict():
+            for key, value in reply.items():
+                yield key, value
+                yield from _fields(value)
+        case list():
+            for item in reply:
+                yield from _fields(item)

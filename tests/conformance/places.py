@@ -1,0 +1,51 @@
+"""Where a client can be pointed: the engine itself, and gateways before it."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Iterator
+
+from benchmarks.services import ENGINE_ARGUMENTS, engine, free_port, gateway, running
+
+__all__ = ["DIRECT", "FIRES", "GATEWAYS", "MODELS", "Places", "places"]
+
+Places = dict[str, str]
+"""Base URLs by name."""
+
+DIRECT = ("direct", "direct again")
+GATEWAYS = {"off": "off", "never": "never", "fires": "budget(max=40)"}
+FIRES = GATEWAYS["fires"]
+MODELS = {"vllm": "pocket", "standin": "standin"}
+# Without these vLLM refuses tools, and lets a small model write blanks for ever inside a grammar.
+_ENGINE = (
+    *ENGINE_ARGUMENTS,
+    "--enable-auto-tool-choice",
+    "--tool-call-parser=hermes",
+    # Some clients send no temperature.
+    '--override-generation-config={"temperature": 0}',
+    '--structured-outputs-config={"backend": "xgrammar", "disable_any_whitespace": true}',
+)
+
+
+@contextlib.contextmanager
+def places(upstream: str) -> Iterator[Places]:
+    """``upstream`` is `vllm` or `standin`. The engine is asked twice: the second time is the
+    control, and the first has filled its cache."""
+    start = engine(free_port(), arguments=_ENGINE) if upstream == "vllm" else _standin()
+    with contextlib.ExitStack() as stack:
+        url = stack.enter_context(start)
+        found = dict.fromkeys(DIRECT, url)
+        for name, policy in GATEWAYS.items():
+            options = ("--policy", policy, "--hold-out", "0")
+            found[name] = stack.enter_context(gateway(url, free_port(), *options))
+        yield found
+
+
+@contextlib.contextmanager
+def _standin() -> Iterator[str]:
+    port = free_port()
+    command = [sys.executable, "-m", "benchmarks.standin", "--port", str(port), "--rate", "400"]
+    url = f"http://127.0.0.1:{port}"
+    with running(command, f"{url}/health", within=20):
+        yield url

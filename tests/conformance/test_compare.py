@@ -1,0 +1,122 @@
+"""What the comparison of replies forgives, and what it does not."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.conformance.compare import Verdict, equal, joined, plain, shape, thought, verdict
+
+
+def delta(**fields: Any) -> dict[str, Any]:
+    return {"id": "chatcmpl-1", "choices": [{"index": 0, "delta": fields, "finish_reason": None}]}
+
+
+def line(reply: Any, kind: str = "thinks") -> dict[str, Any]:
+    return {"feature": "chat", "kind": kind, "reply": reply}
+
+
+def message(reasoning: str, content: str = "42", **fields: Any) -> dict[str, Any]:
+    said = {"role": "assistant", "reasoning": reasoning, "content": content}
+    return {"id": "1", "choices": [{"message": said, "finish_reason": "stop"}], **fields}
+
+
+@given(st.lists(st.text(min_size=1), min_size=1), st.lists(st.text(min_size=1), min_size=1))
+def test_how_a_text_is_cut_into_chunks_does_not_matter(thought: list[str], said: list[str]) -> None:
+    """Any chunking joins to one event a kind, in order."""
+    events = [delta(reasoning=text) for text in thought] + [delta(content=text) for text in said]
+    whole = [delta(reasoning="".join(thought)), delta(content="".join(said))]
+    assert joined(events) == whole
+
+
+def test_an_event_of_another_kind_is_not_swallowed() -> None:
+    """A role, a finish, a field that only some chunks have: each stays an event of its own."""
+    events = [delta(role="assistant", content=""), delta(content="a"), delta(content="b", more=1)]
+    assert joined(events) == events
+
+
+def test_log_probabilities_grow_with_their_texts() -> None:
+    """Entries are joined as texts are."""
+    events = [
+        {"delta": {"content": text}, "logprobs": {"content": [{"token": text, "logprob": -0.5}]}}
+        for text in "ab"
+    ]
+    [event] = joined(events)
+    assert event["delta"]["content"] == "ab"
+    assert [entry["token"] for entry in event["logprobs"]["content"]] == ["a", "b"]
+
+
+def test_ids_and_times_may_differ_but_not_be_lost() -> None:
+    """A volatile field must be there on both sides, or be null on both."""
+    one, two = message("a") | {"created": 1}, message("a") | {"created": 2}
+    assert equal(plain(one), plain(two))
+    del two["created"]
+    assert not equal(plain(one), plain(two))
+    assert not equal(plain(one), plain(one | {"created": None}))
+
+
+@pytest.mark.parametrize(
+    ("one", "two", "same"),
+    [
+        (-0.5, -0.5001, True),
+        (-0.5, -0.6, False),
+        (1, 2, False),
+        (None, "", False),
+        ([1], [1, 1], False),
+        ({"a": None}, {}, False),
+    ],
+)
+def test_numbers_need_only_be_near(one: Any, two: Any, same: bool) -> None:
+    """Log-probabilities are; counts, nulls and lengths are not."""
+    assert equal(one, two) is same
+
+
+def test_a_shape_is_keys_types_and_order() -> None:
+    """What was said does not matter; a type, a null, a finish or the order of events does."""
+    assert shape(message("long", "1")) == shape(message("s", "2"))
+    assert shape(message("a")) == shape(message("a", adjourn={"stopped": True}))
+    for other in (message("a", other=1), message("a", ""), {"choices": []}):
+        assert shape(message("a")) != shape(other)
+    events = [delta(role="assistant"), delta(reasoning="a"), delta(content="b")]
+    assert shape(events) != shape([events[0], events[2], events[1]])
+
+
+def test_the_trace_is_measured_by_the_best_that_is_told() -> None:
+    """Its tokens, else its text; a client that hides both still tells those of the response."""
+    counted = {"completion_tokens": 9, "completion_tokens_details": {"reasoning_tokens": 3}}
+    assert thought(message("four", usage=counted)) == 3
+    assert thought(message("four")) == 4
+    assert thought({"usage": {"completion_tokens": 9}, "reasoning": None}) == 9
+
+
+@pytest.mark.parametrize(
+    ("ours", "unfired", "fired"),
+    [
+        (line(message("a long trace")), Verdict.EQUAL, Verdict.UNTOUCHED),
+        (line(message("a long")), Verdict.DIFFERS, Verdict.SHORTER),
+        (line(message("a longer trace")), Verdict.DIFFERS, Verdict.NOT_SHORTER),
+        (line(message("a", more=1)), Verdict.DIFFERS, Verdict.OTHER_SHAPE),
+        (line(message("a long trace"), "plain"), Verdict.EQUAL, Verdict.EQUAL),
+        (line(message("a long"), "plain"), Verdict.DIFFERS, Verdict.DIFFERS),
+        ({"feature": "chat", "kind": "thinks", "error": {}}, Verdict.DIFFERS, Verdict.DIFFERS),
+        (None, Verdict.ABSENT, Verdict.ABSENT),
+    ],
+)
+def test_a_verdict(ours: Any, unfired: Verdict, fired: Verdict) -> None:
+    """Equal where nothing fires; where something does, of one shape and shorter."""
+    direct = [line(message("a long trace"))] * 2
+    assert verdict(direct, ours, fires=False) is unfired
+    assert verdict(direct, ours, fires=True) is fired
+
+
+def test_an_error_is_right_only_where_it_is_due() -> None:
+    """The engine's own refusal of what was to work is no success of ours."""
+    refused = {"feature": "f", "error": {"type": "BadRequestError", "status": 400}}
+    for kind, expected in (("error", Verdict.EQUAL), ("thinks", Verdict.SAME_ERROR)):
+        case = refused | {"kind": kind}
+        assert verdict([case], case, fires=False) is expected
+    ours = refused | {"kind": "error", "error": {"type": "APIError", "status": None}}
+    assert verdict([refused], ours, fires=False) is Verdict.DIFFERS
