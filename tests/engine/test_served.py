@@ -65,12 +65,20 @@ def test_the_dialect_is_told(served: tuple[str, str]) -> None:
 
 
 def test_unjudged_it_thinks_for_ever(served: tuple[str, str]) -> None:
-    """Without a cut the limit ends the response, within the trace."""
-    reply = ask(served, adjourn={"policy": "never"}).json()
-    choice, note = reply["choices"][0], reply["adjourn"]
+    """With no policy the limit ends the response, within the trace."""
+    reply = ask(served, adjourn={"policy": "off"}).json()
+    choice = reply["choices"][0]
     assert choice["finish_reason"] == "length"
     assert not choice["message"]["content"]
-    assert note["tokens"]["answer"] == 0
+    assert reply["usage"]["completion_tokens"] == 60
+
+
+def test_a_response_that_ends_in_its_trace_is_rescued(served: tuple[str, str]) -> None:
+    """Where the limit is used up in the trace, an answer is drawn all the same."""
+    reply = ask(served, adjourn={"policy": "never"}).json()
+    note = reply["adjourn"]
+    assert note["rescued"] == "length"
+    assert reply["choices"][0]["message"]["content"] == ANSWER
     assert note["tokens"]["reasoning"] + note["tokens"]["marker"] == 60
 
 
@@ -91,8 +99,8 @@ def test_a_cut_is_seamless(served: tuple[str, str]) -> None:
 
 
 def test_a_cut_stream_is_seamless(served: tuple[str, str]) -> None:
-    """Streamed: the same, first all reasoning and then all content, and ids that are all there."""
-    whole = ask(served).json()
+    """Streamed: first all reasoning and then the whole answer, and ids that are all there. How far
+    the trace was kept depends on how many tokens came at once."""
     options = {"stream": True, "return_token_ids": True, "stream_options": {"include_usage": True}}
     chunks = [chunk for chunk in events(ask(served, **options).content) if chunk != "[DONE]"]
     choices = [chunk["choices"][0] for chunk in chunks if chunk["choices"]]
@@ -100,10 +108,14 @@ def test_a_cut_stream_is_seamless(served: tuple[str, str]) -> None:
         kind for choice in choices for kind in ("reasoning", "content") if choice["delta"].get(kind)
     ]
     assert kinds == sorted(kinds, reverse=True)
-    for kind in ("reasoning", "content"):
-        said = "".join(choice["delta"].get(kind) or "" for choice in choices)
-        assert said == whole["choices"][0]["message"][kind]
+    thought, answer = (
+        "".join(choice["delta"].get(kind) or "" for choice in choices)
+        for kind in ("reasoning", "content")
+    )
+    assert thought.strip()
+    assert THOUGHT.startswith(thought.strip())
+    assert answer == ANSWER
     assert len({chunk["id"] for chunk in chunks}) == 1
     ids = [token for choice in choices for token in choice.get("token_ids") or ()]
     assert len(ids) == chunks[-1]["usage"]["completion_tokens"]
-    assert chunks[-1]["usage"]["completion_tokens"] == whole["usage"]["completion_tokens"]
+    assert chunks[-1]["adjourn"]["stopped"]

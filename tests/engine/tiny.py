@@ -31,13 +31,6 @@ SERVED = {
         "<seed:think>",
     ),
     "mistral": Family("mistral", ("[THINK]", "[/THINK]", "[TOOL_CALLS]"), " Go:", "", "[THINK]"),
-    "gemma4": Family(
-        "gemma4",
-        ("<|channel>", "<channel|>", "<|tool_call>", "<|turn>", "thought"),
-        "<|turn>model\n",
-        "",
-        "<|channel>thought\n",
-    ),
     "olmo3": Family("olmo3", (), "assistant\n<think>", ""),
 }
 """How the served families begin."""
