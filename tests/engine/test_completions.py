@@ -77,7 +77,9 @@ def test_a_cut_is_text(vllm: str, real: str, streamed: bool) -> None:
 @pytest.mark.parametrize("policy", ["never", "budget(max=40)"])
 def test_a_stop_string_is_for_the_answer(vllm: str, real: str, policy: str) -> None:
     """Where the prompt opens a trace, stop strings wait for its end."""
-    prompt = prompt_of(vllm, PROBLEMS[0])
+    marker = {"model": "pocket", "prompt": "<think>\n", "add_special_tokens": False}
+    opening = httpx.post(f"{vllm}/tokenize", json=marker).json()["tokens"]
+    prompt = [*prompt_of(vllm, PROBLEMS[0]), *opening]
     text = complete(real, prompt, stop=[" = ", "boxed"], adjourn={"policy": policy})["choices"][0]
     thought, _, answer = text["text"].partition("</think>")
     assert " = " in thought
