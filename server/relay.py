@@ -275,9 +275,9 @@ class Relay:
             [*session.prompt, *session.generated[: cut.kept], *ids], self._left(cut)
         )
         session.resumed()
+        self._answer = answer
         self._give_up_main(session.released, cut.edge)
         self._say(cut.said, 0)
-        self._answer = answer
         self.times.resumed = time.perf_counter()
 
     async def _reopen(self, reopen: Reopen) -> Order | None:
@@ -289,10 +289,10 @@ class Relay:
         fields = self._surface.more(prompt, left, reopen.bias)
         following = await self._begin(Continuation, fields, prompt, left, f"more-{self._more}")
         command = session.reopened(time.perf_counter())
+        self._reopened = following
         self._give_up_main(reopen.pieces)
         self._pieces = reopen.pieces + 1  # the text that was put in is one
         self._say(said, self._pieces)
-        self._reopened = following
         return command
 
     async def _draw(self, prompt: list[int], left: int | None) -> Answer:
@@ -335,15 +335,15 @@ class Relay:
     def _give_up_main(self, pieces: int, edge: int = 0) -> None:
         """What stands behind these pieces and ``edge`` ids more is nobody's; what was released may
         still be on its way."""
+        if self._pump is not None:
+            self._pump.cancel()
+        self._finished = self._done = False
+        self._broken = None
         for event, chunk in self._outbox.withdraw(pieces):
             ids = len(chunk.choices[0].token_ids or ()) if chunk and chunk.choices else 0
             if edge > 0 and ids:
                 self._append(self._surface.edge(event, min(edge, ids)))
                 edge -= ids
-        self._finished = self._done = False
-        self._broken = None
-        if self._pump is not None:
-            self._pump.cancel()
 
     def _say(self, said: Said, number: int) -> None:
         """Show the client what was put into the trace, as the piece that it is."""
