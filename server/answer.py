@@ -13,7 +13,7 @@ __all__ = ["Answer"]
 
 class Answer(Continuation):
     """``ids`` are what the client got of it. ``held``: events that may be the beginning of a
-    trace that is opened again, with what they say."""
+    trace that is opened again, with what they say; ``marker``: the ids that opened it."""
 
     def __init__(self, response: httpx.Response, prompt: list[int]) -> None:
         super().__init__(response, prompt)
@@ -21,23 +21,35 @@ class Answer(Continuation):
         self.held: list[tuple[bytes, Chunk | None]] = []
         self.closing_due = True
         self.watched = True
-        self.marker: Ids = ()  # with which a trace was opened again
+        self.marker: Ids = ()
         self._at = NOWHERE
 
     @property
     def held_ids(self) -> list[int]:
-        chunks = [chunk for _, chunk in self.held if chunk is not None]
-        return [token for chunk in chunks for c in chunk.choices for token in c.token_ids or ()]
+        return [token for _, chunk in self.held for token in _ids(chunk)]
 
-    def watch(self, chunk: Chunk, markers: Markers) -> bool:
-        """Whether a trace may be opening with this chunk, the last of those held. With ``marker``
-        it has."""
+    def watch(self, chunk: Chunk, markers: Markers) -> int:
+        """How many of the latest ids may open a trace, now that ``chunk`` is held; where
+        ``marker`` is set, they do."""
         ids = self.held_ids
-        new = sum(len(choice.token_ids or ()) for choice in chunk.choices)
-        for end in range(len(ids) - new + 1, len(ids) + 1):
+        for end in range(len(ids) - len(_ids(chunk)) + 1, len(ids) + 1):
             self._at = markers.step(self._at, ids[end - 1])
             found = markers.whole(self._at)
             if found is not None and found[0] is Mark.START:
-                self.marker = tuple(ids[end - found[1] : end])
-                return True
-        return bool(new and markers.begun(self._at))
+                begin = end - found[1]
+                self.marker = tuple(ids[begin:end])
+                return len(ids) - begin
+        return markers.begun(self._at)
+
+    def free(self, latest: int) -> list[tuple[bytes, Chunk | None]]:
+        """The events that hold none of the latest ids; they are held no longer."""
+        count = len(self.held)
+        while latest > 0 and count:
+            count -= 1
+            latest -= len(_ids(self.held[count][1]))
+        freed, self.held = self.held[:count], self.held[count:]
+        return freed
+
+
+def _ids(chunk: Chunk | None) -> list[int]:
+    return [] if chunk is None else [i for c in chunk.choices for i in c.token_ids or ()]

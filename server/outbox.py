@@ -18,8 +18,9 @@ __all__ = ["Outbox"]
 
 
 class Outbox:
-    """``put`` events in order, each with the number of the piece that must be released first (0:
-    none); ``flush`` sends. An event is made what the client sees when it is released, once.
+    """``put`` takes events in order: the number of the piece that must be released first (0: none),
+    the event, and what it says, or None where it is passed on as it is. ``flush`` sends. An event
+    is made what the client sees when it is released, once.
 
     ``explicit``: the client is told what was done even where nothing was. ``merged``: the stream
     is one of several, so that its usage is not the response's.
@@ -35,12 +36,9 @@ class Outbox:
         self._times = times
         self._explicit = explicit
         self._pending: deque[tuple[int, bytes, Chunk | None]] = deque()
+        self.put = self._pending.append
         self._outgoing: list[bytes] = []
         self._sending = asyncio.Lock()
-
-    def put(self, number: int, event: bytes, chunk: Chunk | None) -> None:
-        """``chunk``: what the event says; None where it is passed on as it is."""
-        self._pending.append((number, event, chunk))
 
     def withdraw(self, pieces: int) -> list[tuple[bytes, Chunk | None]]:
         """Take back what stands behind these pieces."""

@@ -146,7 +146,7 @@ class Relay:
             await self._sink.fail(error)
             return
         if not self._done:
-            self._outbox.put(0, event_of(_DONE), None)
+            self._outbox.put((0, event_of(_DONE), None))
             await self._outbox.flush()
         await self._sink.end(note_of(self.session) if self._outbox.telling else None)
 
@@ -201,7 +201,7 @@ class Relay:
         chunk = None if data is None or data == _DONE else self._decode(data)
         if data is None or chunk is None:
             self._done = self._done or data == _DONE
-            self._outbox.put(self._pieces, event, None)
+            self._outbox.put((self._pieces, event, None))
             return
         if self._pieces == 0:
             self._first = chunk
@@ -225,7 +225,7 @@ class Relay:
             self._finished = True
         if self._rename is not None:
             event = self._rename(event)
-        self._outbox.put(self._pieces, event, chunk)
+        self._outbox.put((self._pieces, event, chunk))
         if command is not None:
             self.times.triggered = at
             task = asyncio.ensure_future(self._carry_out(command))
@@ -275,9 +275,9 @@ class Relay:
             [*session.prompt, *session.generated[: cut.kept], *ids], self._left(cut)
         )
         session.resumed()
+        self._answer = answer
         self._give_up_main(session.released, cut.edge)
         self._say(cut.said, 0)
-        self._answer = answer
         self.times.resumed = time.perf_counter()
 
     async def _reopen(self, reopen: Reopen) -> Order | None:
@@ -289,10 +289,10 @@ class Relay:
         fields = self._surface.more(prompt, left, reopen.bias)
         following = await self._begin(Continuation, fields, prompt, left, f"more-{self._more}")
         command = session.reopened(time.perf_counter())
+        self._reopened = following
         self._give_up_main(reopen.pieces)
         self._pieces = reopen.pieces + 1  # the text that was put in is one
         self._say(said, self._pieces)
-        self._reopened = following
         return command
 
     async def _draw(self, prompt: list[int], left: int | None) -> Answer:
@@ -335,15 +335,15 @@ class Relay:
     def _give_up_main(self, pieces: int, edge: int = 0) -> None:
         """What stands behind these pieces and ``edge`` ids more is nobody's; what was released may
         still be on its way."""
+        if self._pump is not None:
+            self._pump.cancel()
+        self._finished = self._done = False
+        self._broken = None
         for event, chunk in self._outbox.withdraw(pieces):
             ids = len(chunk.choices[0].token_ids or ()) if chunk and chunk.choices else 0
             if edge > 0 and ids:
                 self._append(self._surface.edge(event, min(edge, ids)))
                 edge -= ids
-        self._finished = self._done = False
-        self._broken = None
-        if self._pump is not None:
-            self._pump.cancel()
 
     def _say(self, said: Said, number: int) -> None:
         """Show the client what was put into the trace, as the piece that it is."""
@@ -372,7 +372,7 @@ class Relay:
             except TRANSPORT_ERRORS:
                 self._broken, self._answer = "broken", None
             if self._answer is None:
-                self._take_held(answer)
+                self._take_free(answer)
                 await answer.response.aclose()
 
     async def _tell_answer(self, answer: Answer, events: list[bytes]) -> bool:
@@ -383,26 +383,27 @@ class Relay:
             chunk = None if data is None or data == _DONE else self._decode(data)
             answer.held.append((event, chunk))
             watched = answer.watched and (session.stopped or session.rescued is not None)
-            if watched and chunk is not None and answer.watch(chunk, session.marks.markers):
-                if not answer.marker:
-                    continue  # it may be no more than a beginning
+            latest = 0
+            if watched and chunk is not None:
+                latest = answer.watch(chunk, session.marks.markers)
+            self._take_free(answer, latest)
+            if answer.marker and answer.watched:
                 await self._outbox.flush()
                 if await self._end_escape(answer):
                     return True
                 answer.watched = False
-            self._take_held(answer)
+                self._take_free(answer)
         await self._outbox.flush()
         return False
 
-    def _take_held(self, answer: Answer) -> None:
-        held, answer.held = answer.held, []
-        for event, chunk in held:
+    def _take_free(self, answer: Answer, latest: int = 0) -> None:
+        for event, chunk in answer.free(latest):
             self._take_answer(answer, event, chunk)
 
     def _take_answer(self, answer: Answer, event: bytes, chunk: Chunk | None) -> None:
         if chunk is None:
             self._done = self._done or data_of(event) == _DONE
-            self._outbox.put(0, event, None)
+            self._outbox.put((0, event, None))
             return
         self._finished = self._finished or given(chunk.error)
         event = answer.rename(event)
@@ -416,7 +417,7 @@ class Relay:
                 answer.closing_due = False
         if chunk.usage is not None:
             event = event_of(with_usage(data_of(event) or b"{}", self.session.ledger))
-        self._outbox.put(0, event, chunk)
+        self._outbox.put((0, event, chunk))
 
     async def _end_escape(self, answer: Answer) -> bool:
         """Close the trace that the answer opened at once, and draw on; only the first one: a model
@@ -443,7 +444,7 @@ class Relay:
     def _append(self, event: bytes | None, number: int = 0) -> None:
         """An event that was made here."""
         if event is not None:
-            self._outbox.put(number, event, self._decode(data_of(event) or b"{}"))
+            self._outbox.put((number, event, self._decode(data_of(event) or b"{}")))
 
 
 class _Refused(Exception):

@@ -103,3 +103,28 @@ def test_no_rescue(vllm: str, real: str) -> None:
     prompt = prompt_of(vllm, PROBLEMS[2])
     direct = complete(vllm, prompt, max_tokens=20)["choices"]
     assert direct == complete(real, prompt, max_tokens=20)["choices"]
+
+
+@pytest.mark.parametrize("fields", [{}, {"logprobs": 2}])
+def test_log_probabilities_that_only_the_policy_needs(
+    vllm: str, real: str, fields: dict[str, Any]
+) -> None:
+    """The client gets those that it asked for, to the last one, though the policy has twenty."""
+    prompt = prompt_of(vllm, PROBLEMS[0])
+    direct = plain(complete(vllm, prompt, **fields))
+    policy = {"policy": "cusum", "min_tokens": 5000}
+    assert direct == plain(complete(real, prompt, adjourn=policy, **fields))
+
+
+def test_words_that_are_put_in_are_text(vllm: str, real: str) -> None:
+    """The trace goes on behind "Wait" in one text; ids and usage are those of the text."""
+    prompt = prompt_of(vllm, PROBLEMS[1])
+    policy = {"policy": "budget", "min": 2000, "waits": 1}
+    reply = complete(real, prompt, return_token_ids=True, adjourn=policy)
+    choice = reply["choices"][0]
+    assert reply["adjourn"]["extended"] == 1
+    assert "\nWait" in choice["text"]
+    assert choice["text"].count("</think>") == 1
+    assert reply["usage"]["completion_tokens"] == len(choice["token_ids"])
+    told = {"model": "pocket", "tokens": choice["token_ids"]}
+    assert httpx.post(f"{vllm}/detokenize", json=told).json()["prompt"].startswith(choice["text"])

@@ -15,7 +15,7 @@ from policies.events import Checkpoint, Event, Probe, Stop
 from policies.markers import Ids, Mark, Markers
 from policies.never import Never
 from policies.policy import Needs, Policy
-from policies.session import Ask, Cut, Session, State
+from policies.session import Ask, Cut, Reopen, Session, State
 from tests.policies.lab import MARKS, Generous, Scripted, result
 
 CHANNEL, ANALYSIS, MESSAGE, END, START, ROLE, FINAL, TOOL = range(1, 9)
@@ -229,6 +229,48 @@ def test_answers_that_are_drawn(
     if order is None:
         assert kinds(made) == kinds(alone)
         assert (made.state, made.released) == (alone.state, alone.released)
+
+
+@given(
+    marks=st.sampled_from([CHANNELS, PHRASES]),
+    first=TRACES,
+    second=TRACES,
+    sizes=SIZES,
+    resume=st.booleans(),
+)
+def test_a_trace_that_went_on_is_drawn_apart(
+    marks: Marks, first: Ids, second: Ids, sizes: list[int], resume: bool
+) -> None:
+    """Extended where it would have ended, then answered by a call of its own: what was put in is
+    kept with all the rest, and the first end is wasted."""
+    end = (END, START, ROLE, CHANNEL, FINAL) if marks is CHANNELS else (HERE, IS, REPLY)
+    made = Session(Budget(min=999, waits=1), marks, Generous(), apart=True, rescue=True)
+    made.opened((5,))
+    reopen, fed = None, 0
+    whole = (*marks.start, *first, *end)
+    for text, ids, answering in pieces((*whole, ANSWER), sizes, len(whole), marks):
+        fed += len(ids)
+        reopen = made.feed(text, ids, 0.0, answering=answering) or reopen
+    if not isinstance(reopen, Reopen):
+        return  # the trace came whole in one piece: nothing was seen of it yet
+    assert made.reopened(0.0) is None
+    kept = (*whole[: reopen.kept], *reopen.said.ids)
+    assert tuple(made.generated) == kept
+    assert made.ledger.net == fed + len(reopen.said.ids)
+    cut = None
+    for text, ids, answering in pieces((*second, *end, ANSWER), sizes, len(second + end), marks):
+        cut = made.feed(text, ids, 0.0, answering=answering) or cut
+    assert isinstance(cut, Cut)
+    assert (*kept, *second) == tuple(made.generated[: cut.kept])
+    assert (cut.closing, made.ledger.marker) == (marks.closing, len(marks.start))
+    assert made.ledger.reasoning == cut.kept - len(marks.start)
+    if resume:
+        made.resumed()
+        assert (made.state, made.stopped, made.rescued) == (State.ANSWERING, False, None)
+    else:
+        made.refused("resume-failed")
+        assert (made.state, made.ledger.answer) == (State.ANSWERING, 1)
+        assert made.ledger.marker == len(marks.start) + len(end)
 
 
 def test_a_probe_forces_the_header() -> None:

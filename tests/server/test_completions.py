@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import httpx
 import pytest
 
+from policies.markers import Mark, Markers
+from policies.session import Said
 from server.choose import read_completion
-from server.completions import Completions
+from server.completions import Completions, stops_apart
 from server.config import Settings
-from server.wire import event_of
+from server.surface import Wanted
+from server.wire import Chunk, event_of
 from tests.exchange import metric
 from tests.policies.lab import CLOSING, CLOSING_ON_NEWLINE, END, MARKS, PROMPT, START
 
@@ -150,3 +154,81 @@ def test_an_unstopped_completion_is_the_engines(adjourn: str, standin: str, stre
         assert direct["usage"] == ours["usage"]
     assert replies[1].headers["x-adjourn-policy"] == "deer"
     assert metric(adjourn, "adjourn_requests_total", endpoint=PATH, policy="deer") > 0
+
+
+# -- what a policy wants of the main stream ----------------------------------------------------
+
+
+def wanting(number: int = 3, bias: float = 0.0, **fields: Any) -> Completions:
+    body = json.dumps({"model": "m", "prompt": list(PROMPT), **fields}).encode()
+    asked = read_completion(body, {}, Settings(), None, {"m": None})
+    return Completions(asked, 0, Wanted(number, bias, END), marks=MARKS)
+
+
+DRAWN = {
+    "tokens": ["b"],
+    "token_logprobs": [-2.5],
+    "top_logprobs": [{"b": -2.5, "a": -0.1, "c": -2.0, "d": -2.2}],
+    "text_offset": [0],
+}
+
+
+@pytest.mark.parametrize(("asked", "number"), [(None, 3), (1, 3), (5, 5)])
+def test_log_probabilities_are_asked_for(asked: int | None, number: int) -> None:
+    """As many as the policy or the client wants, on the main stream; the answer's are the
+    client's."""
+    made = wanting(**({} if asked is None else {"logprobs": asked}))
+    assert bytes(made.fields["logprobs"]) == b"%d" % number
+    answer = made.answer([1], None).get("logprobs")
+    assert answer is None if asked is None else answer is not None and int(bytes(answer)) == asked
+
+
+@pytest.mark.parametrize(
+    ("asked", "shown_of"), [(None, None), (0, ["b"]), (1, ["b", "a"]), (2, ["b", "a", "c"])]
+)
+def test_a_client_gets_its_own(asked: int | None, shown_of: list[str] | None) -> None:
+    """The drawn token's and those of as many as it asked for; the policy is told all."""
+    made = wanting(**({} if asked is None else {"logprobs": asked}))
+    came = event("b", [7], logprobs=DRAWN)
+    chunk = made.decode(came[6:-2])
+    assert made.told(chunk.choices[0]) == [[-0.1, -2.0, -2.2, -2.5]]
+    logprobs = shown(made, came)["logprobs"]
+    assert (logprobs and list(logprobs["top_logprobs"][0])) == shown_of
+
+
+def test_a_bias_is_the_main_streams() -> None:
+    """It is added to the client's; another one may be wanted later; the answer has none of it."""
+    made = wanting(0, 1.5, logit_bias={"7": 1})
+    assert json.loads(bytes(made.fields["logit_bias"])) == {"7": 1.0, str(END): 1.5}
+    more = made.more([1, 2], 5, 2.5)
+    assert json.loads(bytes(more["logit_bias"])) == {"7": 1.0, str(END): 2.5}
+    assert [json.loads(bytes(more[key])) for key in ("prompt", "max_tokens")] == [[1, 2], 5]
+    assert json.loads(bytes(made.answer([1], None)["logit_bias"])) == {"7": 1}
+
+
+def test_what_is_put_in_is_text() -> None:
+    """A chunk like the engine's, with the ids where the client asked for them."""
+    made = surface(return_token_ids=True)
+    came = made.said(Chunk(id="cmpl-1", created=5), Said("\nWait", (22, 23)))
+    assert json.loads(came[6:]).keys() == json.loads(event("", [])[6:]).keys()
+    choice = shown(made, came)
+    assert (choice["text"], choice["token_ids"]) == ("\nWait", [22, 23])
+    assert choice.keys() == json.loads(event("", [])[6:])["choices"][0].keys()
+
+
+@pytest.mark.parametrize(
+    ("prompt", "ends", "apart"),
+    [
+        (None, (END,), True),
+        ("a<think>\n", (END,), True),
+        ("a<think></think>", (END,), False),
+        ([5, START], (END,), True),
+        ([5, START, END], (END,), False),
+        ([5, START], (END, 8), False),
+        (None, (END, 8), True),
+    ],
+)
+def test_stop_strings_that_can_wait(prompt: Any, ends: tuple[int, ...], apart: bool) -> None:
+    """A raw prompt must end in a trace, and the marker that ends it be one token."""
+    marks = replace(MARKS, markers=Markers({(START,): Mark.START, ends: Mark.END}))
+    assert stops_apart(prompt, marks) is apart
