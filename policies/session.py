@@ -421,6 +421,11 @@ class Session:
         return self.state is State.CLOSING
 
     @property
+    def next_interval(self) -> int:
+        """The position of the next checkpoint that is due by tokens; 0 where there is none."""
+        return self._next_interval
+
+    @property
     def stopped(self) -> bool:
         return self.trigger is not None and self.trigger.action == "carried-out"
 

@@ -1,0 +1,281 @@
+"""Record whole traces: the model thinks to its own end, and at every checkpoint it is asked.
+
+The checkpoints are found by sessions, as in the gateway, one for each kind of place that was asked
+for; nothing is ever cut. Probes run beside the stream, one at a time, as there, so that what is
+recorded holds how long they take while streams run.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import time
+from collections.abc import Callable, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from benchmarks.lab import values
+from benchmarks.lab.engine import TROUBLE, Chunk, Engine
+from benchmarks.lab.plan import Plan, Prompt
+from benchmarks.lab.traces import (
+    VERSION,
+    Drawn,
+    Event,
+    Opened,
+    Piece,
+    Place,
+    Recording,
+    Served,
+    Trace,
+)
+from policies.appraisal import Appraiser
+from policies.dialect import Marks
+from policies.events import Checkpoint, Command, ProbeFailed, ProbeResult
+from policies.events import Event as Seen
+from policies.events import Probe as Question
+from policies.policy import Needs
+from policies.session import Ask, Session, State
+
+__all__ = ["Recorder", "record"]
+
+
+@dataclass(frozen=True, slots=True)
+class _Spot:
+    """Where a probe starts from: so many generated ids, then the closing sequence."""
+
+    kept: int
+    position: int
+    closing: tuple[int, ...]
+
+
+class _Scout:
+    """A policy that asks at every checkpoint, so that the session tells where that is."""
+
+    name: ClassVar[str] = "scout"
+
+    def __init__(self, needs: Needs) -> None:
+        self._needs = needs
+        self.seen: Checkpoint | None = None
+
+    @property
+    def needs(self) -> Needs:
+        return self._needs
+
+    def start(self) -> _Scout:
+        return self
+
+    def observe(self, event: Seen) -> Command | None:
+        if isinstance(event, Checkpoint):
+            self.seen = event
+            return Question()
+        return None
+
+
+class _Patient(Appraiser):
+    """Every probe is worth its price."""
+
+    def worth(self, position: int, asked: int) -> bool:
+        return True
+
+
+class Recorder:
+    """Records samples of one engine as planned."""
+
+    def __init__(self, engine: Engine, marks: Marks, plan: Plan) -> None:
+        self.engine = engine
+        self.marks = marks
+        self.plan = plan
+
+    def recording(self, version: str) -> Recording:
+        """The line above the traces; ``version`` is the engine's."""
+        return Recording(
+            version=VERSION,
+            model=self.engine.model,
+            marks=values.write(self.marks),
+            needs=values.write(self.plan.needs),
+            probes=values.write(self.plan.probes),
+            body=self.plan.body,
+            engine=version,
+        )
+
+    async def sample(self, prompt: Prompt, number: int) -> Trace:
+        """One trace, all that was drawn beside it included. Raises what the engine's calls do."""
+        taking = _Taking(self, prompt, number)
+        try:
+            await taking.run()
+        except ExceptionGroup as group:
+            raise group.exceptions[0] from None
+        events = sorted(taking.events, key=lambda event: event.at)
+        return Trace(prompt.id, number, prompt.messages, prompt.gold, events)
+
+
+class _Taking:
+    """One trace in the making."""
+
+    def __init__(self, recorder: Recorder, prompt: Prompt, number: int) -> None:
+        self.events: list[Event] = []
+        self._recorder = recorder
+        self._name = f"{prompt.id}\0{number}"
+        # Two samples of one prompt differ; the same sample taken again is the same.
+        seed = recorder.plan.body.get("seed")
+        own = {} if seed is None else {"seed": seed + number}
+        self._body = {**recorder.plan.body, **own, "messages": prompt.messages}
+        self._scouts = [_Scout(needs) for needs in recorder.plan.needs]
+        self._sessions = [Session(s, recorder.marks, _Patient()) for s in self._scouts]
+        self._watch = Session(_Scout(Needs()), recorder.marks, _Patient())
+        self._spots: set[int] = set()
+        self._beside = asyncio.TaskGroup()
+        # One at a time, as in the gateway: what has to wait is sent later, behind the trace's end
+        # if need be. Otherwise it is the recording's own load whose times would be recorded.
+        self._turn = asyncio.Lock()
+        self._began = time.perf_counter()
+
+    async def run(self) -> None:
+        async with self._beside, aclosing(self._recorder.engine.chat(self._body)) as chunks:
+            async for chunk in chunks:
+                at = self._now()
+                if chunk.prompt_token_ids is not None and not self._watch.prompt:
+                    self._open(tuple(chunk.prompt_token_ids), at)
+                for choice in chunk.choices[:1]:
+                    delta = choice.delta
+                    self._take(
+                        Piece(
+                            at,
+                            delta.thought,
+                            tuple(choice.token_ids or ()),
+                            delta.content or "",
+                            bool(delta.tool_calls),
+                            choice.finish_reason,
+                        )
+                    )
+
+    def _now(self) -> float:
+        return round(time.perf_counter() - self._began, 6)
+
+    # -- the main stream -----------------------------------------------------------------------
+
+    def _open(self, ids: tuple[int, ...], at: float) -> None:
+        self.events.append(Opened(at, ids))
+        for session in (self._watch, *self._sessions):
+            session.opened(ids)
+
+    def _take(self, piece: Piece) -> None:
+        self.events.append(piece)
+        self._feed(self._watch, piece)
+        if not self._spots and self._watch.state is State.THINKING and self._watch.generated:
+            marker = self._watch.ledger.marker
+            spot = _Spot(marker, 0, self._recorder.marks.closing_on_newline)
+            self._found("start", "", spot, piece.at)
+        for scout, session in zip(self._scouts, self._sessions, strict=True):
+            command = self._feed(session, piece)
+            if isinstance(command, Ask) and scout.seen is not None:
+                spot = _Spot(command.kept, command.position, command.closing)
+                self._found(scout.seen.kind, scout.seen.cue, spot, piece.at)
+                session.probe_failed("recorded", command, piece.at)
+
+    @staticmethod
+    def _feed(session: Session, piece: Piece) -> Any:
+        return session.feed(
+            piece.text, piece.ids, piece.at, answering=piece.answering, ending=piece.ending
+        )
+
+    # -- beside it -------------------------------------------------------------------------------
+
+    def _found(self, kind: str, cue: str, spot: _Spot, at: float) -> None:
+        self.events.append(Place(at, kind, spot.kept, spot.position, cue))
+        if spot.kept in self._spots:
+            return
+        self._spots.add(spot.kept)
+        prefix = [*self._watch.prompt, *self._watch.generated[: spot.kept], *spot.closing]
+        for probe in self._recorder.plan.probes:
+            self._beside.create_task(self._draw(probe, spot, prefix))
+        if self._chosen(spot):
+            self._beside.create_task(self._cut(spot, prefix))
+
+    def _chosen(self, spot: _Spot) -> bool:
+        """The same places whenever this sample is taken."""
+        digest = hashlib.blake2b(f"{self._name}\0{spot.position}".encode(), digest_size=8).digest()
+        return int.from_bytes(digest, "big") < self._recorder.plan.serve * 2**64
+
+    async def _draw(self, probe: Any, spot: _Spot, prefix: list[int]) -> None:
+        async with self._turn:
+            sent = self._now()
+            result, prefilled = await self._drawn(probe, spot, prefix, sent)
+        written = values.write(result)
+        self.events.append(Drawn(result.at, sent, spot.kept, spot.position, written, prefilled))
+
+    async def _drawn(
+        self, probe: Any, spot: _Spot, prefix: list[int], sent: float
+    ) -> tuple[ProbeResult | ProbeFailed, int]:
+        """The probe's result, and the tokens that it prefilled."""
+        try:
+            inducer = self._recorder.marks.inducers[probe.inducer]
+            drawn = await self._recorder.engine.draw([*prefix, *inducer], probe)
+        except (*TROUBLE, KeyError) as error:
+            reason = "timeout" if isinstance(error, TimeoutError) else "error"
+            return ProbeFailed(probe, spot.position, reason, self._now()), 0
+        now = self._now()
+        result = ProbeResult(
+            probe=probe,
+            position=spot.position,
+            text=drawn.text,
+            tokens=drawn.tokens,
+            logprobs=drawn.logprobs,
+            finished=drawn.finished,
+            seconds=round(now - sent, 6),
+            at=now,
+        )
+        return result, drawn.prefilled
+
+    async def _cut(self, spot: _Spot, prefix: list[int]) -> None:
+        """Open the answer from here, as the gateway would. An engine that fails or does not honour
+        the ids has served nothing."""
+        body = {**self._body, "kv_transfer_params": {"prompt_token_ids": prefix}}
+        if (limit := body.get("max_tokens")) is not None:
+            body["max_tokens"] = max(limit - len(prefix) + len(self._watch.prompt), 1)
+        chunks: list[Chunk] = []
+        began = 0.0
+        async with self._turn:
+            asked = self._now()
+            with contextlib.suppress(*TROUBLE):
+                async for chunk in self._recorder.engine.chat(body):
+                    began = began or self._now() - asked
+                    chunks.append(chunk)
+        if chunks and chunks[0].prompt_token_ids == prefix:
+            self.events.append(self._served(spot, asked, began, chunks))
+
+    def _served(self, spot: _Spot, asked: float, began: float, chunks: list[Chunk]) -> Served:
+        choices = [choice for chunk in chunks for choice in chunk.choices[:1]]
+        return Served(
+            at=self._now(),
+            asked=asked,
+            began=round(began, 6),
+            kept=spot.kept,
+            position=spot.position,
+            answer="".join(choice.delta.content or "" for choice in choices),
+            tokens=sum(len(choice.token_ids or ()) for choice in choices),
+            ending=choices[-1].finish_reason if choices else None,
+        )
+
+
+async def record(
+    recorder: Recorder,
+    work: Sequence[tuple[Prompt, int]],
+    concurrency: int,
+    keep: Callable[[Trace], None],
+) -> list[str]:
+    """Take all these samples, so many at a time; each goes to ``keep`` as soon as it is whole.
+    Answers what went wrong, a line a trace."""
+    turns, failures = asyncio.Semaphore(concurrency), list[str]()
+
+    async def one(prompt: Prompt, number: int) -> None:
+        async with turns:
+            try:
+                keep(await recorder.sample(prompt, number))
+            except TROUBLE as error:
+                failures.append(f"{prompt.id}, sample {number}: {error or type(error).__name__}")
+
+    await asyncio.gather(*(one(prompt, number) for prompt, number in work))
+    return failures
