@@ -16,7 +16,7 @@ import typer
 from server import __version__
 from server.config import PREFIX, BadConfig, Settings, load
 
-__all__ = ["COMMANDS", "app", "main"]
+__all__ = ["COMMANDS", "add_commands", "app", "main"]
 
 COMMANDS = "adjourn.commands"
 """The group of entry points by which other packages add commands: functions that typer reads."""
@@ -168,7 +168,7 @@ def _load(path: Path | None, **overrides: Any) -> Settings:
         raise typer.Exit(2) from None
 
 
-def _add_commands() -> None:
+def add_commands() -> None:
     """One that cannot be loaded is no reason not to serve."""
     for point in sorted(entry_points(group=COMMANDS)):
         try:
@@ -178,5 +178,5 @@ def _add_commands() -> None:
 
 
 def main() -> None:
-    _add_commands()
+    add_commands()
     app()

@@ -7,7 +7,7 @@ which the trial answer is the final one for good. None of them pays for a probe.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -18,7 +18,8 @@ from benchmarks.lab.tape import Tape, Tapes
 __all__ = ["Array", "Baselines", "Rows", "row"]
 
 Array = NDArray[np.float64]
-_ROUNDS = 40
+_CHANCES = 1000
+_ROUNDING = 1e-9
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +53,10 @@ class Baselines:
         self._cue_rights = _padded(
             [[t.right(t.trial(p)) for p in own] for t, own in zip(self._tapes, cues, strict=True)]
         )
+        # Mean costs of every budget and of every chance of a cut.
+        budgets = np.arange(int(self._full.max()) + 2)
+        self._budgets = row(self._cost(np.full_like(self._full, b)).mean() for b in budgets)
+        self._chances = row(self._cues_cost(c / _CHANCES).mean() for c in range(_CHANCES + 1))
 
     def full(self) -> Rows:
         return Rows("full thinking", self._right, self._net, self._full, np.zeros_like(self._full))
@@ -71,33 +76,34 @@ class Baselines:
     def budget_of(self, net: float) -> Rows:
         """The budget with this mean net cost, as near as there is one."""
 
-        def cost(tokens: float) -> float:
-            return float(self._cost(np.full_like(self._full, tokens)).mean())
-
-        return self.budget(float(np.floor(_solve(cost, net, self._full.max() + 1))))
+        # Cutting a trace just before its end costs more than letting it end, so costs may fall.
+        fitting = np.flatnonzero(self._budgets <= net + _ROUNDING)
+        return self.budget(float(fitting[-1]) if len(fitting) else 0.0)
 
     def random_cue(self, chance: float) -> Rows:
         """A cut at each cue with this chance: each trace's expectation."""
-        there = ~np.isnan(self._cues)
-        weights = np.where(there, chance * (1 - chance) ** np.arange(there.shape[1]), 0.0)
-        left = (1 - chance) ** there.sum(axis=1)
-
-        def expected(at_cues: Array, whole: Array) -> Array:
-            summed: Array = (weights * np.nan_to_num(at_cues)).sum(axis=1) + left * whole
-            return summed
-
         return Rows(
             f"random cue, chance {chance:.2f}",
-            expected(self._cue_rights, self._right),
-            expected(self._cues + self._behind[:, None], self._net),
-            expected(self._cues, self._full),
-            1 - left,
+            self._expected(chance, self._cue_rights, self._right),
+            self._cues_cost(chance),
+            self._expected(chance, self._cues, self._full),
+            self._expected(chance, np.ones_like(self._cues), np.zeros_like(self._full)),
         )
 
     def random_cue_of(self, net: float) -> Rows:
         """The chance with this mean net cost, as near as there is one."""
-        solved = _solve(lambda q: -float(self.random_cue(q).net.mean()), -net, 1.0)
-        return self.random_cue(solved)
+        fitting = np.flatnonzero(self._chances <= net + _ROUNDING)
+        return self.random_cue(float(fitting[0]) / _CHANCES if len(fitting) else 1.0)
+
+    def _expected(self, chance: float, at_cues: Array, whole: Array) -> Array:
+        there = ~np.isnan(self._cues)
+        weights = np.where(there, chance * (1 - chance) ** np.arange(there.shape[1]), 0.0)
+        left = (1 - chance) ** there.sum(axis=1)
+        summed: Array = (weights * np.nan_to_num(at_cues)).sum(axis=1) + left * whole
+        return summed
+
+    def _cues_cost(self, chance: float) -> Array:
+        return self._expected(chance, self._cues + self._behind[:, None], self._net)
 
     def _cost(self, places: Array) -> Array:
         return np.where(places < self._full, places + self._behind, self._net)
@@ -130,15 +136,3 @@ def _pace(tape: Tape) -> float:
     times = [piece.at for piece in tape.pieces]
     tokens = tape.ledger.reasoning + tape.ledger.answer
     return max((times[-1] - times[0]) / max(tokens, 1), 1e-9)
-
-
-def _solve(rising: Callable[[float], float], wanted: float, top: float) -> float:
-    """Where a rising function of [0, top] has this value, by halving."""
-    low, high = 0.0, top
-    for _ in range(_ROUNDS):
-        middle = (low + high) / 2
-        if rising(middle) < wanted:
-            low = middle
-        else:
-            high = middle
-    return high

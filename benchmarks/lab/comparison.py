@@ -29,6 +29,7 @@ _MISSING = 0.01
 """Share of a policy's probes that may be without a record."""
 _INEXACT = 0.25
 _ROWS = 40
+_WIDTH = 190
 
 
 def compare(
@@ -43,7 +44,7 @@ def compare(
 ) -> list[Point]:
     """Play all that the specifications stand for. ``tolerance`` is a share of the traces.
     Raises BadTraces and BadPolicy."""
-    console = console or Console()
+    console = console or _console()
     names = list(dict.fromkeys(name for line in specifications for name in expand(line)))
     for name in names:
         parse(name)
@@ -69,6 +70,12 @@ def compare(
     _write(out, tapes, points, baselines, marked, said)
     console.print(f"{rate:.0f} traces a second; {out}/", markup=False, highlight=False)
     return points
+
+
+def _console() -> Console:
+    """Where nobody looks, as wide as the table."""
+    console = Console()
+    return console if console.is_terminal else Console(width=_WIDTH)
 
 
 def _net(point: Point) -> float:

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from benchmarks.lab.tape import Found, Run, Tape, Tapes
 from policies.appraisal import Appraiser
+from policies.dialect import Marks
 from policies.events import ProbeFailed, ProbeResult
 from policies.policy import Needs, Policy
 from policies.registry import parse
@@ -81,7 +82,8 @@ class _Player:
             self._feed(run)
             if session.stopped:
                 break
-        while self._due is not None and session.waiting:
+        # A log that breaks off (a gateway's own, at its cut) says no more of the stream's end.
+        while self._due is not None and (session.waiting or tape.ending is None):
             self._arrive(self._due)
         session.ended()
 
@@ -105,6 +107,8 @@ class _Player:
     def _order(self, command: Ask | Cut, at: float) -> None:
         """Put a command under way. With nothing to wait for, it is done before the next piece."""
         if isinstance(command, Cut):
+            if self._due is not None and self._due.found is not None:
+                self._pay(self._due.found)
             self._due = _Due(at + self._resume, command)
         else:
             found = self._tape.find(command.probe, command.kept, command.position)
@@ -112,6 +116,11 @@ class _Player:
             self._due = _Due(at + after, command, found)
         if self._instant:
             self._arrive(self._due)
+
+    def _pay(self, found: Found) -> None:
+        """A probe that a cut did not wait for was sent all the same."""
+        if isinstance(found.result, ProbeResult):
+            self.session.probed(found.result)
 
     def _arrive(self, due: _Due) -> None:
         self._due = None
@@ -135,11 +144,18 @@ class _Player:
 
 
 def play(
-    policy: Policy, tape: Tape, tapes: Tapes, appraiser: Appraiser, *, instant: bool = False
+    policy: Policy,
+    tape: Tape,
+    marks: Marks,
+    appraiser: Appraiser,
+    *,
+    resume: float = 0.0,
+    instant: bool = False,
 ) -> Outcome:
-    """One trace under one policy. ``appraiser`` holds what the policy's earlier traces taught."""
-    session = Session(policy, tapes.marks, appraiser)
-    player = _Player(session, tape, tapes.resume, instant=instant)
+    """One trace under one policy. ``appraiser`` holds what the policy's earlier traces taught;
+    ``resume``: seconds from a cut to its answer's first token."""
+    session = Session(policy, marks, appraiser)
+    player = _Player(session, tape, resume, instant=instant)
     player.run()
     ledger, trigger = session.ledger, session.trigger
     answer = tape.trial(ledger.reasoning) if session.stopped else tape.answer
@@ -162,8 +178,10 @@ def play(
 
 def play_all(policy: Policy, tapes: Tapes, *, instant: bool = False) -> list[Outcome]:
     """Every trace in the order of the file, as one gateway would have served them."""
-    appraiser = Appraiser()
-    return [play(policy, tape, tapes, appraiser, instant=instant) for tape in tapes.tapes]
+    marks, appraiser, resume = tapes.marks, Appraiser(), tapes.resume
+    return [
+        play(policy, tape, marks, appraiser, resume=resume, instant=instant) for tape in tapes.tapes
+    ]
 
 
 def sweep(

@@ -84,8 +84,10 @@ class _Draw:
 
 class Tape:
     """One trace. ``feeds`` are its pieces as a session takes them, ``runs`` the same put together
-    where they may be, ``ledger`` what the whole of it cost, ``answer_tokens`` what its answer did. ``trials`` are the (position, trial answer) of its
-    places, by position; the one at a cut is the best estimate of what would have been answered."""
+    where they may be. ``opening`` is 1 where the model wrote the opening marker, which no cut
+    takes away; ``ledger`` is what the whole trace cost, ``answer_tokens`` what its answer did.
+    ``trials`` are the (position, trial answer) of its places, by position: the one at a cut is the
+    best estimate of what would have been answered there."""
 
     def __init__(self, trace: Trace, marks: Marks) -> None:
         self.prompt = trace.prompt
@@ -97,6 +99,8 @@ class Tape:
         self.places = [event for event in trace.events if isinstance(event, Place)]
         self.served = [event for event in trace.events if isinstance(event, Served)]
         self.feeds: list[Feed] = [(p.text, p.ids, p.at, p.answering, p.ending) for p in self.pieces]
+        first = next((ids[0] for _, ids, *_ in self.feeds if ids), None)
+        self.opening = int(first == marks.start)
         self.ledger = self._whole(marks)
         self.runs = self._runs(marks)
         self.answer = answer_of("".join(piece.answer for piece in self.pieces))
@@ -136,11 +140,6 @@ class Tape:
         return [(r.position, trial_answer(r.text)) for r in results if isinstance(r, ProbeResult)]
 
     @property
-    def opening(self) -> int:
-        """Ids that no cut takes away: the opening marker, where the model wrote it."""
-        return self.ledger.marker and min((place.kept for place in self.places), default=0)
-
-    @property
     def ending(self) -> str | None:
         return next((p.ending for p in reversed(self.pieces) if p.ending), None)
 
@@ -177,14 +176,16 @@ class Tape:
     def find(self, probe: Any, kept: int, position: int) -> Found | None:
         """What ``probe`` would have brought with so many ids kept; None where nothing near was
         drawn. A greedy probe's beginning is what a shorter one would have drawn."""
-        best: Found | None = None
-        for draw in self._draws.get(_kind(probe), ()):
-            if draw.kept > kept:
-                break
-            if kept - draw.kept <= SLACK and (told := _told(draw, probe, position)) is not None:
-                after = draw.after * _share(draw, told)
-                best = Found(told, after, draw.kept == kept)
-        return best
+        near = (
+            draw
+            for draw in self._draws.get(_kind(probe), ())
+            if 0 <= kept - draw.kept <= SLACK and _told(draw, probe, position) is not None
+        )
+        # The nearest, and of those there the very probe before one that is only as good.
+        draw = max(near, key=lambda d: (d.kept, d.result.probe == probe), default=None)
+        if draw is None or (told := _told(draw, probe, position)) is None:
+            return None
+        return Found(told, draw.after * _share(draw, told), draw.kept == kept)
 
 
 def _kind(probe: Any) -> Any:

@@ -12,7 +12,7 @@ import fcntl
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import msgspec
 
@@ -133,10 +133,10 @@ def load(path: Path) -> tuple[Recording, Iterator[Trace]]:
     """The recording and its traces, read as they are asked for. A last line that was torn is no
     trace. Raises BadTraces."""
     try:
-        file = path.open("rb")
+        with path.open("rb") as file:
+            return _header(path, file.readline()), _traces(path)
     except OSError as error:
         raise BadTraces(f"{path}: {error.strerror}") from None
-    return _header(path, file.readline()), _traces(path, file)
 
 
 def _header(path: Path, line: bytes) -> Recording:
@@ -149,9 +149,11 @@ def _header(path: Path, line: bytes) -> Recording:
         raise BadTraces(f"{path} does not begin with a recording's line: {error}") from None
 
 
-def _traces(path: Path, file: IO[bytes]) -> Iterator[Trace]:
-    with file:
-        for number, line in enumerate(file, start=2):
+def _traces(path: Path) -> Iterator[Trace]:
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            if number == 1:
+                continue
             try:
                 yield _decode_trace(line)
             except msgspec.MsgspecError as error:
