@@ -51,7 +51,10 @@ class Baselines:
         cues = [sorted({p.position for p in t.places if p.kind == "cue"}) for t in self._tapes]
         self._cues = _padded(cues)
         self._cue_rights = _padded(
-            [[t.right(t.trial(p)) for p in own] for t, own in zip(self._tapes, cues, strict=True)]
+            [
+                [t.right(t.trial(p).answer) for p in own]
+                for t, own in zip(self._tapes, cues, strict=True)
+            ]
         )
         # Mean costs of every budget and of every chance of a cut.
         budgets = np.arange(int(self._full.max()) + 2)
@@ -114,7 +117,7 @@ class Baselines:
         right = self._right.copy()
         for index in np.flatnonzero(stopped):
             tape = self._tapes[index]
-            right[index] = tape.right(tape.trial(int(places[index])))
+            right[index] = tape.right(tape.trial(int(places[index])).answer)
         position = np.minimum(places, self._full)
         return Rows(name, right, self._cost(places), position, stopped.astype(float))
 

@@ -29,7 +29,7 @@ _MISSING = 0.01
 """Share of a policy's probes that may be without a record."""
 _INEXACT = 0.25
 _ROWS = 40
-_WIDTH = 190
+_WIDTH = 200
 
 
 def compare(

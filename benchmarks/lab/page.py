@@ -129,6 +129,6 @@ def _why(tape: Tape, outcome: Outcome) -> str:
         return cut + "With full thinking it is wrong as well."
     settled = tape.settled()
     if settled is None:
-        return cut + "With full thinking it is right, though no trial answer ever showed it."
+        return cut + "With full thinking it is right, though its last trial answer was not."
     left = max(settled - outcome.position, 0)
     return cut + f"Too early: {left} tokens later the trial answer was right, and stayed so."

@@ -39,7 +39,12 @@ def plot(points: Sequence[Point], baselines: Baselines, marked: Point | None, pa
     if marked is not None:
         axes.scatter(*_place(marked), s=190, facecolors="none", edgecolors="black", linewidths=1.3)
         axes.annotate(
-            marked.name, _place(marked), (10, -14), textcoords="offset points", fontsize=8
+            marked.name,
+            _place(marked),
+            (0, 12),
+            textcoords="offset points",
+            fontsize=8,
+            ha="center",
         )
     for point in points:
         if point.name in ("full thinking", "oracle"):

@@ -158,7 +158,7 @@ def play(
     player = _Player(session, tape, resume, instant=instant)
     player.run()
     ledger, trigger = session.ledger, session.trigger
-    answer = tape.trial(ledger.reasoning) if session.stopped else tape.answer
+    answer = tape.trial(ledger.reasoning).answer if session.stopped else tape.answer
     return Outcome(
         stopped=session.stopped,
         position=ledger.reasoning,

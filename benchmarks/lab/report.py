@@ -17,6 +17,7 @@ from policies.answers import same
 
 __all__ = ["agreement", "notes", "table"]
 
+_SURE = 0.95
 _COLUMNS = (
     "policy", "right, %", "± full, points", "CR", "CRT", "net", "probes", "stopped", "place",
     "± budget", "± random cue",
@@ -26,8 +27,9 @@ _COLUMNS = (
 def table(points: Sequence[Point], marked: Point | None) -> RenderableType:
     """A row a point; ``marked`` is the best setting."""
     made = Table(box=SIMPLE_HEAD, pad_edge=False)
-    for number, name in enumerate(_COLUMNS):
-        made.add_column(name, justify="right" if number else "left", overflow="fold")
+    made.add_column(_COLUMNS[0], overflow="fold", min_width=32)
+    for name in _COLUMNS[1:]:
+        made.add_column(name, justify="right", overflow="fold")
     for point in points:
         style = "bold green" if point is marked else "dim" if point.baseline else ""
         made.add_row(*_cells(point), style=style)
@@ -73,7 +75,12 @@ def notes(tapes: Tapes, points: Sequence[Point], *, instant: bool) -> list[str]:
         f"{len(tapes.tapes)} traces of {prompts} prompts, {tapes.recording.model}; "
         f"{tapes.truncated} truncated ones left out.",
         "An answer behind a cut is taken to be the trial answer recorded there or last before it"
-        + (f"; of those served for real {_agreed(tapes)}." if agreement(tapes)[1] else "."),
+        + (
+            f". Served for real it was so {_agreed(tapes)} times, the latter where it was at least "
+            f"{_SURE} sure."
+            if agreement(tapes)[1]
+            else "."
+        ),
         "Probes come at once." if instant else "Probes come as late as they came when recorded.",
     ]
     if gold < len(tapes.tapes):
@@ -89,18 +96,22 @@ def notes(tapes: Tapes, points: Sequence[Point], *, instant: bool) -> list[str]:
     return said
 
 
-def agreement(tapes: Tapes) -> tuple[int, int]:
+def agreement(tapes: Tapes, least: float = 0.0) -> tuple[int, int]:
     """How many of the cuts that were carried out for real were answered with the trial answer
-    recorded at the same place, of how many."""
+    recorded at the same place, of how many; only where that had at least this confidence."""
     pairs = [
-        (served.answer, tape.trial(served.position))
+        (served, tape.trial(served.position))
         for tape in tapes.tapes
         for served in tape.served
         if served.ending == "stop"
     ]
-    return sum(same(answer_of(answer), trial) for answer, trial in pairs), len(pairs)
+    pairs = [(served, trial) for served, trial in pairs if trial.confidence >= least]
+    agreed = sum(same(answer_of(served.answer), trial.answer) for served, trial in pairs)
+    return agreed, len(pairs)
 
 
 def _agreed(tapes: Tapes) -> str:
-    agreed, tried = agreement(tapes)
-    return f"{agreed} of {tried} ({100 * agreed / tried:.1f} %) were"
+    return " and ".join(
+        f"{agreed} of {tried} ({100 * agreed / max(tried, 1):.1f} %)"
+        for agreed, tried in (agreement(tapes), agreement(tapes, _SURE))
+    )

@@ -12,7 +12,7 @@ from typing import Any
 
 from benchmarks.lab import values
 from benchmarks.lab.traces import BadTraces, Drawn, Opened, Piece, Place, Served, Trace, load
-from policies.answers import same, trial_answer
+from policies.answers import confidence, same, trial_answer
 from policies.appraisal import Appraiser
 from policies.cues import CueScanner
 from policies.dialect import Marks
@@ -21,7 +21,7 @@ from policies.ledger import Ledger
 from policies.never import Never
 from policies.session import Session
 
-__all__ = ["SLACK", "Feed", "Found", "Run", "Tape", "Tapes", "answer_of"]
+__all__ = ["SLACK", "Feed", "Found", "Run", "Tape", "Tapes", "Trial", "answer_of"]
 
 SLACK = 32
 """Tokens: what was drawn so little before a place stands in for what was not drawn there."""
@@ -43,6 +43,15 @@ class Found:
     result: ProbeResult | ProbeFailed
     after: float
     exact: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """The trial answer at a place, and how sure of it the model was, in [0, 1]."""
+
+    position: int
+    answer: str
+    confidence: float
 
 
 class Run:
@@ -86,8 +95,8 @@ class Tape:
     """One trace. ``feeds`` are its pieces as a session takes them, ``runs`` the same put together
     where they may be. ``opening`` is 1 where the model wrote the opening marker, which no cut
     takes away; ``ledger`` is what the whole trace cost, ``answer_tokens`` what its answer did.
-    ``trials`` are the (position, trial answer) of its places, by position: the one at a cut is the
-    best estimate of what would have been answered there."""
+    ``trials`` are its places' trial answers, by position: the one at a cut is the best estimate of
+    what would have been answered there."""
 
     def __init__(self, trace: Trace, marks: Marks) -> None:
         self.prompt = trace.prompt
@@ -108,7 +117,7 @@ class Tape:
         self.answer_tokens = sum(len(piece.ids) for piece in behind)
         self._draws = self._read(event for event in trace.events if isinstance(event, Drawn))
         self.trials = self._trials()
-        self._positions = [position for position, _ in self.trials]
+        self._positions = [trial.position for trial in self.trials]
 
     def _runs(self, marks: Marks) -> list[Run]:
         runs, position = list[Run](), -self.opening
@@ -134,10 +143,13 @@ class Tape:
             draws[_kind(result.probe)].append(_Draw(event.kept, event.at - event.asked, result))
         return {kind: sorted(found, key=lambda draw: draw.kept) for kind, found in draws.items()}
 
-    def _trials(self) -> list[tuple[int, str]]:
-        found = self._draws.get(_kind(Probe()), [])
-        results = (draw.result for draw in found)
-        return [(r.position, trial_answer(r.text)) for r in results if isinstance(r, ProbeResult)]
+    def _trials(self) -> list[Trial]:
+        results = (draw.result for draw in self._draws.get(_kind(Probe()), []))
+        return [
+            Trial(r.position, trial_answer(r.text), confidence(r.tokens, r.logprobs))
+            for r in results
+            if isinstance(r, ProbeResult)
+        ]
 
     @property
     def ending(self) -> str | None:
@@ -153,18 +165,18 @@ class Tape:
         """Against the gold answer; without one, against the trace's own."""
         return same(answer, self.answer if self.gold is None else self.gold)
 
-    def trial(self, position: int) -> str:
-        """The trial answer at ``position``, or at the last place before it."""
+    def trial(self, position: int) -> Trial:
+        """The one at ``position``, or at the last place before it; an empty one before all."""
         index = bisect_right(self._positions, position)
-        return self.trials[index - 1][1] if index else ""
+        return self.trials[index - 1] if index else Trial(0, "", 0.0)
 
     def settled(self) -> int | None:
         """The position of the first place from which the trial answer is the final one for good."""
         found = None
-        for position, answer in reversed(self.trials):
-            if not same(answer, self.answer):
+        for trial in reversed(self.trials):
+            if not same(trial.answer, self.answer):
                 break
-            found = position
+            found = trial.position
         return found
 
     def pace(self) -> list[float]:

@@ -84,7 +84,7 @@ def test_a_recording_is_complete(tapes: Tapes) -> None:
     """The ledger is the engine's count, trial answers are there, and cuts were tried for real."""
     assert len(tapes.tapes) + tapes.truncated == len(PROBLEMS)
     for tape in tapes.tapes:
-        assert tape.trials[0][0] == 0
+        assert tape.trials[0].position == 0
         assert tape.ledger.net == sum(len(piece.ids) for piece in tape.pieces)
         assert tape.settled() is None or tape.settled() <= tape.ledger.reasoning
     tried = [served for tape in tapes.tapes for served in tape.served]

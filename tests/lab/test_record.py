@@ -54,7 +54,7 @@ def test_every_place_is_asked(tmp_path: Path, standin: str) -> None:
         assert sorted(asked) == [0, 30, 40, 70, 80, 120]
         assert len([e for e in one.events if isinstance(e, Served)]) == 6
     tape = Tapes(tmp_path / "traces.jsonl").tapes[0]
-    assert (tape.ledger.reasoning, tape.trial(0), tape.gold) == (120, "42", "42")
+    assert (tape.ledger.reasoning, tape.trial(0).answer, tape.gold) == (120, "42", "42")
 
 
 def test_a_kill_loses_what_was_under_way(tmp_path: Path, standin: str) -> None:
