@@ -7,17 +7,17 @@ be written by hand as well, in the words of the core's own dataclasses.
 from __future__ import annotations
 
 import ast
+import contextlib
 import hashlib
-from collections.abc import Iterable
-from dataclasses import dataclass, fields, replace
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
 import msgspec
 
-from policies import events
-from policies.events import Checkpoint, CheckpointKind, Probe, ProbeResult, Stop
-from policies.policy import Needs, Policy
+from policies.events import Checkpoint, CheckpointKind, Probe, ProbeResult
+from policies.policy import Needs, Policy, Stopper
 
 __all__ = ["BadPlan", "Plan", "Prompt", "asked_by", "needs_of", "probe_of", "prompts", "unlike"]
 
@@ -46,7 +46,7 @@ class Plan:
     """
 
     needs: tuple[Needs, ...]
-    probes: tuple[Any, ...]
+    probes: tuple[Probe, ...]
     body: dict[str, Any]
     serve: float = 0.0
 
@@ -55,7 +55,7 @@ class Plan:
         cls,
         policies: Iterable[Policy],
         needs: Iterable[Needs],
-        probes: Iterable[Any],
+        probes: Iterable[Probe],
         body: dict[str, Any],
         serve: float = 0.0,
     ) -> Plan:
@@ -120,41 +120,39 @@ def needs_of(text: str) -> Needs:
         raise BadPlan(f"{text!r} is not a place: write e.g. 'cues' or 'interval=32'") from None
 
 
-def probe_of(text: str) -> Any:
-    """A probe, written as a call of its class: ``probe(inducer='answer', max_tokens=20)``."""
-    kinds = {
-        name.lower(): kind
-        for name, kind in vars(events).items()
-        if isinstance(kind, type) and kind in get_args(events.Command) and kind is not Stop
-    }
+def probe_of(text: str) -> Probe:
+    """A probe, written as a call: ``probe(inducer='answer', max_tokens=20)``."""
     try:
         match ast.parse(text, mode="eval").body:
-            case ast.Call(func=ast.Name(id=name), args=[], keywords=words) if name in kinds:
-                written = {str(word.arg): ast.literal_eval(word.value) for word in words}
-                return kinds[name](**written)
+            case ast.Call(func=ast.Name(id="probe"), args=[], keywords=words):
+                return Probe(**{str(word.arg): ast.literal_eval(word.value) for word in words})
     except (SyntaxError, ValueError, TypeError):
         pass
     raise BadPlan(f"{text!r} is not a probe: write e.g. 'probe(max_tokens=20)'")
 
 
-def asked_by(policy: Policy) -> list[Any]:
+def asked_by(policy: Policy) -> list[Probe]:
     """What ``policy`` asks at a checkpoint: it is shown one of each kind, far into a trace, and
     each of its probes is answered with certainty, until it asks no more."""
-    asked: list[Any] = []
+    asked: list[Probe] = []
     for kind in get_args(CheckpointKind):
-        stopper = policy.start()
-        for round_ in range(_ROUNDS):
-            position = _FAR + round_ * _FAR
-            command = stopper.observe(Checkpoint(kind, position, 0.0, "Wait"))
-            while command is not None and not isinstance(command, Stop) and len(asked) < 64:
-                asked.append(command)
-                command = stopper.observe(_certain(command, position))
-            if isinstance(command, Stop):
-                break
+        # What a policy makes of an answer that no engine gave is no matter.
+        with contextlib.suppress(Exception):
+            asked += _rehearsed(policy.start(), kind)
     return list(dict.fromkeys(asked))
 
 
-def _certain(probe: Any, position: int) -> ProbeResult:
+def _rehearsed(stopper: Stopper, kind: CheckpointKind) -> Iterator[Probe]:
+    for position in range(_FAR, _FAR * (_ROUNDS + 1), _FAR):
+        command = stopper.observe(Checkpoint(kind, position, 0.0, "Wait"))
+        while isinstance(command, Probe):
+            yield command
+            command = stopper.observe(_certain(command, position))
+        if command is not None:
+            return
+
+
+def _certain(probe: Probe, position: int) -> ProbeResult:
     return ProbeResult(
         probe=probe,
         position=position,
@@ -167,17 +165,11 @@ def _certain(probe: Any, position: int) -> ProbeResult:
     )
 
 
-def unlike(probes: Iterable[Any]) -> list[Any]:
+def unlike(probes: Iterable[Probe]) -> list[Probe]:
     """These probes, less those that a longer one answers as well: both are greedy, so the shorter
     is the longer one's beginning."""
-    longest: dict[Any, Any] = {}
+    longest: dict[Probe, Probe] = {}
     for probe in probes:
-        kind = replace(probe, max_tokens=0) if _has_length(probe) else probe
-        other = longest.get(kind)
-        if other is None or (_has_length(probe) and probe.max_tokens > other.max_tokens):
-            longest[kind] = probe
+        kind = replace(probe, max_tokens=0)
+        longest[kind] = max(probe, longest.get(kind, probe), key=lambda one: one.max_tokens)
     return list(longest.values())
-
-
-def _has_length(probe: Any) -> bool:
-    return any(field.name == "max_tokens" for field in fields(probe))

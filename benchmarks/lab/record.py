@@ -13,7 +13,7 @@ import hashlib
 import time
 from collections.abc import Callable, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import Any, ClassVar
 
 from benchmarks.lab import values
@@ -32,32 +32,26 @@ from benchmarks.lab.traces import (
 )
 from policies.appraisal import Appraiser
 from policies.dialect import Marks
-from policies.events import Checkpoint, Command, ProbeFailed, ProbeResult
+from policies.events import Checkpoint, Command, Probe, ProbeFailed, ProbeResult
 from policies.events import Event as Seen
-from policies.events import Probe as Question
+from policies.never import Never
 from policies.policy import Needs
 from policies.session import Ask, Session, State
 
 __all__ = ["Recorder", "record"]
 
 
-@dataclass(frozen=True, slots=True)
-class _Spot:
-    """Where a probe starts from: so many generated ids, then the closing sequence."""
-
-    kept: int
-    position: int
-    closing: tuple[int, ...]
-
-
 class _Scout:
-    """A policy that asks at every checkpoint, so that the session tells where that is."""
+    """A policy that asks all of its probes at every checkpoint, so that the session tells where
+    each starts from. ``seen`` is the checkpoint that it asks at."""
 
     name: ClassVar[str] = "scout"
 
-    def __init__(self, needs: Needs) -> None:
-        self._needs = needs
+    def __init__(self, needs: Needs, probes: Sequence[Probe]) -> None:
         self.seen: Checkpoint | None = None
+        self._needs = needs
+        self._probes = probes
+        self._left: list[Probe] = []
 
     @property
     def needs(self) -> Needs:
@@ -68,9 +62,9 @@ class _Scout:
 
     def observe(self, event: Seen) -> Command | None:
         if isinstance(event, Checkpoint):
-            self.seen = event
-            return Question()
-        return None
+            self.seen, self._left = event, list(self._probes)
+        asking = isinstance(event, Checkpoint | ProbeFailed) and self._left
+        return self._left.pop(0) if asking else None
 
 
 class _Patient(Appraiser):
@@ -122,10 +116,10 @@ class _Taking:
         seed = recorder.plan.body.get("seed")
         own = {} if seed is None else {"seed": seed + number}
         self._body = {**recorder.plan.body, **own, "messages": prompt.messages}
-        self._scouts = [_Scout(needs) for needs in recorder.plan.needs]
+        self._scouts = [_Scout(needs, recorder.plan.probes) for needs in recorder.plan.needs]
         self._sessions = [Session(s, recorder.marks, _Patient()) for s in self._scouts]
-        self._watch = Session(_Scout(Needs()), recorder.marks, _Patient())
-        self._spots: set[int] = set()
+        self._watch = Session(Never(), recorder.marks, _Patient())
+        self._asked: set[tuple[int, Probe]] = set()
         self._beside = asyncio.TaskGroup()
         # One at a time, as in the gateway: what has to wait is sent later, behind the trace's end
         # if need be. Otherwise it is the recording's own load whose times would be recorded.
@@ -164,16 +158,25 @@ class _Taking:
     def _take(self, piece: Piece) -> None:
         self.events.append(piece)
         self._feed(self._watch, piece)
-        if not self._spots and self._watch.state is State.THINKING and self._watch.generated:
-            marker = self._watch.ledger.marker
-            spot = _Spot(marker, 0, self._recorder.marks.closing_on_newline)
-            self._found("start", "", spot, piece.at)
+        if not self._asked and self._watch.state is State.THINKING and self._watch.generated:
+            self._start(piece.at)
         for scout, session in zip(self._scouts, self._sessions, strict=True):
-            command = self._feed(session, piece)
-            if isinstance(command, Ask) and scout.seen is not None:
-                spot = _Spot(command.kept, command.position, command.closing)
-                self._found(scout.seen.kind, scout.seen.cue, spot, piece.at)
-                session.probe_failed("recorded", command, piece.at)
+            command, seen = self._feed(session, piece), None
+            while isinstance(command, Ask) and scout.seen is not None:
+                if seen is not scout.seen:
+                    seen = scout.seen
+                    place = Place(piece.at, seen.kind, command.kept, command.position, seen.cue)
+                    self.events.append(place)
+                self._ask(command)
+                command = session.probe_failed("recorded", command, piece.at)
+
+    def _start(self, at: float) -> None:
+        """The trial answer before the first token, for those who would not think at all."""
+        kept, closing = self._watch.ledger.marker, self._recorder.marks.closing_on_newline
+        self.events.append(Place(at, "start", kept, 0))
+        for probe in self._recorder.plan.probes:
+            if replace(probe, max_tokens=0) == replace(Probe(), max_tokens=0):
+                self._ask(Ask(probe, kept, 0, closing))
 
     @staticmethod
     def _feed(session: Session, piece: Piece) -> Any:
@@ -183,43 +186,42 @@ class _Taking:
 
     # -- beside it -------------------------------------------------------------------------------
 
-    def _found(self, kind: str, cue: str, spot: _Spot, at: float) -> None:
-        self.events.append(Place(at, kind, spot.kept, spot.position, cue))
-        if spot.kept in self._spots:
+    def _ask(self, ask: Ask) -> None:
+        if (ask.kept, ask.probe) in self._asked:
             return
-        self._spots.add(spot.kept)
-        prefix = [*self._watch.prompt, *self._watch.generated[: spot.kept], *spot.closing]
-        for probe in self._recorder.plan.probes:
-            self._beside.create_task(self._draw(probe, spot, prefix))
-        if self._chosen(spot):
-            self._beside.create_task(self._cut(spot, prefix))
+        first = all(kept != ask.kept for kept, _ in self._asked)
+        self._asked.add((ask.kept, ask.probe))
+        prefix = [*self._watch.prompt, *self._watch.generated[: ask.kept], *ask.closing]
+        self._beside.create_task(self._draw(ask, prefix))
+        if first and ask.closing and self._chosen(ask.position):
+            self._beside.create_task(self._cut(ask, prefix))
 
-    def _chosen(self, spot: _Spot) -> bool:
+    def _chosen(self, position: int) -> bool:
         """The same places whenever this sample is taken."""
-        digest = hashlib.blake2b(f"{self._name}\0{spot.position}".encode(), digest_size=8).digest()
+        digest = hashlib.blake2b(f"{self._name}\0{position}".encode(), digest_size=8).digest()
         return int.from_bytes(digest, "big") < self._recorder.plan.serve * 2**64
 
-    async def _draw(self, probe: Any, spot: _Spot, prefix: list[int]) -> None:
+    async def _draw(self, ask: Ask, prefix: list[int]) -> None:
         async with self._turn:
             sent = self._now()
-            result, prefilled = await self._drawn(probe, spot, prefix, sent)
+            result, prefilled = await self._drawn(ask, prefix, sent)
         written = values.write(result)
-        self.events.append(Drawn(result.at, sent, spot.kept, spot.position, written, prefilled))
+        self.events.append(Drawn(result.at, sent, ask.kept, ask.position, written, prefilled))
 
     async def _drawn(
-        self, probe: Any, spot: _Spot, prefix: list[int], sent: float
+        self, ask: Ask, prefix: list[int], sent: float
     ) -> tuple[ProbeResult | ProbeFailed, int]:
         """The probe's result, and the tokens that it prefilled."""
         try:
-            inducer = self._recorder.marks.inducers[probe.inducer]
-            drawn = await self._recorder.engine.draw([*prefix, *inducer], probe)
+            inducer = self._recorder.marks.inducers[ask.probe.inducer]
+            drawn = await self._recorder.engine.draw([*prefix, *inducer], ask.probe)
         except (*TROUBLE, KeyError) as error:
             reason = "timeout" if isinstance(error, TimeoutError) else "error"
-            return ProbeFailed(probe, spot.position, reason, self._now()), 0
+            return ProbeFailed(ask.probe, ask.position, reason, self._now()), 0
         now = self._now()
         result = ProbeResult(
-            probe=probe,
-            position=spot.position,
+            probe=ask.probe,
+            position=ask.position,
             text=drawn.text,
             tokens=drawn.tokens,
             logprobs=drawn.logprobs,
@@ -229,7 +231,7 @@ class _Taking:
         )
         return result, drawn.prefilled
 
-    async def _cut(self, spot: _Spot, prefix: list[int]) -> None:
+    async def _cut(self, ask: Ask, prefix: list[int]) -> None:
         """Open the answer from here, as the gateway would. An engine that fails or does not honour
         the ids has served nothing."""
         body = {**self._body, "kv_transfer_params": {"prompt_token_ids": prefix}}
@@ -244,16 +246,16 @@ class _Taking:
                     began = began or self._now() - asked
                     chunks.append(chunk)
         if chunks and chunks[0].prompt_token_ids == prefix:
-            self.events.append(self._served(spot, asked, began, chunks))
+            self.events.append(self._served(ask, asked, began, chunks))
 
-    def _served(self, spot: _Spot, asked: float, began: float, chunks: list[Chunk]) -> Served:
+    def _served(self, ask: Ask, asked: float, began: float, chunks: list[Chunk]) -> Served:
         choices = [choice for chunk in chunks for choice in chunk.choices[:1]]
         return Served(
             at=self._now(),
             asked=asked,
             began=round(began, 6),
-            kept=spot.kept,
-            position=spot.position,
+            kept=ask.kept,
+            position=ask.position,
             answer="".join(choice.delta.content or "" for choice in choices),
             tokens=sum(len(choice.token_ids or ()) for choice in choices),
             ending=choices[-1].finish_reason if choices else None,

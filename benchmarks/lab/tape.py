@@ -135,7 +135,7 @@ class Tape:
         return session.ledger
 
     @staticmethod
-    def _read(drawn: Iterable[Drawn]) -> dict[Any, list[_Draw]]:
+    def _read(drawn: Iterable[Drawn]) -> dict[Probe, list[_Draw]]:
         """Draws by probe, whatever its length; each list in the order of its places."""
         draws = defaultdict(list)
         for event in drawn:
@@ -185,7 +185,7 @@ class Tape:
         drawn = ((draw.after, draw.result) for draw in every)
         return [t / len(r.tokens) for t, r in drawn if isinstance(r, ProbeResult) and r.tokens]
 
-    def find(self, probe: Any, kept: int, position: int) -> Found | None:
+    def find(self, probe: Probe, kept: int, position: int) -> Found | None:
         """What ``probe`` would have brought with so many ids kept; None where nothing near was
         drawn. A greedy probe's beginning is what a shorter one would have drawn."""
         near = (
@@ -200,14 +200,12 @@ class Tape:
         return Found(told, draw.after * _share(draw, told), draw.kept == kept)
 
 
-def _kind(probe: Any) -> Any:
+def _kind(probe: Probe) -> Probe:
     """A probe less its length."""
-    if any(field.name == "max_tokens" for field in fields(probe)):
-        return replace(probe, max_tokens=0)
-    return probe
+    return replace(probe, max_tokens=0)
 
 
-def _told(draw: _Draw, probe: Any, position: int) -> ProbeResult | ProbeFailed | None:
+def _told(draw: _Draw, probe: Probe, position: int) -> ProbeResult | ProbeFailed | None:
     """The result as ``probe`` would have got it, or None where it would have drawn more."""
     result = replace(draw.result, position=position, probe=probe)
     drawn = draw.result.probe
@@ -216,7 +214,8 @@ def _told(draw: _Draw, probe: Any, position: int) -> ProbeResult | ProbeFailed |
     if len(result.tokens) <= probe.max_tokens:
         return result if result.finished or drawn.max_tokens >= probe.max_tokens else None
     # Only what is plainly one entry a token can be shortened.
-    lists = [f.name for f in fields(result) if isinstance(getattr(result, f.name), tuple)]
+    tuples = (f.name for f in fields(result) if isinstance(getattr(result, f.name), tuple))
+    lists = [name for name in tuples if getattr(result, name)]
     if any(len(getattr(result, name)) != len(result.tokens) for name in lists):
         return None
     shorter: dict[str, Any] = {name: getattr(result, name)[: probe.max_tokens] for name in lists}

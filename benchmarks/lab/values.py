@@ -41,6 +41,8 @@ def write(value: Any) -> Any:
         return {key: write(part) for key, part in value.items()}
     if isinstance(value, list | tuple):
         return [write(part) for part in value]
+    if isinstance(value, frozenset):
+        return {"set": sorted(value)}
     return value
 
 
@@ -52,6 +54,8 @@ def read(document: Any) -> Any:
     if not isinstance(document, dict):
         return document
     parts = {key: read(part) for key, part in document.items()}
+    if parts.keys() == {"set"}:
+        return frozenset(parts["set"])
     if "type" not in parts:
         return parts
     kind = _KNOWN.get(name := str(parts.pop("type")))

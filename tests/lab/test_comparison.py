@@ -64,7 +64,7 @@ def test_the_files_that_are_left(done: tuple[Path, str]) -> None:
     assert len(names) == 5 + 3
     deer = next(p for p in points if p["name"] == "deer(threshold=0.9, gate=0)")
     assert deer["accuracy"]["value"] == pytest.approx(8 / 12)
-    assert deer["crt"]["value"] < 0.5
+    assert deer["crt"]["value"] < 0.7
     assert deer["stopped"] == 1.0
 
 
