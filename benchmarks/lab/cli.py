@@ -6,10 +6,14 @@ import asyncio
 import contextlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import msgspec
 import typer
+
+if TYPE_CHECKING:
+    from benchmarks.lab.engine import Engine
+    from benchmarks.lab.plan import Plan, Prompt
 
 __all__ = ["record", "replay"]
 
@@ -47,20 +51,21 @@ def record(
 
     Killed or interrupted, it goes on where it was when it is called again.
     """
-    from benchmarks.lab import plan
+    from benchmarks.lab.plan import BadPlan, Plan, needs_of, probe_of
+    from benchmarks.lab.plan import prompts as read
     from policies.registry import BadPolicy, parse
 
     own = {"temperature": temperature, "max_tokens": max_tokens, "seed": seed}
     try:
-        planned = plan.Plan.of(
+        plan = Plan.of(
             map(parse, policies or ()),
-            map(plan.needs_of, at or ()),
-            map(plan.probe_of, probe or ()),
+            map(needs_of, at or ()),
+            map(probe_of, probe or ()),
             own | msgspec.json.decode(body, type=dict[str, Any]),
             serve,
         )
-        work = [(p, number) for p in plan.prompts(prompts) for number in range(samples)]
-    except (plan.BadPlan, BadPolicy, msgspec.MsgspecError) as error:
+        work = [(p, number) for p in read(prompts) for number in range(samples)]
+    except (BadPlan, BadPolicy, msgspec.MsgspecError) as error:
         _fail(str(error))
     with _laboratory():
         from benchmarks.lab.engine import TROUBLE, Engine
@@ -68,7 +73,7 @@ def record(
 
         async def run() -> list[str]:
             async with Engine.at(upstream, model, api_key) as engine:
-                return await _take(engine, dialect, planned, work, out, concurrency)
+                return await _take(engine, dialect, plan, work, out, concurrency)
 
         try:
             failures = asyncio.run(run())
@@ -116,7 +121,12 @@ def replay(
 
 
 async def _take(
-    engine: Any, dialect: str | None, planned: Any, work: list[Any], out: Path, concurrency: int
+    engine: Engine,
+    dialect: str | None,
+    plan: Plan,
+    work: list[tuple[Prompt, int]],
+    out: Path,
+    concurrency: int,
 ) -> list[str]:
     """Take what ``out`` does not hold yet, with a bar that tells how far it is."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
@@ -126,7 +136,7 @@ async def _take(
     from benchmarks.lab.traces import Appender, Trace
     from policies.dialect import builtin
 
-    recorder = Recorder(engine, await engine.marks(builtin(), dialect), planned)
+    recorder = Recorder(engine, await engine.marks(builtin(), dialect), plan)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), Remaining())
     appender = Appender(out, recorder.recording(await engine.version()))
     with contextlib.closing(appender), Progress(*columns) as bar:

@@ -17,7 +17,7 @@ from dataclasses import replace
 from typing import Any, ClassVar
 
 from benchmarks.lab import values
-from benchmarks.lab.engine import TROUBLE, Chunk, Engine
+from benchmarks.lab.engine import TROUBLE, BadEngine, Chunk, Engine
 from benchmarks.lab.plan import Plan, Prompt
 from benchmarks.lab.traces import (
     VERSION,
@@ -144,6 +144,12 @@ class _Taking:
                             choice.finish_reason,
                         )
                     )
+            if not self._ended:
+                raise BadEngine("the stream ended before the response did")
+
+    @property
+    def _ended(self) -> bool:
+        return any(isinstance(event, Piece) and event.ending for event in self.events)
 
     def _now(self) -> float:
         return round(time.perf_counter() - self._began, 6)

@@ -56,11 +56,10 @@ def test_a_golden_recording(path: Any) -> None:
 
 
 def test_there_are_golden_recordings() -> None:
-    """With cuts among them, and requests that were let run."""
+    """With cuts among them."""
     decided = [
         one["decisions"]["trigger"]
         for path in FOLDER.glob("*.json")
         for one in json.loads(path.read_text("utf-8"))["requests"]
     ]
-    assert None in decided
     assert any(decided)

@@ -83,10 +83,11 @@ def test_a_kill_loses_what_was_under_way(tmp_path: Path, standin: str) -> None:
     assert again == path.read_bytes()
 
 
-def test_an_engine_that_fails_is_told(tmp_path: Path, standin: str) -> None:
+@pytest.mark.parametrize("fault", ["die_after", "error_event_after"])
+def test_an_engine_that_fails_is_told(tmp_path: Path, standin: str, fault: str) -> None:
     """Which traces are missing; the file holds none of them, and the next call takes them."""
     line = command(tmp_path, standin, prompts=2)
-    body = {"standin": {**BODY["standin"], "die_after": 50}}
+    body = {"standin": {**BODY["standin"], fault: 50}}
     ran = run([part if part != json.dumps(BODY) else json.dumps(body) for part in line])
     assert ran.returncode == 2
     assert "2 traces are missing" in ran.stderr

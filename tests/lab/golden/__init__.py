@@ -1,6 +1,7 @@
 """Requests that a gateway served before a real vLLM: what its sessions were told, and decided.
 
-``python -m tests.lab.golden URL`` takes them anew from an engine that serves the pocket model.
+``python -m tests.lab.golden URL [NAME …]`` takes them anew from an engine that serves the pocket
+model.
 """
 
 from __future__ import annotations

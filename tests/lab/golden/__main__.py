@@ -1,4 +1,4 @@
-"""Take the golden recordings anew: ``python -m tests.lab.golden URL``."""
+"""Take the golden recordings anew: ``python -m tests.lab.golden URL [NAME …]``."""
 
 from __future__ import annotations
 
@@ -14,10 +14,11 @@ from tests.lab.parity import decisions, served
 POLICIES = {
     "deer": "deer(threshold=0.9)",
     "convergence": "convergence(effort='max')",
-    "composed": "any_of(deer(threshold=0.98, gap=0), budget(max=300))",
+    "composed": "any_of(deer(threshold=0.999, gap=0), budget(max=400))",
 }
 
-for name, policy in POLICIES.items():
+for name in sys.argv[2:] or POLICIES:
+    policy = POLICIES[name]
     asked = [
         {
             "model": "pocket",
