@@ -11,6 +11,7 @@ import contextlib
 import hashlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
@@ -22,6 +23,7 @@ from policies.policy import Needs, Policy, Stopper
 __all__ = ["BadPlan", "Plan", "Prompt", "asked_by", "needs_of", "probe_of", "prompts", "unlike"]
 
 _ROUNDS = 8
+_MOST = 64
 _FAR = 1_000_000
 
 
@@ -114,10 +116,11 @@ def needs_of(text: str) -> Needs:
     hints = get_type_hints(Needs)
     if name not in hints:
         raise BadPlan(f"no place {name!r}: choose one of {', '.join(hints)}")
-    try:
-        return Needs(**{name: ast.literal_eval(value) if value else True})
-    except (SyntaxError, ValueError):
-        raise BadPlan(f"{text!r} is not a place: write e.g. 'cues' or 'interval=32'") from None
+    with contextlib.suppress(SyntaxError, ValueError):
+        read = ast.literal_eval(value) if value else True
+        if type(read) is hints[name]:
+            return Needs(**{name: read})
+    raise BadPlan(f"{text!r} is not a place: write e.g. 'cues' or 'interval=32'")
 
 
 def probe_of(text: str) -> Probe:
@@ -138,7 +141,7 @@ def asked_by(policy: Policy) -> list[Probe]:
     for kind in get_args(CheckpointKind):
         # What a policy makes of an answer that no engine gave is no matter.
         with contextlib.suppress(Exception):
-            asked += _rehearsed(policy.start(), kind)
+            asked += islice(_rehearsed(policy.start(), kind), _MOST)
     return list(dict.fromkeys(asked))
 
 

@@ -52,7 +52,9 @@ def test_a_plan_holds_all_that_is_asked_for_once() -> None:
     assert plan.probes == (Probe(max_tokens=50),)
 
 
-@pytest.mark.parametrize("written", ["cue", "interval=x(", "interval=os.getcwd()", ""])
+@pytest.mark.parametrize(
+    "written", ["cue", "interval", "cues=5", "interval=x(", "interval=os.getcwd()", ""]
+)
 def test_a_place_that_is_none(written: str) -> None:
     """Refused with what would be one; nothing is evaluated."""
     with pytest.raises(BadPlan):
