@@ -34,7 +34,7 @@ def traces(count: int = 12) -> list[Any]:
 
 def replay(path: Path, *options: str) -> subprocess.CompletedProcess[str]:
     command = [str(ADJOURN), "replay", str(path), *options]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
 
 
 @pytest.fixture(scope="module")

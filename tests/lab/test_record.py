@@ -31,7 +31,7 @@ def command(folder: Path, standin: str, *options: str, prompts: int = 6) -> list
 
 
 def run(line: list[str]) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(line, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    return subprocess.run(line, cwd=ROOT, capture_output=True, text=True, timeout=300)
 
 
 def test_every_place_is_asked(tmp_path: Path, standin: str) -> None:
