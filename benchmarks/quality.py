@@ -61,7 +61,8 @@ async def _measure(url: str, options: argparse.Namespace) -> None:
             rival = f"budget(max={_same_cost(*(runs for runs, _ in arms.values()))}, grace=16)"
             arms[rival] = await arm(rival)
             for threshold in options.thresholds:
-                arms[f"deer(threshold={threshold})"] = await arm(f"deer(threshold={threshold})")
+                policy = f"deer(threshold={threshold}, gate=0)"
+                arms[policy] = await arm(policy)
             for limit in options.budgets:
                 arms[f"budget(max={limit})"] = await arm(f"budget(max={limit}, grace=16)")
     console.print(table(arms))

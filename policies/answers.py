@@ -7,7 +7,7 @@ import re
 from collections.abc import Sequence
 from fractions import Fraction
 
-__all__ = ["confidence", "hesitant", "same", "trial_answer"]
+__all__ = ["confidence", "hesitant", "own_tokens", "same", "trial_answer"]
 
 _HESITATION = re.compile(
     r"\b(?:wait|hmm+|but|however|alternatively|maybe|perhaps|not sure|unsure|let me)\b",
@@ -33,16 +33,26 @@ def confidence(tokens: Sequence[str], logprobs: Sequence[float]) -> float:
     2504.15895, equation 2). 0.0 where there is no answer: a lone closing brace is certain of
     nothing.
     """
-    drawn = "".join(tokens)
-    if not trial_answer(drawn) or len(tokens) != len(logprobs):
+    count = own_tokens(tokens)
+    if not count or len(tokens) != len(logprobs):
         return 0.0
-    end, total, count, seen = _end(drawn), 0.0, 0, 0
-    for token, logprob in zip(tokens, logprobs, strict=True):
-        # A token that only closes the answer says how sure the model is that it is complete.
+    return math.exp(sum(logprobs[:count]) / count)
+
+
+def own_tokens(tokens: Sequence[str]) -> int:
+    """How many of the tokens are the answer's own; 0 where there is none.
+
+    One that only closes the answer counts: it says how sure the model is that it is complete.
+    """
+    drawn = "".join(tokens)
+    if not trial_answer(drawn):
+        return 0
+    end, seen = _end(drawn), 0
+    for count, token in enumerate(tokens):
         if seen > end:
-            break
-        total, count, seen = total + logprob, count + 1, seen + len(token)
-    return math.exp(total / count)
+            return count
+        seen += len(token)
+    return len(tokens)
 
 
 def _end(drawn: str) -> int:

@@ -1,8 +1,10 @@
-"""``budget``: stop at a number of tokens.
+"""``budget``: think no more than a number of tokens, and no less.
 
 Rule: from ``max`` tokens on, cut at the next end of a sentence; ``grace`` tokens later, anywhere.
-Source: budget forcing, s1, arXiv 2501.19393.
-Cost: none.
+Where the model would close the trace before ``min`` tokens, "Wait" is put there in place of the end
+and it goes on, ``waits`` times at most.
+Source: budget forcing, s1, arXiv 2501.19393; "Wait" in Self-Correction Bench as well.
+Cost: none for ``max``; what is thought behind each "Wait", and a new stream for it, for ``min``.
 """
 
 from __future__ import annotations
@@ -10,7 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from policies.events import Command, Event, Stop, Thought
+from policies.events import Closing, Command, Event, Extend, Stop, Thought
 from policies.policy import Needs
 
 __all__ = ["Budget"]
@@ -20,31 +22,42 @@ _SENTENCE_ENDS = (".", "!", "?", "\n", "。", "！", "？")  # noqa: RUF001
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """Options of ``budget``: ``max`` and ``grace`` in tokens of the trace."""
+    """Options of ``budget``: ``max``, ``grace`` and ``min`` in tokens of the trace; a ``min`` of 0
+    leaves every end as it is."""
 
     name: ClassVar[str] = "budget"
     max: int = 4096
     grace: int = 64
+    min: int = 0
+    waits: int = 4
 
     def __post_init__(self) -> None:
-        if self.max < 1 or self.grace < 0:
-            raise ValueError("max must be at least 1 and grace 0")
+        if self.max < 1 or self.grace < 0 or self.waits < 0:
+            raise ValueError("max must be at least 1, grace and waits 0")
+        if not 0 <= self.min <= self.max:
+            raise ValueError("min must be at least 0 and at most max")
 
     @property
     def needs(self) -> Needs:
-        return Needs(thoughts=True)
+        if not self.min:
+            return Needs(thoughts=True)
+        return Needs(thoughts=True, extends=True, inducers=frozenset({"wait", "wait-on-newline"}))
 
     def start(self) -> BudgetStopper:
         return BudgetStopper(self)
 
 
 class BudgetStopper:
-    __slots__ = ("_policy",)
+    __slots__ = ("_policy", "_waits")
 
     def __init__(self, policy: Budget) -> None:
         self._policy = policy
+        self._waits = policy.waits
 
     def observe(self, event: Event) -> Command | None:
+        if isinstance(event, Closing) and event.position < self._policy.min and self._waits:
+            self._waits -= 1
+            return Extend()
         if not isinstance(event, Thought) or event.position < self._policy.max:
             return None
         if event.text.rstrip(" ").endswith(_SENTENCE_ENDS):

@@ -2,7 +2,8 @@
 
 ``any_of`` stops when one of them does. ``all_of`` stops when all have; a member that looks by
 probe must agree at the same checkpoint, one that has no probe stays agreed. One probe is in flight
-at a time: members that ask the same thing share its result, the others take turns.
+at a time: members that ask the same thing share its result, the others take turns. A checkpoint
+that comes while one runs is passed over.
 """
 
 from __future__ import annotations
@@ -13,7 +14,17 @@ from functools import reduce
 from operator import or_
 from typing import ClassVar
 
-from policies.events import Checkpoint, Command, Event, Probe, ProbeFailed, ProbeResult, Stop
+from policies.events import (
+    Checkpoint,
+    Closing,
+    Command,
+    Event,
+    Extend,
+    Probe,
+    ProbeFailed,
+    ProbeResult,
+    Stop,
+)
 from policies.policy import Needs, Policy, Stopper
 
 __all__ = ["AllOf", "AnyOf"]
@@ -51,11 +62,12 @@ class AllOf(_Composition):
 class _Member:
     """One policy's stopper, what it asked and what it said last."""
 
-    __slots__ = ("asked", "probes", "stopper", "verdict")
+    __slots__ = ("asked", "extends", "probes", "stopper", "verdict")
 
     def __init__(self, policy: Policy) -> None:
         self.stopper: Stopper = policy.start()
         self.probes = policy.needs.probes
+        self.extends = policy.needs.extends
         self.asked: Probe | None = None
         self.verdict: Stop | None = None
 
@@ -71,32 +83,42 @@ class CompositionStopper:
         self._in_flight: Probe | None = None
 
     def observe(self, event: Event) -> Command | None:
+        if isinstance(event, Closing):
+            return self._extended(event)
         answered = event.probe if isinstance(event, ProbeResult | ProbeFailed) else None
         if answered is not None:
             self._in_flight = None
-        for member in self._members:
-            if answered is None or member.asked == answered:
-                self._show(member, event)
+        shown = [m for m in self._members if answered is None or m.asked == answered]
+        extends = [self._show(member, event) for member in shown]
         if (stop := self._combine(self._members)) is not None:
             return stop
         if self._in_flight is None:
             self._in_flight = next((m.asked for m in self._members if m.asked), None)
-            return self._in_flight
-        return None
+            if self._in_flight is not None:
+                return self._in_flight
+        return next(filter(None, extends), None)
+
+    def _extended(self, event: Closing) -> Extend | None:
+        """One that wants the trace to go on is enough: those that would stop it had their say."""
+        said = [m.stopper.observe(event) for m in self._members if m.extends]
+        return next((command for command in said if isinstance(command, Extend)), None)
 
     @staticmethod
-    def _show(member: _Member, event: Event) -> None:
+    def _show(member: _Member, event: Event) -> Extend | None:
         if isinstance(event, Checkpoint) and member.probes:
             member.verdict = None
         if isinstance(event, ProbeResult | ProbeFailed):
             member.asked = None
         if member.verdict is not None:
-            return
+            return None
         match member.stopper.observe(event):
             case Stop() as stop:
                 member.verdict, member.asked = stop, None
             case Probe() as probe:
                 member.asked = probe
+            case Extend() as extend:
+                return extend
+        return None
 
 
 def _first(members: list[_Member]) -> Stop | None:

@@ -68,7 +68,7 @@ class Convergence:
 
     @property
     def needs(self) -> Needs:
-        return Needs(interval=self.resolved[1], probes=True)
+        return Needs(interval=self.resolved[1], probes=True, inducers=frozenset({"answer"}))
 
     def start(self) -> ConvergenceStopper:
         return ConvergenceStopper(self)

@@ -16,6 +16,7 @@ from typing import ClassVar
 
 from policies.answers import confidence, trial_answer
 from policies.events import Checkpoint, Command, Event, Probe, ProbeFailed, ProbeResult, Stop
+from policies.pause import Pause
 from policies.policy import Needs
 
 __all__ = ["Deer"]
@@ -54,30 +55,29 @@ class Deer:
 
     @property
     def needs(self) -> Needs:
-        return Needs(cues=True, probes=True)
+        return Needs(cues=True, probes=True, inducers=frozenset({"answer"}))
 
     def start(self) -> DeerStopper:
         return DeerStopper(self)
 
 
 class DeerStopper:
-    __slots__ = ("_gap", "_gate", "_next", "_policy")
+    __slots__ = ("_gate", "_pause", "_policy")
 
     def __init__(self, policy: Deer) -> None:
         self._policy = policy
         gate = policy.threshold**policy.max_tokens if policy.gate is None else policy.gate
         self._gate = gate if policy.max_tokens > 1 else 0.0
-        self._next = 0
-        self._gap = float(min(policy.gap, policy.max_gap))
+        self._pause = Pause(policy.gap, policy.backoff, policy.max_gap)
 
     def observe(self, event: Event) -> Command | None:
         match event:
-            case Checkpoint(kind="cue") if event.position >= self._next:
+            case Checkpoint(kind="cue") if self._pause.over(event.position):
                 return Probe(max_tokens=1 if self._gate else self._policy.max_tokens)
             case ProbeResult():
                 return self._judge(event)
             case ProbeFailed() if event.reason != "price":  # then nothing was asked
-                self._back_off(event.position)
+                self._pause.begin(event.position)
         return None
 
     def _judge(self, result: ProbeResult) -> Command | None:
@@ -89,9 +89,5 @@ class DeerStopper:
             certainty = confidence(result.tokens, result.logprobs)
             if certainty > self._policy.threshold and trial_answer(result.text):
                 return Stop("confident", result.position, certainty)
-        self._back_off(result.position)
+        self._pause.begin(result.position)
         return None
-
-    def _back_off(self, position: int) -> None:
-        self._next = position + round(self._gap)
-        self._gap = min(self._gap * self._policy.backoff, self._policy.max_gap)

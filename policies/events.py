@@ -12,8 +12,10 @@ from typing import Literal
 __all__ = [
     "Checkpoint",
     "CheckpointKind",
+    "Closing",
     "Command",
     "Event",
+    "Extend",
     "Probe",
     "ProbeFailed",
     "ProbeResult",
@@ -22,7 +24,7 @@ __all__ = [
     "TraceEnd",
 ]
 
-CheckpointKind = Literal["cue", "interval"]
+CheckpointKind = Literal["start", "cue", "interval", "sentence", "paragraph", "step"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,11 +32,17 @@ class Probe:
     """Ask the model something beside the running trace, from its exact token ids.
 
     ``inducer`` names a text of the dialect (``"answer"``) that is put behind the closing
-    sequence; ``max_tokens`` bounds what the model writes then, greedily.
+    sequence, "" puts none there; ``max_tokens`` bounds what the model writes then, greedily.
+    ``closing=False`` leaves the trace open: it asks what the model is about to think.
+    ``top``: of so many tokens at each step, the most probable ones, the log-probabilities.
+    ``ending`` asks how probable it is that the trace ends here.
     """
 
     inducer: str = "answer"
     max_tokens: int = 20
+    closing: bool = True
+    top: int = 1
+    ending: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,46 +50,72 @@ class Stop:
     """End the trace. ``position``: tokens of the trace to keep; None keeps all decoded so far.
 
     ``reason`` becomes a metric's label, so it comes from a small fixed set per policy.
-    ``confidence`` in [0, 1] where the policy has one.
+    ``confidence`` in [0, 1] where the policy has one. ``text`` names a text of the dialect that is
+    put behind what is kept, as if the model had thought it.
     """
 
     reason: str
     position: int | None = None
     confidence: float | None = None
+    text: str = ""
 
 
-Command = Probe | Stop
+@dataclass(frozen=True, slots=True)
+class Extend:
+    """Let the trace go on in a new stream: where the model would end it, in answer to ``Closing``,
+    or, in answer to ``Thought``, behind all that was decoded.
+
+    ``text`` names a text of the dialect that is put there; where the trace has just ended a line,
+    its name with ``-on-newline`` does. ``bias``: what the end marker's logit is raised by from now
+    on; None leaves it.
+    """
+
+    text: str = "wait"
+    bias: float | None = None
+
+
+Command = Probe | Stop | Extend
 
 
 @dataclass(frozen=True, slots=True)
 class Thought:
-    """A piece of the trace, as decoded. ``position``: tokens of the trace up to its end."""
+    """A piece of the trace, as decoded. ``position``: tokens of the trace up to its end.
+
+    ``logprobs``: for each token those of the most probable ones at its place, highest first, where
+    the policy needs them; () where the engine told none for this piece.
+    """
 
     text: str
     token_ids: tuple[int, ...]
     position: int
     at: float
+    logprobs: tuple[tuple[float, ...], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
     """A place where a policy may look. ``position``: tokens of the trace before it.
 
-    ``at`` is in seconds on the driver's monotonic clock; ``cue`` is empty for an interval.
+    ``at`` is in seconds on the driver's monotonic clock. ``cue``: the word, at a cue. ``text``:
+    the sentence or step that ended, at the end of one.
     """
 
     kind: CheckpointKind
     position: int
     at: float
     cue: str = ""
+    text: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class ProbeResult:
     """What a probe drew out at ``position``.
 
-    ``tokens`` and ``logprobs`` (natural logarithms, of the greedy and hence most probable token
+    ``tokens`` (texts; ``token_id:N`` where a single one was asked for with ``top`` or ``ending``)
+    and ``logprobs`` (natural logarithms, of the greedy and hence most probable token
     at each step) have one entry a token; ``finished`` tells whether the model ended by itself.
+    ``top``: for each token the log-probabilities of the most probable ones, highest first.
+    ``ending``: that of the closing sequence up to its marker, where the probe asked for it.
     """
 
     probe: Probe
@@ -92,6 +126,8 @@ class ProbeResult:
     finished: bool
     seconds: float
     at: float
+    top: tuple[tuple[float, ...], ...] = ()
+    ending: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +142,14 @@ class ProbeFailed:
 
 
 @dataclass(frozen=True, slots=True)
+class Closing:
+    """The model would end the trace after ``position`` tokens. Shown where a policy extends."""
+
+    position: int
+    at: float
+
+
+@dataclass(frozen=True, slots=True)
 class TraceEnd:
     """The model ended the trace by itself after ``position`` tokens."""
 
@@ -113,4 +157,4 @@ class TraceEnd:
     at: float
 
 
-Event = Thought | Checkpoint | ProbeResult | ProbeFailed | TraceEnd
+Event = Thought | Checkpoint | ProbeResult | ProbeFailed | Closing | TraceEnd

@@ -20,22 +20,52 @@ class Needs:
     """What a policy must be given. The server asks the engine for exactly this and refuses at
     start-up, with a clear message, what the engine can't give.
 
-    ``cues``: a checkpoint at every cue. ``interval``: one every so many tokens (0: none).
-    ``thoughts``: every decoded piece. ``probes``: side requests with log-probabilities.
+    ``start``: a checkpoint where the trace begins. ``cues``, ``sentences``, ``paragraphs``,
+    ``steps``: one at every cue, and at every end of the others. ``interval``: one every so many
+    tokens (0: none). ``thoughts``: every decoded piece. ``probes``: side requests with
+    log-probabilities; ``ending``: among them the end's. ``inducers``: texts of the dialect that
+    it draws with, or puts into the trace. ``extends``: to be told when the model would end the
+    trace, which it may extend. ``bias``: what the end marker's logit is raised by from the
+    beginning. ``logprobs``: with each token of the trace, those of so many (0: none); the engine
+    pays for them on the main stream.
     """
 
+    start: bool = False
     cues: bool = False
+    sentences: bool = False
+    paragraphs: bool = False
+    steps: bool = False
     interval: int = 0
     thoughts: bool = False
     probes: bool = False
+    ending: bool = False
+    inducers: frozenset[str] = frozenset()
+    extends: bool = False
+    bias: float = 0.0
+    logprobs: int = 0
+
+    @property
+    def boundaries(self) -> frozenset[str]:
+        """The kinds of ends that are looked for."""
+        kinds = ("sentence", self.sentences), ("paragraph", self.paragraphs), ("step", self.steps)
+        return frozenset(kind for kind, wanted in kinds if wanted)
 
     def __or__(self, other: Needs) -> Needs:
         intervals = [n for n in (self.interval, other.interval) if n]
         return Needs(
+            start=self.start or other.start,
             cues=self.cues or other.cues,
+            sentences=self.sentences or other.sentences,
+            paragraphs=self.paragraphs or other.paragraphs,
+            steps=self.steps or other.steps,
             interval=min(intervals, default=0),
             thoughts=self.thoughts or other.thoughts,
             probes=self.probes or other.probes,
+            ending=self.ending or other.ending,
+            inducers=self.inducers | other.inducers,
+            extends=self.extends or other.extends,
+            bias=max(self.bias, other.bias),
+            logprobs=max(self.logprobs, other.logprobs),
         )
 
 

@@ -1,10 +1,10 @@
 """One request under a policy: the transition table, and nothing that does I/O.
 
 A driver (the server, a replay, a test) feeds the session what the engine sent, numbered by pieces,
-and carries out what comes back: ``Ask`` (send a probe) and ``Cut`` (open the answer from a kept
-prefix). ``released`` says how many pieces may go to the client. What stands behind a checkpoint is
-held back while its probe runs, so that a cut is never taken back from the client's screen; the
-engine's stream itself never pauses.
+and carries out what comes back: ``Ask`` (send a probe), ``Cut`` (open the answer from a kept
+prefix) and ``Reopen`` (go on with the trace from one). ``released`` says how many pieces may go to
+the client. What stands behind a checkpoint is held back while its probe runs, so that a cut is
+never taken back from the client's screen; the engine's stream itself never pauses.
 
     state        input      next        what happens
     -----------  ---------  ----------  -----------------------------------------------------
@@ -12,11 +12,15 @@ engine's stream itself never pauses.
     opening      answer     answering   no trace: everything is the answer
     thinking     probe      probing     a checkpoint is held, a probe is on its way
     thinking     stop       closing     a trigger without a probe (budget, loop)
+    thinking     extend     reopening   the model would end its trace too soon, or too late
     thinking     answer     answering   the model ended its trace
     probing      probe      probing     a second question at the same checkpoint
     probing      go on      thinking    the probe said no: what was held is released
     probing      stop       closing     the probe said yes
+    probing      extend     reopening   it would, and was faster than the probe
     probing      answer     answering   the model was faster: what was held is released
+    reopening    resumed    thinking    the trace goes on behind what was put into it
+    reopening    refused    thinking    the engine would not: the model's own end comes after all
     closing      resumed    answering   the answer streams from the kept prefix
     closing      refused    thinking    the engine would not: the main stream goes on, unjudged
     any          end        done
@@ -30,14 +34,19 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
+from operator import attrgetter
 from typing import Literal
 
 from policies.appraisal import Appraiser
-from policies.cues import CueScanner
+from policies.boundaries import Boundary, BoundaryScanner
+from policies.cues import Cue, CueScanner
 from policies.dialect import Marks
 from policies.events import (
     Checkpoint,
+    Closing,
+    Command,
     Event,
+    Extend,
     Probe,
     ProbeFailed,
     ProbeResult,
@@ -46,10 +55,23 @@ from policies.events import (
     TraceEnd,
 )
 from policies.ledger import Ledger
+from policies.markers import NOWHERE, Mark
 from policies.never import Never
 from policies.policy import Policy, Stopper
 
-__all__ = ["TABLE", "Action", "Ask", "Cut", "Input", "Session", "State", "Trigger"]
+__all__ = [
+    "TABLE",
+    "Action",
+    "Ask",
+    "Cut",
+    "Input",
+    "Order",
+    "Reopen",
+    "Said",
+    "Session",
+    "State",
+    "Trigger",
+]
 
 
 class State(Enum):
@@ -57,6 +79,7 @@ class State(Enum):
     THINKING = "thinking"
     PROBING = "probing"
     CLOSING = "closing"
+    REOPENING = "reopening"
     ANSWERING = "answering"
     DONE = "done"
 
@@ -67,6 +90,7 @@ class Input(Enum):
     PROBE = "probe"
     GO_ON = "go on"
     STOP = "stop"
+    EXTEND = "extend"
     RESUMED = "resumed"
     REFUSED = "refused"
     END = "end"
@@ -77,15 +101,18 @@ TABLE: dict[State, dict[Input, State]] = {
     State.THINKING: {
         Input.PROBE: State.PROBING,
         Input.STOP: State.CLOSING,
+        Input.EXTEND: State.REOPENING,
         Input.ANSWER: State.ANSWERING,
     },
     State.PROBING: {
         Input.PROBE: State.PROBING,
         Input.GO_ON: State.THINKING,
         Input.STOP: State.CLOSING,
+        Input.EXTEND: State.REOPENING,
         Input.ANSWER: State.ANSWERING,
     },
     State.CLOSING: {Input.RESUMED: State.ANSWERING, Input.REFUSED: State.THINKING},
+    State.REOPENING: {Input.RESUMED: State.THINKING, Input.REFUSED: State.THINKING},
     State.ANSWERING: {},
     State.DONE: {},
 }
@@ -97,21 +124,49 @@ Action = Literal["carried-out", "held-out", "observed", "refused", "abandoned"]
 
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """Send this probe: the first ``kept`` generated ids, then ``closing``, then the inducer."""
+    """Send this probe: the first ``kept`` generated ids, then ``closing`` (empty where the probe
+    leaves the trace open), then the inducer. ``ending``: ids up to the end marker's, which a probe
+    that asks for their log-probability must score behind that."""
 
     probe: Probe
     kept: int
     position: int
     closing: tuple[int, ...]
+    ending: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Said:
+    """A text that is put into the trace; the client gets it as reasoning."""
+
+    text: str = ""
+    ids: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Cut:
-    """Open the answer: the first ``kept`` generated ids, then ``closing``."""
+    """Open the answer: the first ``kept`` generated ids, then ``said``, then ``closing``."""
 
     kept: int
     position: int
     closing: tuple[int, ...]
+    said: Said = Said()
+
+
+@dataclass(frozen=True, slots=True)
+class Reopen:
+    """Go on with the trace: the first ``kept`` generated ids, which came in ``pieces``, then
+    ``said``; with another bias on the end marker, where there is one."""
+
+    kept: int
+    position: int
+    pieces: int
+    said: Said
+    bias: float | None = None
+
+
+Order = Ask | Cut | Reopen
+"""What the driver is to carry out."""
 
 
 @dataclass(slots=True)
@@ -138,9 +193,19 @@ class _Piece:
     on_newline: bool
 
 
+@dataclass(frozen=True, slots=True)
+class _End:
+    """A marker of ``length`` ids that ends the trace. ``inside``: ids of its last piece that are
+    still the trace's; less than none where earlier pieces were the marker's."""
+
+    mark: Mark
+    length: int
+    inside: int
+
+
 class Session:
-    """Feed it with ``opened``, ``feed``, ``probed``, ``probe_failed``, ``resumed``, ``refused``
-    and ``ended``; each may return an ``Ask`` or a ``Cut`` to carry out.
+    """Feed it with ``opened``, ``feed``, ``probed``, ``probe_failed``, ``resumed``, ``reopened``,
+    ``refused`` and ``ended``; each may return an ``Order`` to carry out.
 
     ``hold_out`` lets the trace run on after a trigger, to measure (the policy is muted then);
     ``observe`` does so for every request. Times are seconds of the driver's monotonic clock.
@@ -172,23 +237,33 @@ class Session:
             "observed" if observe else "held-out" if hold_out else None
         )
         self._needs = policy.needs
-        self._plain = not (self._needs.thoughts or self._needs.interval)
+        needs = self._needs
+        self._plain = not (needs.start or needs.thoughts or needs.interval or needs.boundaries)
         self._stopper: Stopper = Never()
         try:
             self._stopper = policy.start()
         except Exception as error:
             self._fail(error)
-        self._scanner = CueScanner(marks.dialect.cues if self._needs.cues else ())
+        self._markers = marks.markers
+        self._at = NOWHERE  # among the markers
+        self._scanner = CueScanner(marks.dialect.cues if needs.cues else ())
+        self._at_start = needs.start
+        self._ends = needs.boundaries
+        self._boundaries = BoundaryScanner() if self._ends else None
         self._fed = 0
         self._held: deque[_Piece] = deque()
         self._half: _Piece | None = None  # before ids whose character is not whole yet
         self._on_newline = True
         self._next_interval = self._needs.interval
         self._checkpoint = 0  # the position that is being probed
+        self._unseen: Cue | Boundary | None = None  # the latest that came beside a probe
         self._asked = 0
         self._probe_seconds = 0.0
         self._began: float | None = None
         self._cut_off = 0
+        self._said = Said()
+        self._reopen: Reopen | None = None
+        self.extended = 0
         self.closing: tuple[int, ...] = ()  # put behind the kept trace, once there was a cut
         self._overrun: list[tuple[str, Sequence[int], float, bool, str | None]] = []
 
@@ -198,11 +273,8 @@ class Session:
         """The prompt's ids. The last marker among them tells whether a trace is open."""
         self.prompt = prompt
         self.ledger.prompt = len(prompt)
-        for token in reversed(prompt):
-            if token == self.marks.start:
-                self._go(Input.THINK)
-            if token in (self.marks.start, self.marks.end):
-                return
+        if self._markers.last(prompt) is Mark.START:
+            self._go(Input.THINK)
 
     def feed(
         self,
@@ -212,8 +284,10 @@ class Session:
         *,
         answering: bool = False,
         ending: str | None = None,
-    ) -> Ask | Cut | None:
-        """One piece: the reasoning text and the ids that it brought.
+        logprobs: Sequence[Sequence[float]] = (),
+    ) -> Order | None:
+        """One piece: the reasoning text and the ids that it brought, with the ``logprobs`` that
+        the policy needs, one sequence a token.
 
         ``answering``: the piece holds answer text or a tool call. ``ending``: the finish reason,
         where the piece ends the response; one that ends it at a token limit (``"length"``) says
@@ -226,7 +300,8 @@ class Session:
             and not answering
             and ending is None
             and thought
-            and self.marks.end not in token_ids
+            and self._at == NOWHERE
+            and self._markers.beginnings.isdisjoint(token_ids)
             and self._scanner.skim(thought)
         ):
             # Nearly every token: no cue, nothing held, nobody to show it to.
@@ -235,7 +310,7 @@ class Session:
             self._fed = self.released = self._fed + 1
             self._on_newline = thought[-1] == "\n"
             return None
-        if state is State.CLOSING:
+        if state is State.CLOSING or state is State.REOPENING:
             self._fed += 1
             self.ledger.wasted += len(token_ids)
             self._overrun.append((thought, token_ids, at, answering, ending))
@@ -247,36 +322,74 @@ class Session:
         before = self._half or self._here()
         self._fed += 1
         self.generated.extend(token_ids)
-        if state is State.OPENING:
-            if token_ids and token_ids[0] == self.marks.start:
-                self._go(Input.THINK)
-            elif not (token_ids or thought or answering or ending):
-                self.released = self._fed  # the role, which tells nothing
-                return None
-            else:
-                if thought and not (answering or ending):
-                    # Reasoning without a marker: not what this dialect says of the model.
-                    self.mute("no-marker")
-                self._leave(token_ids, at, answering, ending)
-                return None
-        if answering or ending or self.marks.end in token_ids:
-            self._leave(token_ids, at, answering, ending)
+        among = self._at
+        opening, end = self._scan(token_ids)
+        if state is State.OPENING and not opening:
+            self._wait(thought, token_ids, end is not None or answering or ending is not None)
+            return None
+        if opening:
+            before = replace(before, kept=len(self.generated) - len(token_ids) + opening)
+            self._open(opening)
+        if end or answering or ending:
+            if (reopen := self._extended(before, end, token_ids, at)) is not None:
+                self._at = among  # or a refusal would not read the end again
+                self._overrun.append((thought, token_ids, at, answering, ending))
+                return reopen
+            self._leave(len(token_ids) - opening, end, at, answering, ending)
             return None
         if token_ids and self._began is None:
             self._began = at
-        count = len(token_ids)
-        if before.kept == 0 and count and token_ids[0] == self.marks.start:
-            self.ledger.marker += 1
-            count -= 1
-            before = replace(before, kept=1)  # no trace is cut before its opening
-        self._half = before if count and not thought else None
+        count = len(token_ids) - opening
+        # No trace is cut in the midst of a character, nor where a marker may have begun.
+        whole = thought and not self._markers.begun(self._at)
+        self._half = None if whole or not count else before
         self.ledger.reasoning += count
         if thought:
             self._on_newline = thought[-1] == "\n"
         if self.muted is not None or self.trigger is not None:
             self.released = self._fed
             return None
-        return self._think(thought, token_ids, at, before)
+        return self._think(thought, token_ids, at, before, logprobs)
+
+    def _scan(self, token_ids: Sequence[int]) -> tuple[int, _End | None]:
+        """How many of these ids open the trace, and what ends it: markers that are whole with one
+        of them, wherever they began."""
+        opening, end = 0, None
+        for count, token in enumerate(token_ids, 1):
+            self._at = self._markers.step(self._at, token)
+            if (found := self._markers.whole(self._at)) is None:
+                continue
+            mark, length = found
+            if mark is not Mark.START:
+                end = _End(mark, length, count - opening - length)
+                self._at = NOWHERE
+                break
+            if self._opens(count == length) and not opening:
+                opening, self._at = count, NOWHERE
+        return opening, end
+
+    def _opens(self, first: bool) -> bool:
+        """Whether a start marker opens the trace here, and is not just a part of it. Some models
+        write it once more behind a prompt that ends with it."""
+        return self.state is State.OPENING or (first and not self.ledger.reasoning)
+
+    def _wait(self, thought: str, token_ids: Sequence[int], decided: bool) -> None:
+        """No trace is open. Until there is something to read, one may still be opened."""
+        self.released = self._fed
+        self.ledger.answer += len(token_ids)
+        reasoning = thought and not thought.isspace()
+        if reasoning and not decided:
+            # Reasoning without a marker: not what this dialect says of the model.
+            self.mute("no-marker")
+        if reasoning or decided:
+            self._go(Input.ANSWER)
+
+    def _open(self, opening: int) -> None:
+        """A marker, and what stood before it, is neither trace nor answer."""
+        if self.state is State.OPENING:
+            self._go(Input.THINK)
+        self.ledger.marker += self.ledger.answer + opening
+        self.ledger.answer = 0
 
     @property
     def _quiet(self) -> bool:
@@ -284,33 +397,70 @@ class Session:
         return self._plain and not self._held and self._began is not None
 
     def _think(
-        self, thought: str, token_ids: Sequence[int], at: float, before: _Piece
-    ) -> Ask | Cut | None:
-        cues = self._scanner.feed(thought)
-        self.cues += len(cues)
+        self,
+        thought: str,
+        token_ids: Sequence[int],
+        at: float,
+        before: _Piece,
+        logprobs: Sequence[Sequence[float]],
+    ) -> Order | None:
+        finds = self._find(thought)
+        if finds:
+            self._unseen = finds[-1]
         if not (self._held and self._held[-1] is before):
             self._held.append(before)
+        if self._at_start and thought.strip():
+            self._at_start = False
+            start = Checkpoint("start", self._place().position, at)
+            if (command := self._observe(start)) is not None:
+                return command
         if self.state is State.THINKING:
-            # What is settled can go, but the piece that a new cue begins in can not.
-            self._release(cues[0].start if cues else self._scanner.settled)
+            # What is settled can go, but the piece that a checkpoint stands in can not.
+            self._release(finds[0].start if finds else self._settled)
         if self._needs.thoughts:
-            piece = Thought(thought, tuple(token_ids), self.ledger.reasoning, at)
+            told = tuple(tuple(one) for one in logprobs)
+            piece = Thought(thought, tuple(token_ids), self.ledger.reasoning, at, told)
             if (command := self._observe(piece)) is not None:
                 return command
         if self.state is not State.THINKING:
             return None
-        for cue in cues:
-            self._release(cue.start)
-            checkpoint = Checkpoint("cue", self._place().position, at, cue.word)
-            if (command := self._observe(checkpoint)) is not None:
+        for find in finds:
+            if (command := self._look(find, at)) is not None:
                 return command
-        if cues:
-            self._release(self._scanner.settled)
+        if finds:
+            self._release(self._settled)
         position = self._place().position
         if self._next_interval and position >= self._next_interval:
             self._next_interval = position + self._needs.interval
             return self._observe(Checkpoint("interval", position, at))
         return None
+
+    def _look(self, find: Cue | Boundary, at: float) -> Order | None:
+        if find is self._unseen:
+            self._unseen = None
+        self._release(find.start)
+        return self._observe(self._checkpoint_at(find, at))
+
+    def _find(self, thought: str) -> list[Cue | Boundary]:
+        """The checkpoints that have become certain, in their order in the text."""
+        cues = self._scanner.feed(thought)
+        self.cues += len(cues)
+        if self._boundaries is None:
+            return [*cues]
+        ends = [end for end in self._boundaries.feed(thought) if end.kind in self._ends]
+        return sorted([*ends, *cues], key=attrgetter("start"))
+
+    def _checkpoint_at(self, find: Cue | Boundary, at: float) -> Checkpoint:
+        position = self._place().position
+        if isinstance(find, Cue):
+            return Checkpoint("cue", position, at, cue=find.word)
+        return Checkpoint(find.kind, position, at, text=find.text)
+
+    @property
+    def _settled(self) -> int:
+        """Characters of the trace before which no checkpoint is still to be found."""
+        settled = self._scanner.settled
+        return settled if self._boundaries is None else min(settled, self._boundaries.settled)
 
     def _release(self, settled: int) -> None:
         """Let pieces go whose text ends at or before ``settled`` characters of the trace."""
@@ -323,17 +473,13 @@ class Session:
         self.released = held[0].pieces if held else self._fed
 
     def _leave(
-        self, token_ids: Sequence[int], at: float, answering: bool, ending: str | None
+        self, count: int, end: _End | None, at: float, answering: bool, ending: str | None
     ) -> None:
-        """The trace is over, or there was none: everything may go."""
-        thinking = self.state is not State.OPENING
+        """The trace is over: everything may go."""
         self._go(Input.ANSWER)
         self.released = self._fed
         self._held.clear()
-        if not thinking:
-            self.ledger.answer += len(token_ids)
-            return
-        self._split_last(list(token_ids), answering)
+        self._split_last(count, end, answering)
         self._pace(at)
         if ending != "length":
             self._appraiser.ended(self.ledger.reasoning)
@@ -343,32 +489,31 @@ class Session:
         elif self.muted is None:
             self._observe(TraceEnd(self.ledger.reasoning, at))
 
-    def _split_last(self, ids: list[int], answering: bool) -> None:
-        """Share the ids of the trace's last piece out between trace, markers and answer."""
+    def _split_last(self, count: int, end: _End | None, answering: bool) -> None:
+        """Share the ids of the trace's last piece out between trace, marker and answer."""
         ledger = self.ledger
-        if len(self.generated) == len(ids) and ids and ids[0] == self.marks.start:
-            ledger.marker += 1
-            ids = ids[1:]
-        if self.marks.end in ids:
-            inside = ids.index(self.marks.end)
-            ledger.reasoning += inside
-            ledger.marker += 1
-            ledger.answer += len(ids) - inside - 1
+        if end is not None:
+            ledger.reasoning += end.inside
+            ledger.answer += count - end.inside
+            if end.mark is Mark.END:
+                ledger.marker += end.length
+                ledger.answer -= end.length
         elif answering:
-            ledger.answer += len(ids)
+            ledger.answer += count
         else:
-            ledger.reasoning += len(ids)
+            ledger.reasoning += count
 
     # -- what the driver did with a command -------------------------------------------------
 
-    def probed(self, result: ProbeResult, *, prefilled: int = 0) -> Ask | Cut | None:
-        """A probe's result. It is counted even when it came too late."""
-        self.ledger.probe += len(result.tokens)
+    def probed(self, result: ProbeResult, *, prefilled: int = 0, decoded: int = 0) -> Order | None:
+        """A probe's result. It is counted even when it came too late. ``decoded``: tokens that it
+        took, where those were more than it shows."""
+        self.ledger.probe += max(len(result.tokens), decoded)
         self.ledger.prefilled += prefilled
         self._probe_seconds += result.seconds
         return self._answered(result)
 
-    def probe_failed(self, reason: str, ask: Ask, at: float) -> Ask | Cut | None:
+    def probe_failed(self, reason: str, ask: Ask, at: float) -> Order | None:
         return self._answered(ProbeFailed(ask.probe, ask.position, reason, at))
 
     def resumed(self) -> None:
@@ -378,17 +523,37 @@ class Session:
         self._overrun.clear()
         self._go(Input.RESUMED)
 
+    def reopened(self, at: float) -> Order | None:
+        """The trace goes on behind what was put into it, which is a piece like any other; those
+        that follow are numbered from there on."""
+        assert self._reopen is not None
+        reopen, self._reopen = self._reopen, None
+        del self.generated[reopen.kept :]
+        self.ledger.wasted += self.ledger.reasoning - reopen.position
+        self.ledger.reasoning = reopen.position
+        if self._half is not None and self._held:
+            self._held.pop()  # half a character is not kept
+        self._half, self._at = None, NOWHERE
+        self._overrun.clear()
+        self._fed = reopen.pieces
+        self.extended += bool(reopen.said.ids)
+        self._go(Input.RESUMED)
+        return self.feed(reopen.said.text, reopen.said.ids, at)
+
     def refused(self, reason: str) -> None:
-        """The engine would not resume from the prefix: the main stream is the answer after all."""
-        assert self.trigger is not None
-        self.trigger.action = "refused"
-        self.ledger.reasoning += self._cut_off
-        self.ledger.closing = self.ledger.wasted = 0
+        """The engine would not: the main stream is the response after all."""
+        if self.state is State.CLOSING:
+            assert self.trigger is not None
+            self.trigger.action = "refused"
+            self.ledger.reasoning += self._cut_off - len(self._said.ids)
+            self.ledger.wasted -= self._cut_off
+            self.ledger.closing = 0
         self.mute(reason)
         self._go(Input.REFUSED)
         self._held.clear()
         overrun, self._overrun = self._overrun, []
         self._fed -= len(overrun)
+        self.ledger.wasted -= sum(len(ids) for _, ids, *_ in overrun)
         self.released = self._fed
         for thought, ids, at, answering, ending in overrun:
             self.feed(thought, ids, at, answering=answering, ending=ending)
@@ -405,7 +570,7 @@ class Session:
     def give_up(self, reason: str) -> None:
         """The driver failed at a command: whatever is under way is dropped, the stream goes on."""
         self.mute(reason)
-        if self.state is State.CLOSING:
+        if self.waiting:
             self.refused(reason)
         else:
             self._go_on()
@@ -417,8 +582,13 @@ class Session:
 
     @property
     def waiting(self) -> bool:
-        """Whether the end of the main stream is not yet the end: a cut is being carried out."""
-        return self.state is State.CLOSING
+        """Whether the end of the main stream is not yet the end: another is being opened."""
+        return self.state in (State.CLOSING, State.REOPENING)
+
+    @property
+    def bias(self) -> float:
+        """What the end marker's logit is raised by on the main stream from the beginning."""
+        return self._needs.bias if self._spare is None else 0.0
 
     @property
     def next_interval(self) -> int:
@@ -431,30 +601,36 @@ class Session:
 
     # -- the policy --------------------------------------------------------------------------
 
-    def _observe(self, event: Event) -> Ask | Cut | None:
+    def _ask_policy(self, event: Event) -> Command | None:
         if self.muted is not None or self.trigger is not None:
             return None
         try:
             command = self._stopper.observe(event)
-            if not isinstance(command, Probe | Stop | None):
+            if not isinstance(command, Probe | Stop | Extend | None):
                 raise TypeError(f"{command!r} is no command")
         except Exception as error:  # whatever a policy does wrong, the stream goes on
             self._fail(error)
             self._go_on()
             return None
+        return command
+
+    def _observe(self, event: Event) -> Order | None:
+        command = self._ask_policy(event)
         if self.state not in (State.THINKING, State.PROBING):
             return None  # the trace is over: there is nothing to stop any more
         if isinstance(command, Stop):
             return self._stop(command)
         if isinstance(command, Probe):
             return self._ask(command, event)
+        if isinstance(command, Extend) and isinstance(event, Thought) and self._spare is None:
+            return self._reopen_at(self._half or self._here(), command)
         return None
 
     def _fail(self, error: Exception) -> None:
         self.mute("policy-error")
         self.error = error
 
-    def _answered(self, event: ProbeResult | ProbeFailed) -> Ask | Cut | None:
+    def _answered(self, event: ProbeResult | ProbeFailed) -> Order | None:
         if self.state is not State.PROBING or event.position != self._checkpoint:
             return None
         command = self._observe(event) if self.muted is None else None
@@ -468,9 +644,10 @@ class Session:
         self._pace(event.at)
         if self.state is State.PROBING:
             self._go_on()
+            return self._catch_up(event.at)
         return command
 
-    def _ask(self, probe: Probe, event: Event) -> Ask | Cut | None:
+    def _ask(self, probe: Probe, event: Event) -> Order | None:
         place = self._place()
         if self.state is State.THINKING:
             position = place.position
@@ -482,7 +659,39 @@ class Session:
             return None  # one is in flight
         self._go(Input.PROBE)
         self.probes += 1
-        return Ask(probe, place.kept, self._checkpoint, self._closing(place))
+        closing = self._closing(place)
+        ending = self._markers.through_end(closing) if probe.ending else ()
+        asked = closing + self.marks.header if probe.closing else ()
+        return Ask(probe, place.kept, self._checkpoint, asked, ending)
+
+    def _extended(
+        self, before: _Piece, end: _End | None, token_ids: Sequence[int], at: float
+    ) -> Reopen | None:
+        """The piece ends the trace: whether the policy would rather have it go on."""
+        closes = self._needs.extends and end is not None and end.mark is Mark.END
+        if not closes or self._began is None or self._spare is not None:
+            return None
+        command = self._ask_policy(Closing(before.position, at))
+        if not isinstance(command, Extend):
+            return None
+        self._reopen_at(before, command)
+        del self.generated[len(self.generated) - len(token_ids) :]
+        self.ledger.wasted += len(token_ids)
+        return self._reopen
+
+    def _reopen_at(self, place: _Piece, extend: Extend) -> Reopen:
+        name = extend.text + ("-on-newline" if place.on_newline else "")
+        said = self._text(name) if extend.text else Said()
+        self._reopen = Reopen(place.kept, place.position, place.pieces, said, extend.bias)
+        self._go(Input.EXTEND)
+        return self._reopen
+
+    def _text(self, name: str) -> Said:
+        """A text of the dialect; none where it has none of this name."""
+        marks = self.marks
+        if name not in marks.inducers:
+            return Said()
+        return Said(marks.dialect.inducers[name], marks.inducers[name])
 
     def _stop(self, stop: Stop) -> Cut | None:
         if stop.position is None:
@@ -497,9 +706,11 @@ class Session:
         self._cut_off = self.ledger.reasoning - place.position
         self.ledger.wasted += self._cut_off
         self.ledger.reasoning = place.position
-        self.closing = self._closing(place)
+        self._said = self._text(stop.text)
+        self.ledger.reasoning += len(self._said.ids)
+        self.closing = self.marks.closing if stop.text else self._closing(place)
         self.ledger.closing = len(self.closing)
-        return Cut(place.kept, place.position, self.closing)
+        return Cut(place.kept, place.position, self.closing, self._said)
 
     def _place(self) -> _Piece:
         """Where the text that is released ends: there a cut can be made."""
@@ -523,8 +734,14 @@ class Session:
         if self.muted is not None or self.trigger is not None:
             self._held.clear()
             self.released = self._fed
-        else:
-            self._release(self._scanner.settled)
+
+    def _catch_up(self, at: float) -> Order | None:
+        """The probe said no. Of the checkpoints that came meanwhile the latest is the one to look
+        at: all of its prefix is decoded already, and the most is known there."""
+        command = None if self._unseen is None else self._look(self._unseen, at)
+        if command is None:
+            self._release(self._settled)
+        return command
 
     def _pace(self, at: float) -> None:
         if self._began is not None:

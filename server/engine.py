@@ -74,22 +74,28 @@ class Model:
 
 @dataclass(frozen=True, slots=True)
 class Drawn:
-    """What a probe brought. ``prefilled``: prompt tokens that the cache did not hold."""
+    """What a probe brought. ``prefilled``: prompt tokens that the cache did not hold. ``decoded``:
+    tokens that it took. ``top`` and ``ending`` as in a ProbeResult."""
 
     text: str
     tokens: tuple[str, ...]
     logprobs: tuple[float, ...]
     finished: bool
     prefilled: int
+    decoded: int
+    top: tuple[tuple[float, ...], ...] = ()
+    ending: float | None = None
 
 
 class _Logprobs(msgspec.Struct):
     tokens: list[str]
     token_logprobs: list[float | None]
+    top_logprobs: list[dict[str, float] | None] = []
 
 
 class _Drawn(msgspec.Struct):
     text: str
+    index: int = 0
     logprobs: _Logprobs | None = None
     finish_reason: str | None = None
 
@@ -178,40 +184,28 @@ class Engine:
         probe: Probe,
         headers: Sequence[tuple[bytes, bytes]],
         extra: Mapping[str, Any],
+        ending: Sequence[int] = (),
     ) -> Drawn:
-        """Draw greedily from these ids. Raises BadReply where log-probabilities are missing."""
-        body = msgspec.json.encode(
-            {
-                **extra,
-                "model": model,
-                "prompt": prompt,
-                "max_tokens": probe.max_tokens,
-                "temperature": 0,
-                "logprobs": 1,
-            }
-        )
-        content = await self.post("/v1/completions", body, headers)
-        try:
-            reply = _decode_completion(content)
-            choice = reply.choices[0]
-        except (msgspec.MsgspecError, IndexError) as error:
-            raise BadReply(f"a probe's reply could not be read: {error}") from None
-        drawn = choice.logprobs
-        if (
-            drawn is None
-            or None in drawn.token_logprobs
-            or len(drawn.tokens) != len(drawn.token_logprobs)
-        ):
-            raise BadReply("a probe's reply has no log-probabilities")
-        details = reply.usage.prompt_tokens_details
-        cached = (details.cached_tokens if details else None) or 0
-        return Drawn(
-            text=choice.text,
-            tokens=tuple(drawn.tokens),
-            logprobs=tuple(p for p in drawn.token_logprobs if p is not None),
-            finished=choice.finish_reason == "stop",
-            prefilled=reply.usage.prompt_tokens - cached,
-        )
+        """Draw greedily from these ids. ``ending``: ids that are scored behind them, for a probe
+        that asks for it; each is a prompt more in the same request.
+
+        Raises BadReply where log-probabilities are missing.
+        """
+        fields = {
+            **extra,
+            "model": model,
+            "prompt": [[*prompt, *ending[:n]] for n in range(len(ending))] or prompt,
+            "max_tokens": probe.max_tokens,
+            "temperature": 0,
+            "logprobs": probe.top,
+        }
+        if ending:
+            fields["logprob_token_ids"] = list(ending)
+        if ending or (probe.top > 1 and probe.max_tokens == 1):
+            # By their text, tokens that look alike would be one; an answer is read from its text.
+            fields["return_tokens_as_token_ids"] = True
+        content = await self.post("/v1/completions", msgspec.json.encode(fields), headers)
+        return _read_drawn(content, ending)
 
     async def tokenize(
         self, model: str, text: str, headers: Sequence[tuple[bytes, bytes]]
@@ -235,6 +229,47 @@ class Engine:
                     await response.aclose()
         except (TimeoutError, *TRANSPORT_ERRORS) as error:
             raise UpstreamDown(f"the engine did not answer {path}") from error
+
+
+def _read_drawn(content: bytes, ending: Sequence[int]) -> Drawn:
+    try:
+        reply = _decode_completion(content)
+        choices = sorted(reply.choices, key=lambda choice: choice.index)
+        choice = choices[0]
+    except (msgspec.MsgspecError, IndexError) as error:
+        raise BadReply(f"a probe's reply could not be read: {error}") from None
+    drawn = choice.logprobs
+    if (
+        drawn is None
+        or None in drawn.token_logprobs
+        or len(drawn.tokens) != len(drawn.token_logprobs)
+    ):
+        raise BadReply("a probe's reply has no log-probabilities")
+    details = reply.usage.prompt_tokens_details
+    cached = (details.cached_tokens if details else None) or 0  # of one prompt, told once
+    return Drawn(
+        text=choice.text,
+        tokens=tuple(drawn.tokens),
+        logprobs=tuple(p for p in drawn.token_logprobs if p is not None),
+        finished=choice.finish_reason == "stop",
+        prefilled=reply.usage.prompt_tokens - cached * len(choices),
+        decoded=max(len(drawn.tokens), len(choices)),
+        top=tuple(tuple(sorted((t or {}).values(), reverse=True)) for t in drawn.top_logprobs),
+        ending=_scored(choices, ending) if ending else None,
+    )
+
+
+def _scored(choices: Sequence[_Drawn], ids: Sequence[int]) -> float:
+    """The log-probability of ``ids`` in a row: each is told by the choice whose prompt ends before
+    it. Raises BadReply."""
+    total = 0.0
+    try:
+        for choice, token in zip(choices, ids, strict=True):
+            assert choice.logprobs is not None
+            total += (choice.logprobs.top_logprobs[0] or {})[f"token_id:{token}"]
+    except (AssertionError, LookupError, ValueError):
+        raise BadReply("a probe's reply does not score the tokens it was asked about") from None
+    return total
 
 
 def _nothing_begun(error: BaseException) -> bool:

@@ -71,8 +71,15 @@ class Gateway:
             return "no-dialect"
         if not self.report.can_cut:
             return "engine-cannot-resume"
-        if policy.needs.probes and not self.report.can_probe:
+        needs = policy.needs
+        if needs.probes and not self.report.can_probe:
             return "engine-cannot-probe"
+        if needs.ending and not self.report.can_score_endings:
+            return "engine-cannot-score-endings"
+        if needs.logprobs and not self.report.can_tell_logprobs:
+            return "engine-tells-no-logprobs"
+        if needs.inducers - model.marks.inducers.keys():
+            return "dialect-lacks-an-inducer"
         return None
 
     async def watch(self) -> None:

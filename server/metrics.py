@@ -159,7 +159,7 @@ class Metrics:
         build.labels(__version__).set(1)
         for reason in ("down", "broken", "truncated", "timeout"):
             self.upstream_errors.labels(reason)
-        for reason in ("cut", "client-left"):
+        for reason in ("cut", "reopened", "client-left"):
             self.aborts.labels(reason)
         for phase in ("sending", "before-first-token", "streaming", "unstreamed"):
             self.disconnects.labels(phase)

@@ -23,7 +23,7 @@ import msgspec
 from msgspec import Raw
 
 from policies.events import ProbeResult
-from policies.session import Ask, Cut, Session
+from policies.session import Ask, Cut, Order, Reopen, Said, Session
 from server.choose import ChatRequest
 from server.engine import TRANSPORT_ERRORS, BadReply, Engine
 from server.errors import GatewayError, broken_off
@@ -38,7 +38,11 @@ from server.wire import (
     given,
     hide_ids,
     is_padding,
+    most_probable,
+    spoken,
+    with_bias,
     with_key,
+    with_logprobs,
     without_reasoning,
 )
 
@@ -108,6 +112,9 @@ class Relay:
         self._sink = sink
         self._metrics = metrics
         self._labels = labels
+        self._logprobs = session.policy.needs.logprobs
+        self._asked_logprobs = _asked_logprobs(request.fields)
+        self._bias = session.bias
         self._fields = self._main_fields()
         self._first = Chunk()
         self._pieces = 0
@@ -115,7 +122,10 @@ class Relay:
         self._sending = asyncio.Lock()
         self._hide_ids = not request.return_token_ids
         self._main: httpx.Response | None = None
-        self._answer: _Answer | None = None
+        self._answer: _Behind | None = None
+        self._reopened: _Behind | None = None
+        self._rename: Renamer | None = None
+        self._streams = 0
         self._pump: asyncio.Task[None] | None = None
         self._beside: set[asyncio.Task[None]] = set()
         self._broken: str | None = None
@@ -140,20 +150,32 @@ class Relay:
 
     async def _follow(self) -> None:
         assert self._main is not None
-        self._pump = asyncio.ensure_future(self._pump_main(self._main))
-        try:
-            await self._pump
-        except asyncio.CancelledError:
-            task = asyncio.current_task()
-            if self._answer is None or (task is not None and task.cancelling()):
-                raise
-        while self._beside and self.session.waiting:
-            # The main stream ended while a cut was being carried out.
-            await asyncio.wait(self._beside, return_when=asyncio.FIRST_COMPLETED)
+        reads = self._main.stream.__aiter__()  # type: ignore[union-attr]
+        await self._pumped(_Behind(self._main, reads, EventSplitter(), [], None))
+        while self._answer is None and self._reopened is not None:
+            behind, self._reopened = self._reopened, None
+            self._metrics.aborts.labels("reopened").inc()
+            await self._main.aclose()
+            self._main, self._rename = behind.response, behind.rename
+            await self._pumped(behind)
         if self._answer is not None:
             self._metrics.aborts.labels("cut").inc()
             await self._main.aclose()
             await self._pump_answer(self._answer)
+
+    async def _pumped(self, main: _Behind) -> None:
+        """Until the main stream ends, or is given up for another."""
+        self._pump = asyncio.ensure_future(self._pump_main(main))
+        try:
+            await self._pump
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            given_up = self._answer is not None or self._reopened is not None
+            if not given_up or (task is not None and task.cancelling()):
+                raise
+        while self._beside and self.session.waiting:
+            # The main stream ended while another was being opened.
+            await asyncio.wait(self._beside, return_when=asyncio.FIRST_COMPLETED)
 
     async def _end(self) -> None:
         self.session.ended()
@@ -178,7 +200,8 @@ class Relay:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        for response in (self._main, self._answer.response if self._answer else None):
+        behind = [each.response for each in (self._answer, self._reopened) if each is not None]
+        for response in (self._main, *behind):
             if response is not None:
                 with contextlib.suppress(*TRANSPORT_ERRORS):
                     await response.aclose()
@@ -190,6 +213,13 @@ class Relay:
         fields["stream"] = fields["return_token_ids"] = fields["include_reasoning"] = Raw(b"true")
         if not self._request.stream:
             fields["stream_options"] = Raw(b'{"include_usage":true}')
+        if self._logprobs:
+            fields["logprobs"] = Raw(b"true")
+            wanted = max(self._logprobs, self._asked_logprobs or 0)
+            fields["top_logprobs"] = Raw(b"%d" % wanted)
+        if self._bias:
+            ours = self._request.fields.get("logit_bias", Raw(b"{}"))
+            fields["logit_bias"] = with_bias(ours, self.session.marks.end[0], self._bias)
         return fields
 
     async def _open(self, fields: dict[str, Raw], request_id: str) -> httpx.Response:
@@ -205,11 +235,12 @@ class Relay:
 
     # -- the main stream -----------------------------------------------------------------------
 
-    async def _pump_main(self, response: httpx.Response) -> None:
-        splitter = EventSplitter()
-        take, flush = self._take, self._flush
+    async def _pump_main(self, main: _Behind) -> None:
+        splitter, take, flush = main.splitter, self._take, self._flush
+        for event in main.events:
+            take(event, time.perf_counter())
         try:
-            async for data in response.stream:  # type: ignore[union-attr]
+            async for data in main.reads:
                 now = time.perf_counter()
                 if not self.times.first_read:
                     self.times.first_read = now
@@ -234,6 +265,8 @@ class Relay:
             return
         if self._pieces == 0:
             self._first = chunk
+        if self._rename is not None:
+            event = self._reopened_event(event, chunk)
         if chunk.prompt_token_ids is not None and not self.session.prompt:
             self.session.opened(chunk.prompt_token_ids)
         command = None
@@ -247,6 +280,7 @@ class Relay:
                 at,
                 answering=bool(delta.content) or given(delta.tool_calls),
                 ending=choice.finish_reason,
+                logprobs=_told(choice) if self._logprobs else (),
             )
             self._finished = self._finished or choice.finish_reason is not None
         elif given(chunk.error):
@@ -260,6 +294,14 @@ class Relay:
             self._beside.add(task)
             task.add_done_callback(self._beside.discard)
 
+    def _reopened_event(self, event: bytes, chunk: Chunk) -> bytes:
+        """An event of a trace that was reopened, as one of the response that it goes on with."""
+        assert self._rename is not None
+        event = self._rename(event)
+        if chunk.usage is not None:
+            event = event_of(self._with_usage(data_of(event) or b"{}"))
+        return event
+
     def _decode(self, data: bytes) -> Chunk | None:
         try:
             return decode_chunk(data)
@@ -270,6 +312,8 @@ class Relay:
     def _edited(self, event: bytes, data: bytes, chunk: Chunk) -> bytes | None:
         """The event as the client is to get it; None where it gets none."""
         choice = chunk.choices[0] if chunk.choices else None
+        if self._logprobs and choice is not None and given(choice.logprobs):
+            event = with_logprobs(event, choice, self._asked_logprobs)
         if self._hide_ids:
             if choice is not None and choice.token_ids is not None:
                 if is_padding(event, choice):
@@ -315,12 +359,20 @@ class Relay:
 
     # -- beside the stream -----------------------------------------------------------------------
 
-    async def _carry_out(self, command: Ask | Cut | None) -> None:
+    async def _carry_out(self, command: Order | None) -> None:
         try:
-            while isinstance(command, Ask):
-                command = await self._probe(command)
-            if command is not None:
-                await self._resume(command)
+            while command is not None:
+                match command:
+                    case Ask():
+                        command = await self._probe(command)
+                    case Reopen():
+                        command = await self._reopen(command)
+                    case Cut():
+                        await self._resume(command)
+                        command = None
+        except _Refused as refused:
+            self._fail_open(refused.reason)
+            self.session.refused(refused.reason)
         except Exception as error:
             # A fault of ours must not become the client's.
             log.exception("beside the stream: %s", type(error).__name__)
@@ -328,9 +380,9 @@ class Relay:
             self.session.give_up("internal-error")
         await self._flush()
 
-    async def _probe(self, ask: Ask) -> Ask | Cut | None:
+    async def _probe(self, ask: Ask) -> Order | None:
         session, began = self.session, time.perf_counter()
-        inducer = session.marks.inducers.get(ask.probe.inducer)
+        inducer = session.marks.inducers.get(ask.probe.inducer) if ask.probe.inducer else ()
         prompt = [*session.prompt, *session.generated[: ask.kept], *ask.closing, *(inducer or ())]
         outcome = "ok"
         try:
@@ -338,7 +390,12 @@ class Relay:
                 raise BadReply(f"the dialect has no inducer {ask.probe.inducer!r}")
             async with asyncio.timeout(self._engine.settings.probe_timeout):
                 drawn = await self._engine.probe(
-                    self._request.model, prompt, ask.probe, self._headers, self._sticky
+                    self._request.model,
+                    prompt,
+                    ask.probe,
+                    self._headers,
+                    self._sticky,
+                    ask.ending,
                 )
         except TimeoutError:
             outcome = "timeout"
@@ -361,8 +418,10 @@ class Relay:
             finished=drawn.finished,
             seconds=now - began,
             at=now,
+            top=drawn.top,
+            ending=drawn.ending,
         )
-        command = session.probed(result, prefilled=drawn.prefilled)
+        command = session.probed(result, prefilled=drawn.prefilled, decoded=drawn.decoded)
         if isinstance(command, Cut):
             self.times.triggered = now
         return command
@@ -374,48 +433,87 @@ class Relay:
 
     async def _resume(self, cut: Cut) -> None:
         """Open the answer from the kept prefix; only then is the main stream given up."""
+        fields = dict(self._fields)
+        for name in ("logprobs", "top_logprobs", "logit_bias"):  # the answer is the client's
+            fields.pop(name, None)
+            if name in self._request.fields:
+                fields[name] = self._request.fields[name]
+        answer = await self._open_behind(cut.kept, [*cut.said.ids, *cut.closing], fields, "answer")
+        self.session.resumed()
+        self._drop_behind(self.session.released)
+        self._say(cut.said)
+        self._answer = answer
+        self.times.resumed = time.perf_counter()
+
+    async def _reopen(self, reopen: Reopen) -> Order | None:
+        """Go on with the trace that the model would have ended."""
+        said = reopen.said
+        if reopen.bias is not None:
+            self._bias = reopen.bias
+            self._fields = self._main_fields()
+        self._streams += 1
+        label = f"more-{self._streams}"
+        behind = await self._open_behind(reopen.kept, said.ids, dict(self._fields), label)
+        command = self.session.reopened(time.perf_counter())
+        self._drop_behind(reopen.pieces)
+        self._pieces = reopen.pieces + 1  # the text that was put in is one
+        self._say(said)
+        self._reopened = behind
+        return command
+
+    async def _open_behind(
+        self, kept: int, ids: Sequence[int], fields: dict[str, Raw], label: str
+    ) -> _Behind:
+        """Open a stream from the first ``kept`` generated ids and these. Raises _Refused."""
         session = self.session
-        prompt = [*session.prompt, *session.generated[: cut.kept], *cut.closing]
-        fields = self._answer_fields(prompt, cut)
-        if fields is None:
-            return self._refuse("no-token-left")
-        response = answer = None
+        prompt = [*session.prompt, *session.generated[:kept], *ids]
+        fields["kv_transfer_params"] = Raw(msgspec.json.encode({"prompt_token_ids": prompt}))
+        if not self._limit(fields, kept + len(ids)):
+            raise _Refused("no-token-left")
+        response = behind = None
         try:
             async with asyncio.timeout(self._engine.settings.resume_timeout):
-                response = await self._open(fields, f"{self._request_id}-answer")
-                answer = await self._begin(response, prompt)
+                response = await self._open(fields, f"{self._request_id}-{label}")
+                behind = await self._begin(response, prompt)
         except (TimeoutError, GatewayError, *TRANSPORT_ERRORS):
-            return self._refuse("resume-failed")
+            raise _Refused("resume-failed") from None
         finally:
-            if answer is None and response is not None:
+            if behind is None and response is not None:
                 await response.aclose()
-        if answer is None:
-            reason = "ids-not-honoured" if response.status_code == 200 else "resume-rejected"
-            return self._refuse(reason)
-        session.resumed()
-        # What stands behind the cut is nobody's; what the session released may still be on its way.
-        while self._pending and self._pending[-1][0] > session.released:
+        if behind is None:
+            taken = response.status_code == 200
+            raise _Refused("ids-not-honoured" if taken else "resume-rejected")
+        return behind
+
+    def _limit(self, fields: dict[str, Raw], spent: int) -> bool:
+        """Take what was spent from the client's own limit; whether anything is left."""
+        if self._request.limit is None:
+            return True
+        left = self._request.limit - spent
+        for name in ("max_completion_tokens", "max_tokens"):
+            if name in fields:
+                fields[name] = Raw(b"%d" % left)
+        return left > 0
+
+    def _drop_behind(self, pieces: int) -> None:
+        """The main stream is given up: what it brought behind these pieces is nobody's; what the
+        session released may still be on its way."""
+        while self._pending and self._pending[-1][0] > pieces:
             self._pending.pop()
         self._finished = self._done = False
         self._broken = None
-        self._answer = answer
-        self.times.resumed = time.perf_counter()
         if self._pump is not None:
             self._pump.cancel()
 
-    def _answer_fields(self, prompt: list[int], cut: Cut) -> dict[str, Raw] | None:
-        fields = dict(self._fields)
-        fields["kv_transfer_params"] = Raw(msgspec.json.encode({"prompt_token_ids": prompt}))
-        if self._request.limit is not None:
-            left = self._request.limit - cut.kept - len(cut.closing)
-            if left < 1:
-                return None
-            for name in ("max_completion_tokens", "max_tokens"):
-                if name in fields:
-                    fields[name] = Raw(b"%d" % left)
-        return fields
+    def _say(self, said: Said) -> None:
+        """Show the client what was put into the trace, as the piece that it is."""
+        if not said.ids or not self._request.include_reasoning:
+            return
+        ids = said.ids if self._request.return_token_ids else None
+        event = event_of(spoken(self._first, self._request.model, said.text, ids))
+        self._pending.append((0 if self.session.stopped else self._pieces, event))
 
-    async def _begin(self, response: httpx.Response, prompt: list[int]) -> _Answer | None:
+    async def _begin(self, response: httpx.Response, prompt: list[int]) -> _Behind | None:
         """Read up to the first chunk, which tells whether the engine took our ids."""
         if response.status_code != 200:
             return None
@@ -430,14 +528,10 @@ class Relay:
                     continue
                 if chunk.prompt_token_ids != prompt:
                     return None
-                return _Answer(
+                return _Behind(
                     response, reads, splitter, events[index + 1 :], Renamer(self._first, chunk)
                 )
         return None
-
-    def _refuse(self, reason: str) -> None:
-        self._fail_open(reason)
-        self.session.refused(reason)
 
     def _fail_open(self, reason: str) -> None:
         self._metrics.fail_open.labels(self._labels[1], reason).inc()
@@ -445,7 +539,7 @@ class Relay:
 
     # -- the answer behind a cut -----------------------------------------------------------------
 
-    async def _pump_answer(self, answer: _Answer) -> None:
+    async def _pump_answer(self, answer: _Behind) -> None:
         await self._send_answer(answer, answer.events)
         try:
             async for data in answer.reads:
@@ -457,19 +551,20 @@ class Relay:
         if answer.splitter.rest.strip():
             await self._send_answer(answer, [answer.splitter.rest])
 
-    async def _send_answer(self, answer: _Answer, events: list[bytes]) -> None:
+    async def _send_answer(self, answer: _Behind, events: list[bytes]) -> None:
         for event in events:
             if (shown := self._take_answer(answer, event)) is not None:
                 self._pending.append((0, shown))
         await self._flush()
 
-    def _take_answer(self, answer: _Answer, event: bytes) -> bytes | None:
+    def _take_answer(self, answer: _Behind, event: bytes) -> bytes | None:
         data = data_of(event)
         chunk = None if data is None or data == _DONE else self._decode(data)
         if data is None or chunk is None:
             self._done = self._done or data == _DONE
             return event
         self._finished = self._finished or given(chunk.error)
+        assert answer.rename is not None
         event = answer.rename(event)
         for choice in chunk.choices:
             self.session.answered(len(choice.token_ids or ()))
@@ -505,7 +600,8 @@ class Relay:
 
     @property
     def _telling(self) -> bool:
-        return self._request.explicit or self.session.trigger is not None
+        session = self.session
+        return self._request.explicit or session.trigger is not None or session.extended > 0
 
     def _note(self) -> dict[str, Any]:
         session, ledger = self.session, self.session.ledger
@@ -518,6 +614,8 @@ class Relay:
             note["position"] = trigger.position
         if session.muted is not None:
             note["muted"] = session.muted
+        if session.extended:
+            note["extended"] = session.extended
         note["probes"] = session.probes
         note["tokens"] = {
             kind: getattr(ledger, kind)
@@ -526,13 +624,39 @@ class Relay:
         return note
 
 
+def _asked_logprobs(fields: dict[str, Raw]) -> int | None:
+    """How many log-probabilities a token the client itself asked for; None for none at all."""
+    if bytes(fields.get("logprobs", b"null")) != b"true":
+        return None
+    top = bytes(fields.get("top_logprobs", b"0"))
+    return int(top) if top.isdigit() else 0
+
+
+def _told(choice: Choice) -> list[list[float]]:
+    """What a policy is shown of a chunk's log-probabilities: one list a token, or none at all."""
+    try:
+        told = most_probable(choice.logprobs)
+    except msgspec.MsgspecError:
+        return []
+    return told if len(told) == len(choice.token_ids or ()) else []
+
+
+class _Refused(Exception):
+    """The engine would not open a stream from a kept prefix."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
 @dataclass(slots=True)
-class _Answer:
-    """The stream behind a cut. ``events`` were read with its first chunk."""
+class _Behind:
+    """A stream, most often one behind a kept prefix: ``events`` were read with its first chunk, and
+    ``rename`` makes them the response's own."""
 
     response: httpx.Response
     reads: AsyncIterator[bytes]
     splitter: EventSplitter
     events: list[bytes]
-    rename: Renamer
+    rename: Renamer | None
     closing_due: bool = True

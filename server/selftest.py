@@ -6,7 +6,6 @@ Whatever is missing is said plainly, and what needs it is off; requests are then
 from __future__ import annotations
 
 import contextlib
-import fnmatch
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,12 +13,14 @@ from typing import Any
 
 import msgspec
 
-from policies.dialect import Dialect, Marks
+from policies.dialect import Dialect, Marks, candidates
 from policies.events import Probe
+from policies.markers import Ids
+from policies.uncertainty import TOP
 from server.engine import BadReply, Engine, Model
 from server.errors import GatewayError
 from server.sse import EventSplitter, data_of
-from server.wire import Chunk, decode_chunk
+from server.wire import Chunk, decode_chunk, given
 
 __all__ = ["Report", "examine", "served"]
 
@@ -40,6 +41,14 @@ class Report:
     @property
     def can_probe(self) -> bool:
         return "token-id probes" not in self.missing
+
+    @property
+    def can_score_endings(self) -> bool:
+        return "log-probabilities of chosen tokens" not in self.missing
+
+    @property
+    def can_tell_logprobs(self) -> bool:
+        return "log-probabilities" not in self.missing
 
     @property
     def can_cut(self) -> bool:
@@ -102,30 +111,20 @@ async def _marks(
     headers: Sequence[tuple[bytes, bytes]],
     missing: dict[str, str],
 ) -> Marks | None:
-    """The model's dialect: markers that are single tokens of its vocabulary, a name that matches
+    """The model's dialect: its tokens are tokens of this vocabulary; a name that matches goes
     before one that doesn't."""
-    candidates = [dialects[forced]] if forced else list(dialects.values())
-    name = model.lower()
-    candidates.sort(key=lambda d: not any(fnmatch.fnmatch(name, p) for p in d.models))
 
-    async def ids(text: str) -> tuple[int, ...]:
+    async def ids(text: str) -> Ids:
         return tuple(await engine.tokenize(model, text, headers))
 
     try:
-        known: dict[str, tuple[int, ...]] = {}
-        for dialect in candidates:
-            for marker in (dialect.start, dialect.end):
-                if marker not in known:
-                    known[marker] = await ids(marker)
-            if len(known[dialect.start]) == len(known[dialect.end]) == 1:
-                return Marks(
-                    dialect=dialect,
-                    start=known[dialect.start][0],
-                    end=known[dialect.end][0],
-                    closing=await ids(dialect.closing),
-                    closing_on_newline=await ids(dialect.closing.removeprefix("\n")),
-                    inducers={n: await ids(text) for n, text in dialect.inducers.items()},
-                )
+        known: dict[str, Ids] = {}
+        for dialect in candidates(model, dialects, forced):
+            for text in dialect.telling:
+                if text not in known:
+                    known[text] = await ids(text)
+            if dialect.spoken(known):
+                return Marks.of(dialect, {text: await ids(text) for text in dialect.texts})
     except (GatewayError, BadReply) as error:
         missing["/tokenize"] = f"no dialect can be told, so nothing is stopped ({error})"
         return None
@@ -156,7 +155,7 @@ async def _talk(
         missing["token ids"] = "nothing can be stopped (return_token_ids brings none)"
         return skeleton
     if marks is not None:
-        resumed = [*prompt, marks.start, *marks.closing]
+        resumed = [*prompt, *marks.start, *marks.closing]
         body = {**streamed, "kv_transfer_params": {"prompt_token_ids": resumed}}
         chunks = await _stream(engine, body, headers)
         echoed = next((c.prompt_token_ids for c in chunks if c.prompt_token_ids), None)
@@ -168,6 +167,15 @@ async def _talk(
         await engine.probe(model, prompt, Probe(max_tokens=1), headers, {})
     except (GatewayError, BadReply) as error:
         missing["token-id probes"] = f"policies that probe are off ({error})"
+    if marks is not None:
+        try:
+            probe = Probe(inducer="", max_tokens=1, closing=False, ending=True)
+            await engine.probe(model, prompt, probe, headers, {}, marks.closing[:1])
+        except (GatewayError, BadReply) as error:
+            missing["log-probabilities of chosen tokens"] = f"`margin` is off ({error})"
+    chunks = await _stream(engine, {**streamed, "logprobs": True, "top_logprobs": TOP}, headers)
+    if not any(c.choices and given(c.choices[0].logprobs) for c in chunks):
+        missing["log-probabilities"] = "policies that need them with each token are off"
     return skeleton
 
 

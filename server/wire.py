@@ -7,6 +7,7 @@ chunk is a key and never a piece of somebody's text.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -20,7 +21,11 @@ __all__ = [
     "given",
     "hide_ids",
     "is_padding",
+    "most_probable",
+    "spoken",
+    "with_bias",
     "with_key",
+    "with_logprobs",
     "without_reasoning",
 ]
 
@@ -63,8 +68,46 @@ class Chunk(msgspec.Struct):
     error: msgspec.Raw = _ABSENT
 
 
+class _Top(msgspec.Struct):
+    logprob: float
+
+
+class _Told(msgspec.Struct):
+    top_logprobs: list[_Top] = []
+
+
+class _Logprobs(msgspec.Struct):
+    content: list[_Told] | None = None
+
+
 decode_chunk = msgspec.json.Decoder(Chunk).decode
 """Raises msgspec.MsgspecError where the bytes are no chunk."""
+_decode_logprobs = msgspec.json.Decoder(_Logprobs).decode
+
+
+def most_probable(logprobs: msgspec.Raw) -> list[list[float]]:
+    """For each token of a chunk the log-probabilities that were told, highest first.
+
+    Raises msgspec.MsgspecError where they cannot be read.
+    """
+    if not given(logprobs):
+        return []
+    told = _decode_logprobs(logprobs).content or []
+    return [sorted((top.logprob for top in one.top_logprobs), reverse=True) for one in told]
+
+
+def with_logprobs(event: bytes, choice: Choice, asked: int | None) -> bytes:
+    """The event with the log-probabilities that the client asked for: ``asked`` of the most
+    probable tokens, None for nothing at all. The choice is left in step with it."""
+    shown = b"null"
+    if asked is not None:
+        logprobs = msgspec.json.decode(choice.logprobs)
+        for one in logprobs.get("content") or ():
+            del one["top_logprobs"][asked:]
+        shown = msgspec.json.encode(logprobs)
+    key, told = b'"logprobs":', bytes(choice.logprobs)
+    choice.logprobs = msgspec.Raw(shown)
+    return event.replace(key + told, key + shown, 1)
 
 
 def event_of(data: bytes) -> bytes:
@@ -88,6 +131,32 @@ def hide_ids(event: bytes, key: bytes = b'"token_ids":[') -> bytes:
         return event
     begin += len(key) - 1
     return b"%b%b%b" % (event[:begin], b"null", event[event.index(b"]", begin) + 1 :])
+
+
+def spoken(chunk: Chunk, model: str, text: str, token_ids: Sequence[int] | None) -> bytes:
+    """The data of a chunk of ``chunk``'s stream that brings ``text`` as reasoning."""
+    delta = {"reasoning": text}
+    choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": None}
+    return msgspec.json.encode(
+        {
+            "id": chunk.id,
+            "object": "chat.completion.chunk",
+            "created": chunk.created,
+            "model": model,
+            "choices": [{**choice, "token_ids": token_ids}],
+        }
+    )
+
+
+def with_bias(given: msgspec.Raw, token: int, bias: float) -> msgspec.Raw:
+    """A client's ``logit_bias`` with ``bias`` added to a token's; what is no such thing stays, for
+    the engine to refuse."""
+    try:
+        biases = msgspec.json.decode(given, type=dict[str, float] | None) or {}
+    except msgspec.MsgspecError:
+        return given
+    biases[str(token)] = min(biases.get(str(token), 0.0) + bias, 100.0)
+    return msgspec.Raw(msgspec.json.encode(biases))
 
 
 def with_key(data: bytes, key: str, value: Any) -> bytes:

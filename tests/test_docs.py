@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from policies.dialect import builtin
 from policies.session import TABLE, Input
 
 ROOT = Path(__file__).parent.parent
@@ -21,3 +22,14 @@ def test_the_diagram_is_the_table() -> None:
         if signal is not Input.END
     }
     assert table == drawn
+
+
+def test_every_dialect_is_in_the_table() -> None:
+    """In the order in which they are tried, each with the closing text that it has."""
+    text = (ROOT / "docs" / "dialects.md").read_text().replace("\\|", "|")
+    rows = [line for line in text.splitlines() if line.startswith("| `")]
+    assert [row.split("`")[1] for row in rows] == list(builtin())
+    for row, dialect in zip(rows, builtin().values(), strict=True):
+        closing = dialect.closing.replace("\n", "\\n")
+        assert f"`{closing}`" in row
+        assert all(f"`{marker}`" in row for marker in dialect.breaks[:1])

@@ -16,6 +16,7 @@ from benchmarks.lab.baselines import Baselines
 from benchmarks.lab.grid import expand
 from benchmarks.lab.intervals import Estimate
 from benchmarks.lab.page import page
+from benchmarks.lab.plan import foretold
 from benchmarks.lab.plot import plot
 from benchmarks.lab.points import Judge, Point, best, front
 from benchmarks.lab.replay import sweep
@@ -47,8 +48,13 @@ def compare(
     console = console or _console()
     names = list(dict.fromkeys(name for line in specifications for name in expand(line)))
     for name in names:
-        parse(name)
+        foretold(parse(name))
     tapes = Tapes(traces)
+    for name in names:
+        if parse(name).needs.logprobs > tapes.logprobs:
+            raise BadPolicy(
+                f"{name}: log-probabilities were not recorded: record with --for '{name}'"
+            )
     baselines = Baselines(tapes, instant=instant)
     judge = Judge([tape.prompt for tape in tapes.tapes], baselines)
     began = time.perf_counter()

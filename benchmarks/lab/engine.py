@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fnmatch
 import math
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,8 +11,9 @@ from typing import Any
 import aiohttp
 import msgspec
 
-from policies.dialect import Dialect, Marks
+from policies.dialect import Dialect, Marks, candidates
 from policies.events import Probe
+from policies.markers import Ids
 
 __all__ = ["TROUBLE", "BadEngine", "Chunk", "Drawing", "Engine"]
 
@@ -43,10 +43,32 @@ class Delta(msgspec.Struct):
         return self.reasoning or self.reasoning_content or ""
 
 
+class _Top(msgspec.Struct):
+    logprob: float
+
+
+class _Token(msgspec.Struct):
+    top_logprobs: list[_Top] = []
+
+
+class _Logprobs(msgspec.Struct):
+    content: list[_Token] | None = None
+
+
 class Choice(msgspec.Struct):
     delta: Delta
     finish_reason: str | None = None
     token_ids: list[int] | None = None
+    logprobs: _Logprobs | None = None
+
+    @property
+    def told(self) -> tuple[tuple[float, ...], ...]:
+        """For each token the log-probabilities that were told, highest first, or none at all."""
+        content = (self.logprobs.content if self.logprobs else None) or ()
+        if len(content) != len(self.token_ids or ()):
+            return ()
+        tops = ((top.logprob for top in token.top_logprobs) for token in content)
+        return tuple(tuple(sorted(top, reverse=True)) for top in tops)
 
 
 class Chunk(msgspec.Struct):
@@ -59,13 +81,17 @@ class Chunk(msgspec.Struct):
 
 @dataclass(frozen=True, slots=True)
 class Drawing:
-    """What a probe brought. ``prefilled``: prompt tokens that the cache did not hold."""
+    """What a probe brought. ``prefilled``: prompt tokens that the cache did not hold; ``decoded``:
+    tokens that it took; ``top`` and ``ending`` as in a ProbeResult."""
 
     text: str
     tokens: tuple[str, ...]
     logprobs: tuple[float, ...]
     finished: bool
     prefilled: int
+    decoded: int
+    top: tuple[tuple[float, ...], ...]
+    ending: float | None
 
 
 _decode_chunk = msgspec.json.Decoder(Chunk).decode
@@ -104,24 +130,13 @@ class Engine:
         return ""
 
     async def marks(self, dialects: Mapping[str, Dialect], forced: str | None) -> Marks:
-        """The dialect whose markers are single tokens of this model, in the model's ids."""
-        candidates = [dialects[forced]] if forced else list(dialects.values())
-        name = self.model.lower()
-        candidates.sort(key=lambda d: not any(fnmatch.fnmatch(name, p) for p in d.models))
-        for dialect in candidates:
-            start, end = await self._ids(dialect.start), await self._ids(dialect.end)
-            if len(start) == len(end) == 1:
-                return Marks(
-                    dialect=dialect,
-                    start=start[0],
-                    end=end[0],
-                    closing=await self._ids(dialect.closing),
-                    closing_on_newline=await self._ids(dialect.closing.removeprefix("\n")),
-                    inducers={n: await self._ids(t) for n, t in dialect.inducers.items()},
-                )
+        """The model's dialect in its ids, chosen as the gateway chooses it."""
+        for dialect in candidates(self.model, dialects, forced):
+            if dialect.spoken({text: await self._ids(text) for text in dialect.telling}):
+                return Marks.of(dialect, {text: await self._ids(text) for text in dialect.texts})
         raise BadEngine(f"{self.model} has the markers of no known dialect")
 
-    async def _ids(self, text: str) -> tuple[int, ...]:
+    async def _ids(self, text: str) -> Ids:
         body = {"model": self.model, "prompt": text, "add_special_tokens": False}
         return tuple((await self._post("/tokenize", body))["tokens"])
 
@@ -138,29 +153,23 @@ class Engine:
                         raise BadEngine(f"the engine broke off: {chunk.error}")
                     yield chunk
 
-    async def draw(self, prompt: Sequence[int], probe: Probe) -> Drawing:
-        """Draw greedily from these ids. BadEngine where log-probabilities are missing."""
+    async def draw(
+        self, prompt: Sequence[int], probe: Probe, ending: Sequence[int] = ()
+    ) -> Drawing:
+        """Draw greedily from these ids, and score those of ``ending`` behind them, each of which is
+        a prompt more. BadEngine where log-probabilities are missing."""
         body = {
             "model": self.model,
-            "prompt": prompt,
+            "prompt": [[*prompt, *ending[:n]] for n in range(len(ending))] or prompt,
             "max_tokens": probe.max_tokens,
             "temperature": 0,
-            "logprobs": 1,
+            "logprobs": probe.top,
         }
-        reply = await self._post("/v1/completions", body)
-        choice, usage = reply["choices"][0], reply["usage"]
-        drawn = choice["logprobs"] or {"tokens": (), "token_logprobs": (None,)}
-        logprobs = tuple(drawn["token_logprobs"])
-        if not all(p is not None and math.isfinite(p) for p in logprobs):
-            raise BadEngine("a probe's reply has no log-probabilities")
-        cached = (usage.get("prompt_tokens_details") or {}).get("cached_tokens") or 0
-        return Drawing(
-            text=choice["text"],
-            tokens=tuple(drawn["tokens"]),
-            logprobs=logprobs,
-            finished=choice["finish_reason"] == "stop",
-            prefilled=usage["prompt_tokens"] - cached,
-        )
+        if ending:
+            body["logprob_token_ids"] = list(ending)
+        if ending or (probe.top > 1 and probe.max_tokens == 1):
+            body["return_tokens_as_token_ids"] = True
+        return _drawing(await self._post("/v1/completions", body), ending)
 
     async def _get(self, path: str) -> Any:
         async with self._session.get(self._url + path) as reply:
@@ -171,6 +180,36 @@ class Engine:
         async with self._session.post(self._url + path, json=body) as reply:
             await _refusal(reply)
             return msgspec.json.decode(await reply.read())
+
+
+def _drawing(reply: Any, ending: Sequence[int]) -> Drawing:
+    choices = sorted(reply["choices"], key=lambda choice: choice["index"])
+    choice, usage = choices[0], reply["usage"]
+    drawn = choice["logprobs"] or {"tokens": (), "token_logprobs": (None,)}
+    logprobs = tuple(drawn["token_logprobs"])
+    if not all(p is not None and math.isfinite(p) for p in logprobs):
+        raise BadEngine("a probe's reply has no log-probabilities")
+    cached = (usage.get("prompt_tokens_details") or {}).get("cached_tokens") or 0  # told once
+    tops = drawn.get("top_logprobs") or ()
+    return Drawing(
+        text=choice["text"],
+        tokens=tuple(drawn["tokens"]),
+        logprobs=logprobs,
+        finished=choice["finish_reason"] == "stop",
+        prefilled=usage["prompt_tokens"] - cached * len(choices),
+        decoded=max(len(drawn["tokens"]), len(choices)),
+        top=tuple(tuple(sorted((top or {}).values(), reverse=True)) for top in tops),
+        ending=_scored(choices, ending) if ending else None,
+    )
+
+
+def _scored(choices: Sequence[Any], ids: Sequence[int]) -> float:
+    """The log-probability of ``ids`` in a row: each is told by the choice that ends before it."""
+    try:
+        told = (choice["logprobs"]["top_logprobs"][0] for choice in choices)
+        return math.fsum(top[f"token_id:{token}"] for top, token in zip(told, ids, strict=True))
+    except (TypeError, LookupError, ValueError):
+        raise BadEngine("a probe's reply does not score the end of the trace") from None
 
 
 async def _refusal(reply: aiohttp.ClientResponse) -> None:

@@ -19,10 +19,26 @@ import msgspec
 
 from policies.events import Checkpoint, CheckpointKind, Probe, ProbeResult
 from policies.policy import Needs, Policy, Stopper
+from policies.registry import BadPolicy
 
-__all__ = ["BadPlan", "Plan", "Prompt", "asked_by", "needs_of", "probe_of", "prompts", "unlike"]
+__all__ = [
+    "LED_ELSEWHERE",
+    "BadPlan",
+    "Plan",
+    "Prompt",
+    "asked_by",
+    "foretold",
+    "kind",
+    "needs_of",
+    "probe_of",
+    "prompts",
+    "unlike",
+]
 
-_ROUNDS = 8
+LED_ELSEWHERE = "it makes the model think on, or otherwise: no recording tells what it would think"
+_PLACES = ("start", "cues", "sentences", "paragraphs", "steps", "interval")
+_SAID_AGAIN = "So it is what it was before."
+_ROUNDS = 64
 _MOST = 64
 _FAR = 1_000_000
 
@@ -62,16 +78,24 @@ class Plan:
         serve: float = 0.0,
     ) -> Plan:
         """All that these policies need, and these places and probes as well; where nothing is
-        asked for, a trial answer at every cue."""
+        asked for, every cue. A trial answer is always asked for: it is what a cut there would have
+        answered. Raises BadPolicy."""
         policies = list(policies)
+        for policy in policies:
+            foretold(policy)
         places = [policy.needs for policy in policies] + list(needs)
         asked = [probe for policy in policies for probe in asked_by(policy)] + list(probes)
         return cls(
-            tuple(dict.fromkeys(places or [Needs(cues=True)])),
-            tuple(unlike(asked or [Probe()])),
+            tuple(dict.fromkeys(map(_looks, places or [Needs(cues=True)]))),
+            tuple(unlike([*asked, Probe()])),
             body,
             serve,
         )
+
+
+def _looks(needs: Needs) -> Needs:
+    """Less what makes no difference to where is looked, and what is told there."""
+    return replace(needs, thoughts=False, probes=False, ending=False, inducers=frozenset())
 
 
 class _Row(msgspec.Struct):
@@ -114,10 +138,10 @@ def needs_of(text: str) -> Needs:
     """A place to look, e.g. ``cues`` or ``interval=32``: a field of ``Needs``."""
     name, _, value = text.partition("=")
     hints = get_type_hints(Needs)
-    if name not in hints:
-        raise BadPlan(f"no place {name!r}: choose one of {', '.join(hints)}")
+    if name not in _PLACES:
+        raise BadPlan(f"no place {name!r}: choose one of {', '.join(_PLACES)}")
     with contextlib.suppress(SyntaxError, ValueError):
-        read = ast.literal_eval(value) if value else True
+        read: Any = ast.literal_eval(value) if value else True
         if type(read) is hints[name]:
             return Needs(**{name: read})
     raise BadPlan(f"{text!r} is not a place: write e.g. 'cues' or 'interval=32'")
@@ -147,7 +171,7 @@ def asked_by(policy: Policy) -> list[Probe]:
 
 def _rehearsed(stopper: Stopper, kind: CheckpointKind) -> Iterator[Probe]:
     for position in range(_FAR, _FAR * (_ROUNDS + 1), _FAR):
-        command = stopper.observe(Checkpoint(kind, position, 0.0, "Wait"))
+        command = stopper.observe(Checkpoint(kind, position, 0.0, "Wait", _SAID_AGAIN))
         while isinstance(command, Probe):
             yield command
             command = stopper.observe(_certain(command, position))
@@ -168,11 +192,23 @@ def _certain(probe: Probe, position: int) -> ProbeResult:
     )
 
 
+def foretold(policy: Policy) -> None:
+    """Raises BadPolicy where no recording can tell what the model would do under this policy."""
+    if policy.needs.extends or policy.needs.bias:
+        raise BadPolicy(f"{policy.name}: {LED_ELSEWHERE}")
+
+
+def kind(probe: Probe) -> Probe:
+    """A probe less its length: of those of one kind, a longer one answers a shorter as well, since
+    both are greedy. Where a single token is told by its id, it is of a kind of its own."""
+    alone = probe.ending or (probe.top > 1 and probe.max_tokens == 1)
+    return probe if alone else replace(probe, max_tokens=0)
+
+
 def unlike(probes: Iterable[Probe]) -> list[Probe]:
-    """These probes, less those that a longer one answers as well: both are greedy, so the shorter
-    is the longer one's beginning."""
+    """These probes, less those that a longer one answers as well."""
     longest: dict[Probe, Probe] = {}
     for probe in probes:
-        kind = replace(probe, max_tokens=0)
-        longest[kind] = max(probe, longest.get(kind, probe), key=lambda one: one.max_tokens)
+        one = kind(probe)
+        longest[one] = max(probe, longest.get(one, probe), key=lambda p: p.max_tokens)
     return list(longest.values())

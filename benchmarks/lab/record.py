@@ -13,12 +13,11 @@ import hashlib
 import time
 from collections.abc import Callable, Sequence
 from contextlib import aclosing
-from dataclasses import replace
 from typing import Any, ClassVar
 
 from benchmarks.lab import values
 from benchmarks.lab.engine import TROUBLE, BadEngine, Chunk, Engine
-from benchmarks.lab.plan import Plan, Prompt
+from benchmarks.lab.plan import Plan, Prompt, kind
 from benchmarks.lab.traces import (
     VERSION,
     Drawn,
@@ -116,6 +115,7 @@ class _Taking:
         seed = recorder.plan.body.get("seed")
         own = {} if seed is None else {"seed": seed + number}
         self._body = {**recorder.plan.body, **own, "messages": prompt.messages}
+        self._logprobs = max(needs.logprobs for needs in recorder.plan.needs)
         self._scouts = [_Scout(needs, recorder.plan.probes) for needs in recorder.plan.needs]
         self._sessions = [Session(s, recorder.marks, _Patient()) for s in self._scouts]
         self._watch = Session(Never(), recorder.marks, _Patient())
@@ -127,7 +127,7 @@ class _Taking:
         self._began = time.perf_counter()
 
     async def run(self) -> None:
-        async with self._beside, aclosing(self._recorder.engine.chat(self._body)) as chunks:
+        async with self._beside, aclosing(self._recorder.engine.chat(self._asking)) as chunks:
             async for chunk in chunks:
                 at = self._now()
                 if chunk.prompt_token_ids is not None and not self._watch.prompt:
@@ -142,10 +142,19 @@ class _Taking:
                             delta.content or "",
                             bool(delta.tool_calls),
                             choice.finish_reason,
+                            choice.told if self._logprobs else (),
                         )
                     )
             if not self._ended:
                 raise BadEngine("the stream ended before the response did")
+
+    @property
+    def _asking(self) -> dict[str, Any]:
+        """The main stream's body; log-probabilities cost the engine, so only where they are
+        needed."""
+        if not self._logprobs:
+            return self._body
+        return {**self._body, "logprobs": True, "top_logprobs": self._logprobs}
 
     @property
     def _ended(self) -> bool:
@@ -178,11 +187,11 @@ class _Taking:
 
     def _start(self, at: float) -> None:
         """The trial answer before the first token, for those who would not think at all."""
-        kept, closing = self._watch.ledger.marker, self._recorder.marks.closing_on_newline
+        kept, marks = self._watch.ledger.marker, self._recorder.marks
         self.events.append(Place(at, "start", kept, 0))
         for probe in self._recorder.plan.probes:
-            if replace(probe, max_tokens=0) == replace(Probe(), max_tokens=0):
-                self._ask(Ask(probe, kept, 0, closing))
+            if kind(probe) == kind(Probe()):
+                self._ask(Ask(probe, kept, 0, marks.closing_on_newline + marks.header))
 
     @staticmethod
     def _feed(session: Session, piece: Piece) -> Any:
@@ -195,12 +204,13 @@ class _Taking:
     def _ask(self, ask: Ask) -> None:
         if (ask.kept, ask.probe) in self._asked:
             return
-        first = all(kept != ask.kept for kept, _ in self._asked)
         self._asked.add((ask.kept, ask.probe))
-        prefix = [*self._watch.prompt, *self._watch.generated[: ask.kept], *ask.closing]
-        self._beside.create_task(self._draw(ask, prefix))
-        if first and ask.closing and self._chosen(ask.position):
-            self._beside.create_task(self._cut(ask, prefix))
+        kept = [*self._watch.prompt, *self._watch.generated[: ask.kept]]
+        self._beside.create_task(self._draw(ask, [*kept, *ask.closing]))
+        if kind(ask.probe) == kind(Probe()) and self._chosen(ask.position):
+            # The header is the model's to write.
+            closing = ask.closing[: len(ask.closing) - len(self._recorder.marks.header)]
+            self._beside.create_task(self._cut(ask, [*kept, *closing]))
 
     def _chosen(self, position: int) -> bool:
         """The same places whenever this sample is taken."""
@@ -210,20 +220,21 @@ class _Taking:
     async def _draw(self, ask: Ask, prefix: list[int]) -> None:
         async with self._turn:
             sent = self._now()
-            result, prefilled = await self._drawn(ask, prefix, sent)
+            result, *spent = await self._drawn(ask, prefix, sent)
         written = values.write(result)
-        self.events.append(Drawn(result.at, sent, ask.kept, ask.position, written, prefilled))
+        self.events.append(Drawn(result.at, sent, ask.kept, ask.position, written, *spent))
 
     async def _drawn(
         self, ask: Ask, prefix: list[int], sent: float
-    ) -> tuple[ProbeResult | ProbeFailed, int]:
-        """The probe's result, and the tokens that it prefilled."""
+    ) -> tuple[ProbeResult | ProbeFailed, int, int]:
+        """The probe's result, and the tokens that it prefilled and decoded."""
         try:
-            inducer = self._recorder.marks.inducers[ask.probe.inducer]
-            drawn = await self._recorder.engine.draw([*prefix, *inducer], ask.probe)
+            name = ask.probe.inducer
+            inducer = self._recorder.marks.inducers[name] if name else ()
+            drawn = await self._recorder.engine.draw([*prefix, *inducer], ask.probe, ask.ending)
         except (*TROUBLE, KeyError) as error:
             reason = "timeout" if isinstance(error, TimeoutError) else "error"
-            return ProbeFailed(ask.probe, ask.position, reason, self._now()), 0
+            return ProbeFailed(ask.probe, ask.position, reason, self._now()), 0, 0
         now = self._now()
         result = ProbeResult(
             probe=ask.probe,
@@ -234,8 +245,10 @@ class _Taking:
             finished=drawn.finished,
             seconds=round(now - sent, 6),
             at=now,
+            top=drawn.top,
+            ending=drawn.ending,
         )
-        return result, drawn.prefilled
+        return result, drawn.prefilled, drawn.decoded
 
     async def _cut(self, ask: Ask, prefix: list[int]) -> None:
         """Open the answer from here, as the gateway would. An engine that fails or does not honour

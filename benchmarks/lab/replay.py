@@ -15,13 +15,14 @@ from dataclasses import dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
 
+from benchmarks.lab.plan import LED_ELSEWHERE
 from benchmarks.lab.tape import Found, Run, Tape, Tapes
 from policies.appraisal import Appraiser
 from policies.dialect import Marks
 from policies.events import ProbeFailed, ProbeResult
 from policies.policy import Needs, Policy
-from policies.registry import parse
-from policies.session import Ask, Cut, Session
+from policies.registry import BadPolicy, parse
+from policies.session import Ask, Cut, Order, Session
 
 __all__ = ["Outcome", "play", "play_all", "sweep"]
 
@@ -70,9 +71,10 @@ class _Player:
         self._tape = tape
         self._resume = 0.0 if instant else resume
         self._instant = instant
-        # Whether nothing but cues and intervals can be a checkpoint.
-        others = replace(session.policy.needs, cues=False, interval=0, probes=False)
-        self._leaps = others == Needs()
+        # Whether nothing but cues and intervals can be a checkpoint, whatever is asked there.
+        needs, asks = session.policy.needs, Needs(probes=True, ending=True)
+        looks = Needs(cues=True, interval=needs.interval, inducers=needs.inducers)
+        self._leaps = needs | looks | asks == looks | asks
         self._due: _Due | None = None
 
     def run(self) -> None:
@@ -94,22 +96,26 @@ class _Player:
             end = index + 1
             if self._leaps and run.plain and self._due is None:
                 end = max(run.upto(index, session.next_interval or math.inf), end)
-            text, ids, at, answering, ending = run.merged(index, end)
+            text, ids, at, answering, ending, logprobs = run.merged(index, end)
             index = end
             while self._due is not None and self._due.at <= at:
                 self._arrive(self._due)
             if session.stopped:
                 return
-            command = session.feed(text, ids, at, answering=answering, ending=ending)
+            command = session.feed(
+                text, ids, at, answering=answering, ending=ending, logprobs=logprobs
+            )
             if command is not None:
                 self._order(command, at)
 
-    def _order(self, command: Ask | Cut, at: float) -> None:
+    def _order(self, command: Order, at: float) -> None:
         """Put a command under way. With nothing to wait for, it is done before the next piece."""
         if isinstance(command, Cut):
             if self._due is not None and self._due.found is not None:
                 self._pay(self._due.found)
             self._due = _Due(at + self._resume, command)
+        elif not isinstance(command, Ask):
+            raise BadPolicy(f"{self.session.policy.name}: {LED_ELSEWHERE}")
         else:
             found = self._tape.find(command.probe, command.kept, command.position)
             after = 0.0 if self._instant or found is None else found.after
@@ -120,7 +126,7 @@ class _Player:
     def _pay(self, found: Found) -> None:
         """A probe that a cut did not wait for was sent all the same."""
         if isinstance(found.result, ProbeResult):
-            self.session.probed(found.result)
+            self.session.probed(found.result, decoded=found.decoded)
 
     def _arrive(self, due: _Due) -> None:
         self._due = None
@@ -130,7 +136,7 @@ class _Player:
         elif (command := self._answer(due.command, due)) is not None:
             self._order(command, due.at)
 
-    def _answer(self, ask: Ask, due: _Due) -> Ask | Cut | None:
+    def _answer(self, ask: Ask, due: _Due) -> Order | None:
         if due.found is None:
             self.missing += 1
             return self.session.probe_failed("not-recorded", ask, due.at)
@@ -140,7 +146,8 @@ class _Player:
                 return self.session.probe_failed(reason, ask, due.at)
             case ProbeResult() as result:
                 seconds = 0.0 if self._instant else result.seconds
-                return self.session.probed(replace(result, seconds=seconds, at=due.at))
+                told = replace(result, seconds=seconds, at=due.at)
+                return self.session.probed(told, decoded=due.found.decoded)
 
 
 def play(
@@ -158,7 +165,9 @@ def play(
     player = _Player(session, tape, resume, instant=instant)
     player.run()
     ledger, trigger = session.ledger, session.trigger
-    answer = tape.trial(ledger.reasoning).answer if session.stopped else tape.answer
+    answer = tape.answer
+    if session.stopped and trigger:
+        answer = tape.trial(trigger.position).answer
     return Outcome(
         stopped=session.stopped,
         position=ledger.reasoning,

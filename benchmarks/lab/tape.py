@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.lab import values
+from benchmarks.lab.plan import kind
 from benchmarks.lab.traces import BadTraces, Drawn, Opened, Piece, Place, Served, Trace, load
 from policies.answers import confidence, same, trial_answer
 from policies.appraisal import Appraiser
@@ -18,15 +19,18 @@ from policies.cues import CueScanner
 from policies.dialect import Marks
 from policies.events import Probe, ProbeFailed, ProbeResult
 from policies.ledger import Ledger
+from policies.markers import NOWHERE
 from policies.never import Never
-from policies.session import Session
+from policies.session import Session, State
 
 __all__ = ["SLACK", "Feed", "Found", "Run", "Tape", "Tapes", "Trial", "answer_of"]
 
 SLACK = 32
 """Tokens: what was drawn so little before a place stands in for what was not drawn there."""
-Feed = tuple[str, tuple[int, ...], float, bool, str | None]
-"""A piece as a session takes it: text, ids, time, whether it answers, the finish reason."""
+Logprobs = tuple[tuple[float, ...], ...]
+Feed = tuple[str, tuple[int, ...], float, bool, str | None, Logprobs]
+"""A piece as a session takes it: text, ids, time, whether it answers, the finish reason, and the
+log-probabilities of its tokens."""
 
 
 def answer_of(text: str) -> str:
@@ -38,11 +42,12 @@ def answer_of(text: str) -> str:
 @dataclass(frozen=True, slots=True)
 class Found:
     """What a probe would have brought. ``after``: seconds from the checkpoint to the result.
-    ``exact``: it was drawn at this very place."""
+    ``exact``: it was drawn at this very place. ``decoded``: tokens that it took."""
 
     result: ProbeResult | ProbeFailed
     after: float
     exact: bool
+    decoded: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,15 +78,15 @@ class Run:
         )
 
     def merged(self, begin: int, end: int) -> Feed:
-        """These pieces as one."""
+        """These pieces as one; several are told without log-probabilities."""
         if end - begin == 1:
             return self.feeds[begin]
         at = self.feeds[end - 1][2]
         if end - begin == len(self.feeds):
-            return self._text, self._ids, at, False, None
+            return self._text, self._ids, at, False, None, ()
         part = self.feeds[begin:end]
         ids = tuple(chain.from_iterable(feed[1] for feed in part))
-        return "".join(feed[0] for feed in part), ids, at, False, None
+        return "".join(feed[0] for feed in part), ids, at, False, None, ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,14 +94,15 @@ class _Draw:
     kept: int
     after: float
     result: ProbeResult | ProbeFailed
+    decoded: int
 
 
 class Tape:
     """One trace. ``feeds`` are its pieces as a session takes them, ``runs`` the same put together
-    where they may be. ``opening`` is 1 where the model wrote the opening marker, which no cut
-    takes away; ``ledger`` is what the whole trace cost, ``answer_tokens`` what its answer did.
-    ``trials`` are its places' trial answers, by position: the one at a cut is the best estimate of
-    what would have been answered there."""
+    where they may be. ``opening`` are the ids of the opening marker, where the model wrote it,
+    which no cut takes away; ``ledger`` is what the whole trace cost, ``answer_tokens`` what its
+    answer did. ``trials`` are its places' trial answers, by position: the one at a cut is the best
+    estimate of what would have been answered there."""
 
     def __init__(self, trace: Trace, marks: Marks) -> None:
         self.prompt = trace.prompt
@@ -107,9 +113,10 @@ class Tape:
         self.pieces = [event for event in trace.events if isinstance(event, Piece)]
         self.places = [event for event in trace.events if isinstance(event, Place)]
         self.served = [event for event in trace.events if isinstance(event, Served)]
-        self.feeds: list[Feed] = [(p.text, p.ids, p.at, p.answering, p.ending) for p in self.pieces]
-        first = next((ids[0] for _, ids, *_ in self.feeds if ids), None)
-        self.opening = int(first == marks.start)
+        self.feeds: list[Feed] = [
+            (p.text, p.ids, p.at, p.answering, p.ending, p.logprobs) for p in self.pieces
+        ]
+        self.opening = 0
         self.ledger = self._whole(marks)
         self.runs = self._runs(marks)
         self.answer = answer_of("".join(piece.answer for piece in self.pieces))
@@ -130,8 +137,10 @@ class Tape:
     def _whole(self, marks: Marks) -> Ledger:
         session = Session(Never(), marks, Appraiser())
         session.opened(self.opened)
-        for text, ids, at, answering, ending in self.feeds:
+        for text, ids, at, answering, ending, _ in self.feeds:
             session.feed(text, ids, at, answering=answering, ending=ending)
+            if session.state is State.THINKING:
+                self.opening = session.ledger.marker
         return session.ledger
 
     @staticmethod
@@ -140,11 +149,12 @@ class Tape:
         draws = defaultdict(list)
         for event in drawn:
             result = values.read(event.result)
-            draws[_kind(result.probe)].append(_Draw(event.kept, event.at - event.asked, result))
-        return {kind: sorted(found, key=lambda draw: draw.kept) for kind, found in draws.items()}
+            draw = _Draw(event.kept, event.at - event.asked, result, event.decoded)
+            draws[kind(result.probe)].append(draw)
+        return {like: sorted(found, key=lambda draw: draw.kept) for like, found in draws.items()}
 
     def _trials(self) -> list[Trial]:
-        results = (draw.result for draw in self._draws.get(_kind(Probe()), []))
+        results = (draw.result for draw in self._draws.get(kind(Probe()), []))
         return [
             Trial(r.position, trial_answer(r.text), confidence(r.tokens, r.logprobs))
             for r in results
@@ -190,19 +200,15 @@ class Tape:
         drawn. A greedy probe's beginning is what a shorter one would have drawn."""
         near = (
             draw
-            for draw in self._draws.get(_kind(probe), ())
+            for draw in self._draws.get(kind(probe), ())
             if 0 <= kept - draw.kept <= SLACK and _told(draw, probe, position) is not None
         )
         # The nearest, and of those there the very probe before one that is only as good.
         draw = max(near, key=lambda d: (d.kept, d.result.probe == probe), default=None)
         if draw is None or (told := _told(draw, probe, position)) is None:
             return None
-        return Found(told, draw.after * _share(draw, told), draw.kept == kept)
-
-
-def _kind(probe: Probe) -> Probe:
-    """A probe less its length."""
-    return replace(probe, max_tokens=0)
+        decoded = draw.decoded if draw.result.probe == probe else 0
+        return Found(told, draw.after * _share(draw, told), draw.kept == kept, decoded)
 
 
 def _told(draw: _Draw, probe: Probe, position: int) -> ProbeResult | ProbeFailed | None:
@@ -237,18 +243,22 @@ def _share(draw: _Draw, told: ProbeResult | ProbeFailed) -> float:
 
 
 def _plainness(marks: Marks) -> Callable[[Feed], bool]:
-    """Tells, piece by piece, in which of them no part of a cue is."""
-    scanner, begun = CueScanner(marks.dialect.cues), False
+    """Tells, piece by piece, in which of them no part of a cue or of a marker is."""
+    scanner, begun, place = CueScanner(marks.dialect.cues), False, NOWHERE
 
     def plain(feed: Feed) -> bool:
-        nonlocal begun
-        text, ids, _, answering, ending = feed
+        nonlocal begun, place
+        text, ids, _, answering, ending, _ = feed
+        marked = False
+        for token in ids:
+            before, place = place, marks.markers.step(place, token)
+            marked = marked or before != NOWHERE or place != NOWHERE
         skimmed = text != "" and scanner.skim(text)
         if not skimmed:
             scanner.feed(text)
         # The first piece of a trace starts clocks.
         first, begun = not begun, begun or text != ""
-        return skimmed and not (first or answering or ending or marks.end in ids)
+        return skimmed and not (first or answering or ending or marked)
 
     return plain
 
@@ -256,7 +266,8 @@ def _plainness(marks: Marks) -> Callable[[Feed], bool]:
 class Tapes:
     """The traces of a file that came to their own end, with what holds for all of them.
 
-    ``truncated`` were left out. ``resume``: seconds from a cut to the answer's first token.
+    ``truncated`` were left out. ``logprobs``: so many were told with each token. ``resume``:
+    seconds from a cut to the answer's first token.
     Raises BadTraces.
     """
 
@@ -265,6 +276,7 @@ class Tapes:
         self.recording, traces = load(path)
         try:
             marks = values.read(self.recording.marks)
+            self.logprobs = max(needs.logprobs for needs in values.read(self.recording.needs))
             every = [Tape(trace, marks) for trace in traces]
         except (values.BadValue, AttributeError, StopIteration) as error:
             raise BadTraces(f"{path}: {error}") from None

@@ -31,7 +31,7 @@ __all__ = [
     "load",
 ]
 
-VERSION = 1
+VERSION = 2
 
 
 class BadTraces(Exception):
@@ -49,13 +49,15 @@ class Opened(_Event, tag="opened", frozen=True):
 
 
 class Piece(_Event, tag="piece", frozen=True):
-    """What the main stream sent at once. ``text`` is reasoning, ``answer`` what follows it."""
+    """What the main stream sent at once. ``text`` is reasoning, ``answer`` what follows it;
+    ``logprobs`` of the most probable tokens at each place, where they were asked for."""
 
     text: str = ""
     ids: tuple[int, ...] = ()
     answer: str = ""
     calls: bool = False
     ending: str | None = None
+    logprobs: tuple[tuple[float, ...], ...] = ()
 
     @property
     def answering(self) -> bool:
@@ -73,13 +75,15 @@ class Place(_Event, tag="place", frozen=True):
 
 class Drawn(_Event, tag="drawn", frozen=True):
     """A probe came back: ``result`` is a ``ProbeResult`` or ``ProbeFailed``, written as a value,
-    its probe within. ``asked``: when it was sent."""
+    its probe within. ``asked``: when it was sent; ``decoded``: tokens that it took, where those are
+    more than it shows."""
 
     asked: float
     kept: int
     position: int
     result: dict[str, Any]
     prefilled: int = 0
+    decoded: int = 0
 
 
 class Served(_Event, tag="served", frozen=True):

@@ -12,6 +12,7 @@ from types import ModuleType
 from typing import Any
 
 from policies import dialect, events, policy
+from policies.markers import Mark, Markers
 
 __all__ = ["BadValue", "read", "write"]
 
@@ -37,6 +38,8 @@ def write(value: Any) -> Any:
     if is_dataclass(value):
         written = {field.name: write(getattr(value, field.name)) for field in fields(value)}
         return {"type": type(value).__name__, **written}
+    if isinstance(value, Markers):
+        return {"markers": [[list(ids), mark.value] for ids, mark in value.known.items()]}
     if isinstance(value, Mapping):
         return {key: write(part) for key, part in value.items()}
     if isinstance(value, list | tuple):
@@ -56,6 +59,8 @@ def read(document: Any) -> Any:
     parts = {key: read(part) for key, part in document.items()}
     if parts.keys() == {"set"}:
         return frozenset(parts["set"])
+    if parts.keys() == {"markers"}:
+        return Markers({ids: Mark(mark) for ids, mark in parts["markers"]})
     if "type" not in parts:
         return parts
     kind = _KNOWN.get(name := str(parts.pop("type")))

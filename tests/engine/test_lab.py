@@ -38,10 +38,10 @@ def tapes(vllm: str, tmp_path_factory: pytest.TempPathFactory) -> Tapes:
     command = [
         str(ROOT / ".venv" / "bin" / "adjourn"), "record", str(folder / "prompts.jsonl"),
         "--upstream", vllm, "--out", str(folder / "traces.jsonl"), "--for", "deer",
-        "--for", "budget(max=1)", "--temperature", "0", "--max-tokens", "900",
+        "--for", "margin", "--for", "cusum", "--temperature", "0", "--max-tokens", "900",
         "--concurrency", "1", "--serve", "0.3",
     ]  # fmt: skip
-    subprocess.run(command, cwd=ROOT, check=True, timeout=300)
+    subprocess.run(command, cwd=ROOT, check=True, timeout=600)
     return Tapes(folder / "traces.jsonl")
 
 
@@ -50,11 +50,19 @@ def body(prompt: str) -> dict[str, object]:
 
 
 @pytest.mark.parametrize(
-    "policy", ["deer(threshold=0.9)", "convergence(effort='max')", "budget(max=150, grace=16)"]
+    "policy",
+    [
+        "deer(threshold=0.9)",
+        "convergence(effort='max')",
+        "budget(max=150, grace=16)",
+        "margin(threshold=1.5)",
+        "deer-pro(threshold=0.9)",
+        "cusum",
+    ],
 )
 def test_a_replay_decides_as_the_gateway_did(vllm: str, policy: str) -> None:
     """What the gateway's sessions were told leads to the same probes and cuts, to the token."""
-    sessions = served(vllm, policy, [body(p.prompt) for p in PROBLEMS[:6]])
+    sessions = served(vllm, policy, [body(p.prompt) for p in PROBLEMS[:4]])
     expected = [decisions(session) for session in sessions]
     assert expected == replayed(policy, sessions[0].marks, [s.events for s in sessions])
     assert any(session.stopped for session in sessions)
@@ -80,6 +88,14 @@ def test_a_recording_foretells_the_gateway(vllm: str, tapes: Tapes) -> None:
     assert agreed >= len(PROBLEMS) - 2
 
 
+def test_what_a_recording_holds_is_replayed(tapes: Tapes) -> None:
+    """What each policy asks for is there: ends are scored, and tokens told."""
+    for policy in ("margin(threshold=1.5)", "cusum", "any_of(deer, first-try)"):
+        outcomes = play_all(parse(policy), tapes)
+        assert sum(outcome.missing for outcome in outcomes) == 0
+        assert any(outcome.stopped for outcome in outcomes)
+
+
 def test_a_recording_is_complete(tapes: Tapes) -> None:
     """The ledger is the engine's count, trial answers are there, and cuts were tried for real."""
     assert len(tapes.tapes) + tapes.truncated == len(PROBLEMS)
@@ -87,6 +103,9 @@ def test_a_recording_is_complete(tapes: Tapes) -> None:
         assert tape.trials[0].position == 0
         assert tape.ledger.net == sum(len(piece.ids) for piece in tape.pieces)
         assert tape.settled() is None or tape.settled() <= tape.ledger.reasoning
+        told = [piece.logprobs for piece in tape.pieces if piece.text]
+        assert all(len(ranked) == 20 for logprobs in told for ranked in logprobs)
+        assert all(told)
     tried = [served for tape in tapes.tapes for served in tape.served]
     assert tried
     assert all("\\boxed{" in served.answer for served in tried if served.ending == "stop")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import httpx
@@ -12,24 +12,11 @@ import openai
 import pytest
 
 from benchmarks.pocket.task import held_out
-from benchmarks.services import engine, free_port, gateway
 from tests.exchange import CHAT, events, metric, normal
 
 pytestmark = pytest.mark.engine
 
 PROBLEMS = [problem.prompt for problem in held_out(12)]
-
-
-@pytest.fixture(scope="module")
-def vllm() -> Iterator[str]:
-    with engine(free_port()) as url:
-        yield url
-
-
-@pytest.fixture(scope="module")
-def real(vllm: str) -> Iterator[str]:
-    with gateway(vllm, free_port(), "--policy", "deer", "--hold-out", "0") as url:
-        yield url
 
 
 def ask(url: str, prompt: str, **fields: Any) -> Any:
@@ -161,13 +148,13 @@ def test_probes_hit_the_running_requests_blocks(real: str) -> None:
     """What a probe prefills is a tail of the prefix, not the prefix."""
     before = metric(real, "adjourn_tokens_total", kind="prefilled")
     probes = metric(real, "adjourn_probes_total", outcome="ok")
-    reply = ask(real, PROBLEMS[0], adjourn={"policy": "convergence(every=40, window=9)"})
+    for prompt in PROBLEMS[:4]:
+        ask(real, prompt, adjourn={"policy": "convergence(every=40, window=9)"})
     prefilled = metric(real, "adjourn_tokens_total", kind="prefilled") - before
     sent = metric(real, "adjourn_probes_total", outcome="ok") - probes
-    assert sent >= 1
+    assert sent >= 4
     # Blocks of 32 tokens: the last, partial one and the closing with its inducer are new.
     assert prefilled / sent < 80
-    assert reply["usage"]["completion_tokens"] > 0
 
 
 def test_structured_output_behind_a_cut(real: str) -> None:

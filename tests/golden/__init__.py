@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from policies.registry import parse
-from policies.session import Ask, Cut, Session
+from policies.session import Ask, Cut, Order, Reopen, Session
 from tests.policies.lab import MARKS, Generous, result
 
 __all__ = ["recordings", "replay"]
@@ -36,20 +36,22 @@ def replay(recording: dict[str, Any]) -> dict[str, Any]:
             asked.append(command)
         steps.append([_written(command), session.state.value, session.released])
     trigger = asdict(session.trigger) if session.trigger else None
+    if trigger and not trigger["stop"]["text"]:
+        del trigger["stop"]["text"]
     ledger = {kind: count for kind, count in asdict(session.ledger).items() if count}
     outcome = {"steps": steps, "ledger": ledger, "trigger": trigger, "muted": session.muted}
     return json.loads(json.dumps(outcome))
 
 
-def _call(session: Session, name: str, values: list[Any], asked: list[Ask]) -> Ask | Cut | None:
+def _call(session: Session, name: str, values: list[Any], asked: list[Ask]) -> Order | None:
     match name:
         case "feed":
             text, ids, at, *rest = values
             return session.feed(text, ids, at, **(rest[0] if rest else {}))
         case "probed":
-            answer, certainty, closed, at = values
-            ask = asked[-1]
-            drawn = result(ask.position, answer, certainty, ask.probe, closed=closed, at=at)
+            answer, certainty, closed, at, *more = values
+            ask, told = asked[-1], more[0] if more else {}
+            drawn = result(ask.position, answer, certainty, ask.probe, closed=closed, at=at, **told)
             return session.probed(drawn)
         case "probe_failed":
             reason, at = values
@@ -58,10 +60,13 @@ def _call(session: Session, name: str, values: list[Any], asked: list[Ask]) -> A
     return returned
 
 
-def _written(command: Ask | Cut | None) -> Any:
+def _written(command: Order | None) -> Any:
     match command:
         case Ask(probe, kept, position, closing):
-            return ["ask", probe.max_tokens, kept, position, list(closing)]
-        case Cut(kept, position, closing):
-            return ["cut", kept, position, list(closing)]
+            other = [probe.inducer] if probe.inducer != "answer" else []
+            return ["ask", probe.max_tokens, kept, position, list(closing), *other]
+        case Cut(kept, position, closing, said):
+            return ["cut", kept, position, list(closing), *([list(said.ids)] if said.ids else [])]
+        case Reopen(kept, position, pieces, said):
+            return ["reopen", kept, position, pieces, list(said.ids)]
     return None

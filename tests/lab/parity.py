@@ -21,7 +21,7 @@ from policies.appraisal import Appraiser
 from policies.dialect import Marks
 from policies.events import ProbeFailed, ProbeResult
 from policies.registry import parse
-from policies.session import Ask, Cut, Session, State
+from policies.session import Ask, Order, Session, State
 from server.app import create_app
 from server.config import Settings
 from tests.exchange import CHAT
@@ -40,7 +40,7 @@ class Written(Session):
     def __init__(self, *values: Any, **options: Any) -> None:
         super().__init__(*values, **options)
         self.events: list[Event] = []
-        self.commands: list[Ask | Cut] = []
+        self.commands: list[Order] = []
         self.question: Ask | None = None
         self.asked_at = self.ordered_at = 0.0  # when the last ask, the last command was given
         self.late = 0  # tokens of probes that the trace's end did not wait for: a race
@@ -58,22 +58,27 @@ class Written(Session):
         *,
         answering: bool = False,
         ending: str | None = None,
-    ) -> Ask | Cut | None:
-        said = "." if answering else ""
-        self.events.append(Piece(at, thought, tuple(token_ids), said, ending=ending))
-        command = super().feed(thought, token_ids, at, answering=answering, ending=ending)
+        logprobs: Sequence[Sequence[float]] = (),
+    ) -> Order | None:
+        said, told = "." if answering else "", tuple(map(tuple, logprobs))
+        piece = Piece(at, thought, tuple(token_ids), said, ending=ending, logprobs=told)
+        self.events.append(piece)
+        command = super().feed(
+            thought, token_ids, at, answering=answering, ending=ending, logprobs=logprobs
+        )
         return self._gave(command, at)
 
-    def probed(self, result: ProbeResult, *, prefilled: int = 0) -> Ask | Cut | None:
+    def probed(self, result: ProbeResult, *, prefilled: int = 0, decoded: int = 0) -> Order | None:
         ask, written = self.question, values.write(result)
         assert ask is not None
         self.question = None
         if self.trigger is None and self.state not in (State.THINKING, State.PROBING):
-            self.late += len(result.tokens)
+            self.late += max(len(result.tokens), decoded)
         self.events.append(
-            Drawn(result.at, self.asked_at, ask.kept, ask.position, written, prefilled)
+            Drawn(result.at, self.asked_at, ask.kept, ask.position, written, prefilled, decoded)
         )
-        return self._gave(super().probed(result, prefilled=prefilled), result.at)
+        command = super().probed(result, prefilled=prefilled, decoded=decoded)
+        return self._gave(command, result.at)
 
     def resumed(self) -> None:
         cut, now = self.commands[-1], time.perf_counter()
@@ -89,7 +94,7 @@ class Written(Session):
             written = values.write(failed)
             self.events.append(Drawn(_NEVER, self.asked_at, ask.kept, ask.position, written))
 
-    def _gave(self, command: Ask | Cut | None, at: float) -> Ask | Cut | None:
+    def _gave(self, command: Order | None, at: float) -> Order | None:
         if command is not None:
             self.commands.append(command)
             self.ordered_at = at

@@ -135,6 +135,11 @@ def test_why_a_trace_is_wrong(done: tuple[Path, str]) -> None:
         ("nonsense", "unknown policy 'nonsense'"),
         ("convergence(every=4)", "were not recorded"),
         ("deer(threshold=0.9..0.1)", "goes down"),
+        ("deer-pro", "record with --for 'deer-pro'"),
+        ("cusum", "log-probabilities were not recorded: record with --for 'cusum'"),
+        ("tilt", "no recording tells what it would think"),
+        ("tilt(bias=0, slope=100, every=4)", "no recording tells what it would think"),
+        ("budget(min=20)", "no recording tells what it would think"),
     ],
 )
 def test_what_cannot_be_replayed_is_said(tmp_path: Path, policies: str, told: str) -> None:

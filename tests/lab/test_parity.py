@@ -25,6 +25,13 @@ POLICIES = (
     "any_of(deer(threshold=0.98), budget(max=100))",
     "all_of(deer(threshold=0.7, gate=0), budget(max=60, grace=0))",
     "loop",
+    "margin(threshold=3)",
+    "deer-pro(threshold=0.7, inducers=2)",
+    "entropy(at='sentence', alpha=0.9)",
+    "utility(at='sentence', patience=1)",
+    "cusum(reference=2, threshold=3, min_tokens=0)",
+    "deviation(window=20, min_tokens=20, entropy=0)",
+    "any_of(no-thinking, margin)",
 )
 
 

@@ -9,7 +9,7 @@ import pytest
 from benchmarks.lab.plan import BadPlan, Plan, asked_by, needs_of, probe_of, prompts, unlike
 from policies.events import Probe
 from policies.policy import Needs
-from policies.registry import parse
+from policies.registry import BadPolicy, parse
 
 
 @pytest.mark.parametrize(
@@ -19,6 +19,12 @@ from policies.registry import parse
         ("deer(gate=0, max_tokens=9)", [Probe(max_tokens=9)]),
         ("convergence", [Probe(max_tokens=20)]),
         ("any_of(deer(max_tokens=30), convergence)", [Probe(max_tokens=n) for n in (1, 30, 20)]),
+        ("deer-pro", [Probe(name) for name in ("answer", "answer-2", "answer-3", "answer-4")]),
+        ("margin", [Probe("", 1, closing=False, ending=True)]),
+        ("entropy", [Probe("", 1, top=20)]),
+        ("utility(max_tokens=9)", [Probe(max_tokens=9, top=20)]),
+        ("redundancy", [Probe()]),
+        ("cusum", []),
         ("budget", []),
         ("never", []),
     ],
@@ -30,8 +36,21 @@ def test_a_rehearsed_policy_shows_what_it_asks(policy: str, expected: list[Probe
 
 def test_the_longest_probe_stands_for_the_shorter() -> None:
     """Greedy probes with one inducer are one another's beginnings; others are not."""
-    probes = [Probe(max_tokens=1), Probe(max_tokens=20), Probe("other", 5)]
-    assert unlike(probes) == [Probe(max_tokens=20), Probe("other", 5)]
+    probes = [Probe(max_tokens=1), Probe(max_tokens=20), Probe("other", 5), Probe(top=20)]
+    assert unlike(probes) == [Probe(max_tokens=20), Probe("other", 5), Probe(top=20)]
+
+
+def test_a_token_told_by_its_id_stands_alone() -> None:
+    """It is no beginning of a longer probe's texts; nor are other ways to ask."""
+    probes = [Probe(top=20), Probe(max_tokens=1, top=20), Probe(max_tokens=1, ending=True)]
+    assert unlike(probes) == probes
+
+
+@pytest.mark.parametrize("policy", ["tilt", "budget(min=20)", "any_of(deer, tilt)"])
+def test_what_leads_the_model_elsewhere_is_refused(policy: str) -> None:
+    """Before an engine is asked for anything."""
+    with pytest.raises(BadPolicy, match="no recording tells"):
+        Plan.of([parse(policy)], [], [], {})
 
 
 def test_nothing_asked_for_is_a_trial_answer_at_every_cue() -> None:
@@ -45,8 +64,8 @@ def test_a_plan_holds_all_that_is_asked_for_once() -> None:
     policies = [parse("deer"), parse("convergence"), parse("deer(threshold=0.9)")]
     plan = Plan.of(policies, [needs_of("interval=16")], [probe_of("probe(max_tokens=50)")], {})
     assert plan.needs == (
-        Needs(cues=True, probes=True),
-        Needs(interval=64, probes=True),
+        Needs(cues=True),
+        Needs(interval=64),
         Needs(interval=16),
     )
     assert plan.probes == (Probe(max_tokens=50),)

@@ -11,9 +11,12 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.lab.replay import play_all
 from benchmarks.lab.tape import Tapes
 from benchmarks.lab.traces import Drawn, Place, Served, load
 from benchmarks.services import ROOT
+from policies.events import Probe
+from policies.registry import parse
 from tests.lab.made import file, trace
 
 ADJOURN = Path(sys.executable).with_name("adjourn")
@@ -127,3 +130,22 @@ def test_no_engine(tmp_path: Path) -> None:
     ran = run(command(tmp_path, "http://127.0.0.1:9"))
     assert (ran.returncode, "Traceback" in ran.stderr) == (2, False)
     assert "http://127.0.0.1:9" in ran.stderr
+
+
+def test_what_other_policies_need_is_recorded(tmp_path: Path, standin: str) -> None:
+    """The trace left open, its end scored, the most probable tokens, in a probe and in the trace;
+    all of it is replayed, and nothing else was asked of the engine."""
+    policies = ["margin", "entropy(at='sentence')", "utility(at='sentence')", "cusum"]
+    line = command(tmp_path, standin, *(f"--for={policy}" for policy in policies), prompts=2)
+    ran = run(line)
+    assert ran.returncode == 0, ran.stderr
+    tapes = Tapes(tmp_path / "traces.jsonl")
+    assert len(tapes.recording.probes) == 4
+    for policy in policies:
+        outcomes = play_all(parse(policy), tapes, instant=True)
+        assert sum(outcome.missing for outcome in outcomes) == 0
+    for tape in tapes.tapes:
+        assert {len(told) for p in tape.pieces if p.text for told in p.logprobs} == {20}
+        kept = {place.kept for place in tape.places if place.kind == "sentence"}
+        found = [tape.find(Probe("", 1, closing=False, ending=True), n, n) for n in kept]
+        assert [one.decoded for one in found if one is not None] == [2] * len(kept)

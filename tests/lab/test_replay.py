@@ -238,7 +238,7 @@ def test_runs_are_the_pieces(on: Tape) -> None:
     """Put together or not, every piece is there once, in order, and ends where it is said to."""
     assert [feed for run in on.runs for feed in run.feeds] == on.feeds
     for run in on.runs:
-        text, ids, at, answering, ending = run.merged(0, len(run.feeds))
+        text, ids, at, answering, ending, _ = run.merged(0, len(run.feeds))
         assert text == "".join(feed[0] for feed in run.feeds)
         assert len(ids) == run.ends[-1] - run.ends[0] + len(run.feeds[0][1])
-        assert (at, answering, ending) == run.feeds[-1][2:]
+        assert (at, answering, ending) == run.feeds[-1][2:5]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from policies.session import Ask, Cut, Session, State
+from policies.session import Ask, Cut, Order, Reopen, Session, State
 from tests.policies.lab import START, result
 
 __all__ = ["ANSWER", "END", "VOCABULARY", "Chunk", "Driver", "chunks"]
@@ -57,17 +57,21 @@ def chunks(tokens: Sequence[int], sizes: Sequence[int], ending: str | None) -> l
 
 
 class Driver:
-    """``asked`` and ``cut`` are what the session wants carried out and nobody has yet."""
+    """``asked``, ``cut`` and ``reopening`` are what the session wants carried out and nobody has
+    yet."""
 
     def __init__(self, session: Session) -> None:
         self.session = session
         self.asked: Ask | None = None
         self.cut: Cut | None = None
+        self.reopening: Reopen | None = None
         self.standing: Cut | None = None
         self.refused = False
         self.sizes: list[int] = []
         self.drawn = 0
         self.after_cut = 0
+        self.said = 0
+        self.brought = 0
         self._released = 0
         self._ids: list[int] = []
         self._texts: list[str] = []
@@ -75,6 +79,7 @@ class Driver:
     # -- what a driver does ----------------------------------------------------------------
 
     def feed(self, chunk: Chunk, at: float) -> None:
+        self.brought += len(chunk.ids)
         self.sizes.append(len(chunk.ids))
         self._ids.extend(chunk.ids)
         self._texts.append(chunk.text)
@@ -90,10 +95,24 @@ class Driver:
         if certainty is None:
             command = self.session.probe_failed("error", ask, at)
         else:
-            event = result(ask.position, "7", certainty, ask.probe, at=at)
+            told = {"top": ((-0.1,),), "ending": -1.0 if ask.ending else None}
+            event = result(ask.position, "7", certainty, ask.probe, at=at, **told)
             self.drawn += len(event.tokens)
             command = self.session.probed(event)
         self._saw(command)
+
+    def reopen(self, at: float) -> None:
+        """The engine goes on with the trace; what it had sent behind the place is nobody's."""
+        assert self.reopening is not None
+        reopen, self.reopening = self.reopening, None
+        self.asked = None  # it came too late
+        pieces = reopen.pieces
+        self.sizes = [*self.sizes[:pieces], len(reopen.said.ids)]
+        self._texts = [*self._texts[:pieces], reopen.said.text]
+        self._ids = [*self._ids[: reopen.kept], *reopen.said.ids]
+        assert sum(self.sizes) == len(self._ids)
+        self.said += len(reopen.said.ids)
+        self._saw(self.session.reopened(at))
 
     def resume(self, answers: int) -> None:
         """The engine took the prefix; ``answers`` tokens follow."""
@@ -106,7 +125,7 @@ class Driver:
             self._check()
 
     def refuse(self) -> None:
-        self.refused, self.cut = True, None
+        self.refused, self.cut, self.reopening = True, None, None
         self.session.refused("resume-failed")
         self._check()
 
@@ -119,7 +138,7 @@ class Driver:
 
     # -- what must hold --------------------------------------------------------------------
 
-    def _saw(self, command: Ask | Cut | None) -> None:
+    def _saw(self, command: Order | None) -> None:
         if isinstance(command, Ask):
             assert self.asked is None, "two probes at once"
             assert self.session.state is State.PROBING
@@ -130,6 +149,11 @@ class Driver:
             assert self.session.state is State.CLOSING
             self._check_place(command.kept, command.position)
             self.cut = command
+        elif isinstance(command, Reopen):
+            assert self.cut is None
+            assert self.session.state is State.REOPENING
+            assert command.kept == sum(self.sizes[: command.pieces])
+            self.reopening = command
         self._check()
 
     def _check_place(self, kept: int, position: int) -> None:
@@ -152,10 +176,11 @@ class Driver:
         if cut is not None:
             released = sum(self.sizes[: session.released])
             assert released == cut.kept or (cut.kept == 1 and released == 0)
-            assert ledger.reasoning + ledger.marker == cut.kept
+            assert ledger.reasoning + ledger.marker == cut.kept + len(cut.said.ids)
             assert session.closing == cut.closing
         fed = ledger.reasoning + ledger.marker + ledger.answer + ledger.wasted
-        assert fed == len(self._ids) + self.after_cut
+        said = self.said + (len(cut.said.ids) if cut else 0)
+        assert fed == self.brought + self.after_cut + said
         assert ledger.closing == (len(cut.closing) if cut else 0)
         assert ledger.probe == self.drawn
         assert ledger.prompt == len(session.prompt)

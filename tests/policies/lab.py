@@ -9,7 +9,16 @@ from typing import Any, ClassVar
 
 from policies.appraisal import Appraiser
 from policies.dialect import Dialect, Marks
-from policies.events import Checkpoint, Event, Probe, ProbeFailed, ProbeResult, Thought
+from policies.events import (
+    Checkpoint,
+    CheckpointKind,
+    Event,
+    Probe,
+    ProbeFailed,
+    ProbeResult,
+    Thought,
+)
+from policies.markers import Mark, Markers
 from policies.policy import Needs, Policy
 from policies.session import TABLE, Session, State
 
@@ -24,6 +33,7 @@ __all__ = [
     "Generous",
     "Scripted",
     "cue",
+    "ended",
     "failed",
     "interval",
     "result",
@@ -38,17 +48,28 @@ PROMPT = (5, 6, START)
 MARKS = Marks(
     dialect=Dialect(
         name="lab",
-        start="<think>",
-        end="</think>",
+        start=("<think>",),
+        end=("</think>",),
         closing="\n</think>\n\n",
         cues=("Wait", "But wait", "Hmm", "Let me check"),
-        inducers={"answer": "\\boxed{"},
+        inducers={
+            "answer": "\\boxed{",
+            "wait": "\nWait",
+            "wait-on-newline": "Wait",
+            "finished": "I have finished.",
+        },
     ),
-    start=START,
-    end=END,
+    markers=Markers({(START,): Mark.START, (END,): Mark.END}),
+    start=(START,),
+    end=(END,),
     closing=CLOSING,
     closing_on_newline=CLOSING_ON_NEWLINE,
-    inducers={"answer": (20, 21)},
+    inducers={
+        "answer": (20, 21),
+        "wait": (22, 23),
+        "wait-on-newline": (23,),
+        "finished": (24, 25, 26),
+    },
 )
 
 
@@ -110,6 +131,11 @@ def interval(position: int) -> Checkpoint:
     return Checkpoint("interval", position, at=0.0)
 
 
+def ended(kind: CheckpointKind, position: int, text: str = "") -> Checkpoint:
+    """The end of a sentence, a paragraph or a step."""
+    return Checkpoint(kind, position, at=0.0, text=text)
+
+
 def result(
     position: int,
     answer: str = "7",
@@ -119,6 +145,7 @@ def result(
     closed: bool = True,
     seconds: float = 0.0,
     at: float = 0.0,
+    **more: Any,
 ) -> ProbeResult:
     """A probe's result whose tokens are the answer's characters, each with this probability."""
     tokens = (*answer, "}") if closed else tuple(answer)
@@ -132,6 +159,7 @@ def result(
         finished=closed,
         seconds=seconds,
         at=at,
+        **more,
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from policies.budget import Budget
-from policies.events import Stop, TraceEnd
+from policies.events import Closing, Extend, Stop, TraceEnd
 from tests.policies.lab import cue, result, thought
 
 POLICY = Budget(max=10, grace=4)
@@ -47,8 +47,24 @@ def test_it_does_not_stop_whatever_happens() -> None:
     assert [stopper.observe(event) for event in events] == [None] * 3
 
 
-@pytest.mark.parametrize("options", [{"max": 0}, {"max": -5}, {"grace": -1}])
+def test_it_thinks_no_less_than_min() -> None:
+    """An end before ``min`` tokens is put off, ``waits`` times at most."""
+    stopper = Budget(min=10, waits=2).start()
+    ends = [stopper.observe(Closing(position, 0.0)) for position in (9, 10, 3, 4)]
+    assert ends == [Extend(), None, Extend(), None]
+
+
+def test_by_default_every_end_stands() -> None:
+    """Nothing is asked for, and nothing done, without a ``min``."""
+    assert not Budget().needs.extends
+    assert Budget().start().observe(Closing(0, 0.0)) is None
+    assert Budget(min=1).needs.inducers == {"wait", "wait-on-newline"}
+
+
+@pytest.mark.parametrize(
+    "options", [{"max": 0}, {"max": -5}, {"grace": -1}, {"min": 4097}, {"min": -1}]
+)
 def test_options_that_make_no_sense(options: dict[str, int]) -> None:
     """A budget of nothing is refused."""
-    with pytest.raises(ValueError, match="at least 1"):
+    with pytest.raises(ValueError, match="at least"):
         Budget(**options)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import Field, fields
 from typing import Any
 
 import pytest
@@ -178,8 +179,18 @@ def test_compositions_nest() -> None:
 def test_needs_are_joined() -> None:
     """The engine is asked for what any member needs, at the shortest interval."""
     policy = AnyOf((Deer(), Convergence(every=48), Convergence(every=64), Loop()))
-    assert policy.needs == Needs(cues=True, interval=48, thoughts=True, probes=True)
+    answer = frozenset({"answer"})
+    asked = Needs(cues=True, interval=48, thoughts=True, probes=True, inducers=answer)
+    assert policy.needs == asked
     assert AllOf((Never(),)).needs == Needs()
+
+
+@pytest.mark.parametrize("field", fields(Needs), ids=lambda field: field.name)
+def test_no_need_is_lost(field: Field[Any]) -> None:
+    """Whichever member has it, in whichever place."""
+    some: Any = {"bool": True, "int": 3, "float": 0.5}.get(str(field.type), frozenset({"x"}))
+    one = Needs(**{field.name: some})
+    assert one | Needs() == Needs() | one == one
 
 
 @pytest.mark.parametrize("kind", [AnyOf, AllOf])

@@ -84,7 +84,8 @@ def test_probes_are_spaced() -> None:
 def test_efforts(effort: Any, expected: tuple[int, int]) -> None:
     """An effort is a window and a spacing; the engine's checkpoints follow from it."""
     assert Convergence(effort).resolved == expected
-    assert Convergence(effort).needs == Needs(interval=expected[1], probes=True)
+    asked = Needs(interval=expected[1], probes=True, inducers=frozenset({"answer"}))
+    assert Convergence(effort).needs == asked
 
 
 def test_a_setting_goes_before_the_effort() -> None:

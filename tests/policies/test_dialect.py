@@ -20,21 +20,16 @@ WHOLE = {
 
 @pytest.mark.parametrize("name", list(builtin()))
 def test_a_builtin_dialect_is_whole(name: str) -> None:
-    """Markers, a closing text that holds the end marker, cues that are found, an inducer."""
+    """Markers, a closing text that holds an end marker, cues that are found, an inducer."""
     dialect = builtin()[name]
     assert dialect.name == name
-    assert dialect.start != dialect.end
-    assert dialect.end in dialect.closing
+    assert set(dialect.start).isdisjoint({*dialect.end, *dialect.breaks})
+    assert any(marker in dialect.closing + dialect.header for marker in dialect.end)
+    assert dialect.telling or dialect.models
     assert dialect.inducers["answer"].endswith("{")
     for cue in dialect.cues:
         scanner = CueScanner(dialect.cues)
         assert scanner.feed(f"So. {cue}, no") == [Cue(cue, 4)]
-
-
-def test_known_names_come_before_catch_alls() -> None:
-    """A dialect for any name is tried behind those that name their models."""
-    thinkers = [d.models != () for d in builtin().values() if d.start == "<think>"]
-    assert thinkers == sorted(thinkers, reverse=True)
 
 
 def test_models_are_matched_in_lower_case() -> None:
@@ -48,13 +43,25 @@ def test_a_dialect_is_loaded_from_configuration() -> None:
     dialect = Dialect.load("mine", {**WHOLE, "models": ["*mine*"]})
     assert dialect == Dialect(
         name="mine",
-        start="<a>",
-        end="</a>",
+        start=("<a>",),
+        end=("</a>",),
         closing="\n</a>\n\n",
         cues=("Wait",),
         inducers={"answer": "\\boxed{"},
         models=("*mine*",),
     )
+
+
+def test_a_header_may_hold_the_end_marker() -> None:
+    """What a probe forces ends the trace, even where the closing text alone does not yet."""
+    data = WHOLE | {"closing": "<stop>", "header": "</a>", "start": ["<a>", "<b>"], "tokens": []}
+    dialect = Dialect.load("mine", data)
+    assert (dialect.start, dialect.header, dialect.telling) == (("<a>", "<b>"), "</a>", ())
+
+
+def test_a_dialect_is_told_by_its_markers() -> None:
+    """Where no tokens are named, each marker must be one."""
+    assert Dialect.load("mine", WHOLE).telling == ("<a>", "</a>")
 
 
 @pytest.mark.parametrize(
@@ -75,6 +82,11 @@ def test_a_dialect_is_loaded_from_configuration() -> None:
         ({"inducers": "x"}, "inducers"),
         ({"inducers": {"answer": 5}}, "inducers"),
         ({"warnings": ["x"]}, "warnings"),
+        ({"start": []}, "start"),
+        ({"end": ["</a>", ""]}, "end"),
+        ({"breaks": "<tool>"}, "breaks"),
+        ({"tokens": [1]}, "tokens"),
+        ({"header": 5}, "header"),
     ],
 )
 def test_a_wrong_key_is_named(change: dict[str, Any], named: str) -> None:
@@ -107,6 +119,11 @@ def test_a_new_dialect_is_tried_first() -> None:
     assert list(changed) == ["mine", *known]
     assert changed["mine"].cues == next(iter(known.values())).cues
     assert (changed["mine"].models, changed["mine"].warnings) == ((), {})
+    assert (changed["mine"].breaks, changed["mine"].tokens, changed["mine"].header) == (
+        (),
+        None,
+        "",
+    )
 
 
 def test_a_new_dialect_needs_its_own_closing() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import deque
 from collections.abc import Callable
 from typing import Any
 
@@ -16,11 +17,26 @@ from policies.budget import Budget
 from policies.compose import AllOf, AnyOf
 from policies.convergence import Convergence
 from policies.deer import Deer
-from policies.events import Checkpoint, Event, Probe, ProbeResult, Stop, Thought, TraceEnd
+from policies.deer_pro import DeerPro
+from policies.entropy import Entropy
+from policies.events import (
+    Checkpoint,
+    Closing,
+    Event,
+    Extend,
+    Probe,
+    ProbeResult,
+    Stop,
+    Thought,
+    TraceEnd,
+)
 from policies.loop import Loop
+from policies.margin import Margin
 from policies.never import Never
+from policies.no_thinking import NoThinking
 from policies.policy import Needs, Policy, Stopper
-from policies.session import TABLE, Ask, Cut, Session, State
+from policies.session import TABLE, Ask, Cut, Order, Reopen, Said, Session, State
+from policies.tilt import Tilt
 from tests.policies.driver import ANSWER, END, VOCABULARY, Driver, chunks
 from tests.policies.lab import (
     CLOSING,
@@ -40,7 +56,7 @@ EAGER = Deer(gate=0, gap=0)
 THOUGHTS = Needs(thoughts=True)
 
 
-def fed(made: Session, *pieces: tuple[str, *tuple[int, ...]]) -> list[Ask | Cut | None]:
+def fed(made: Session, *pieces: tuple[str, *tuple[int, ...]]) -> list[Order | None]:
     """What the session says to each piece."""
     return [made.feed(text, ids, at=0.0) for text, *ids in pieces]
 
@@ -657,6 +673,36 @@ def test_a_question_at_a_thought_is_about_its_place() -> None:
     assert fed(made, ("a", 50), (" W", 51))[-1] == Ask(Probe(), 1, 1, CLOSING)
 
 
+def test_the_latest_cue_that_came_beside_a_probe_is_looked_at_next() -> None:
+    """A probe that says no is followed by one at the latest of the cues that it kept waiting."""
+    made = session(EAGER)
+    fed(made, (".", 50), (" Wait", 51), (" a", 52), (" Hmm", 53), (".", 54), (" Wait", 55))
+    fed(made, (" b", 56))
+    ask = made.probed(result(1, "7", 0.5))
+    assert isinstance(ask, Ask)
+    assert (ask.position, ask.kept, made.released) == (5, 5, 5)
+    assert made.probed(result(5, "7", 0.5)) is None
+    assert (made.state, made.released) == (State.THINKING, 7)
+    assert made.probes == 2
+
+
+def test_a_cue_beside_the_probe_of_another_in_its_piece_is_not_lost() -> None:
+    """Of two cues that become certain at once the second waits for the first's probe."""
+    made = session(EAGER)
+    first = fed(made, (".", 50), (" Wait", 51), (", no. Hmm, so", 52, 53))[-1]
+    second = made.probed(result(1, "7", 0.5))
+    assert [ask.position for ask in (first, second) if isinstance(ask, Ask)] == [1, 2]
+
+
+def test_a_cue_that_was_kept_waiting_does_not_outlive_its_trace() -> None:
+    """Where the trace ends first, nothing is asked any more."""
+    made = session(EAGER)
+    fed(made, (".", 50), (" Wait", 51), (" a", 52), (" Hmm", 53), (".", 54))
+    made.feed("", (END, ANSWER), 0.0, answering=True)
+    assert made.probed(result(1, "7", 0.5)) is None
+    assert made.state is State.ANSWERING
+
+
 def test_a_late_result_is_counted_and_not_judged() -> None:
     """A result for another place, or for a trace that is over, costs what it cost."""
     made = session(EAGER)
@@ -673,6 +719,222 @@ def test_a_mute_keeps_its_first_reason() -> None:
     made.mute("first")
     made.mute("second")
     assert made.muted == "first"
+
+
+# -- ends of sentences, paragraphs and steps ----------------------------------------------------
+
+ENDS = Needs(sentences=True, paragraphs=True, probes=True)
+
+
+def looked(*pieces: str, needs: Needs = ENDS) -> list[tuple[str, int]]:
+    """(kind, position) of the checkpoints that a policy is shown of these one-token pieces."""
+    seen: list[Checkpoint] = []
+
+    def look(event: Event) -> None:
+        if isinstance(event, Checkpoint):
+            seen.append(event)
+
+    fed(session(Scripted(look, needs)), *((piece, 30) for piece in pieces))
+    return [(event.kind, event.position) for event in seen]
+
+
+@pytest.mark.parametrize(
+    ("pieces", "expected"),
+    [
+        (["It is 7", ".", " So"], [("sentence", 2)]),
+        (["It is 7", ".", "\n\n", "So"], [("sentence", 2), ("paragraph", 2)]),
+        (["It is 7", ".\n\n", "So"], [("sentence", 2), ("paragraph", 2)]),
+        (["It is 7. So"], [("sentence", 0)]),  # trap 2: no cut in the middle of a piece
+        (["3", ".", "14"], []),
+    ],
+)
+def test_where_ends_are(pieces: list[str], expected: list[tuple[str, int]]) -> None:
+    """Behind the text that ended, before the space that follows, where the pieces allow it."""
+    assert looked(*pieces) == expected
+
+
+def test_only_the_ends_that_are_needed() -> None:
+    """A policy is shown what it asked for."""
+    pieces = ("So", ".", "\n\n", "Wait", ",")
+    assert looked(*pieces, needs=Needs(paragraphs=True)) == [("paragraph", 2)]
+    assert looked(*pieces, needs=Needs(sentences=True, cues=True)) == [("sentence", 2), ("cue", 3)]
+
+
+def test_a_cut_at_the_end_of_a_sentence() -> None:
+    """The space behind it is held until the next text begins, and is not kept."""
+    made = session(Scripted(lambda e: Stop("x", 2) if isinstance(e, Checkpoint) else None, ENDS))
+    assert fed(made, ("It is 7", 30), (".", 31), ("\n\n", 32)) == [None] * 3
+    assert made.released == 2
+    assert fed(made, ("Wait", 33)) == [Cut(2, 2, CLOSING)]
+    assert kinds(made) == {"reasoning": 2, "closing": 3, "wasted": 2}
+
+
+@pytest.mark.parametrize(
+    ("probe", "closing", "ending"),
+    [
+        (Probe(closing=False, ending=True), (), CLOSING[:2]),
+        (Probe(ending=True), CLOSING, CLOSING[:2]),
+        (Probe(inducer=""), CLOSING, ()),
+    ],
+)
+def test_what_a_probe_asks_at(
+    probe: Probe, closing: tuple[int, ...], ending: tuple[int, ...]
+) -> None:
+    """The trace as it runs or closed, and the ids that would end it there."""
+    made = session(Scripted(lambda e: probe if isinstance(e, Checkpoint) else None, ENDS))
+    asked = fed(made, ("It is 7", 30), (".", 31), (" So", 32))[-1]
+    assert asked == Ask(probe, 2, 2, closing, ending)
+
+
+def test_a_probe_may_take_more_than_it_shows() -> None:
+    """What was scored beside the drawn token is in the ledger too."""
+    made = session(EAGER)
+    ask = fed(made, ("So ", 30), ("Wait", 31), (",", 32))[-1]
+    assert isinstance(ask, Ask)
+    drawn = result(ask.position, "7", 0.1, ask.probe)
+    made.probed(drawn, decoded=9)
+    assert made.ledger.probe == 9
+
+
+def test_log_probabilities_reach_the_policy() -> None:
+    """As the driver told them, one sequence a token."""
+    seen: list[Event] = []
+    made = session(Scripted(seen.append, THOUGHTS))
+    made.feed("so", [30, 31], 1.0, logprobs=[[-0.1, -3.0], [-0.2]])
+    assert seen == [Thought("so", (30, 31), 2, 1.0, ((-0.1, -3.0), (-0.2,)))]
+
+
+# -- texts that are put into a trace ------------------------------------------------------------
+
+AT_LEAST = Budget(min=9)
+WAIT, WAIT_ON_NEWLINE = Said("\nWait", (22, 23)), Said("Wait", (23,))
+
+
+@pytest.mark.parametrize(
+    ("text", "said"), [("It is 7.", WAIT), ("It is 7.\n", WAIT_ON_NEWLINE), ("", WAIT_ON_NEWLINE)]
+)
+def test_a_trace_that_ends_too_soon_goes_on(text: str, said: Said) -> None:
+    """In place of the end marker a text is put, on a line of its own."""
+    made = session(AT_LEAST)
+    fed(made, ("\n", 29), *([(text, 30)] if text else []))
+    kept = 2 if text else 1
+    assert fed(made, ("", END)) == [Reopen(kept, kept, kept, said)]
+    assert (made.state, made.waiting, made.released) == (State.REOPENING, True, kept)
+
+
+def test_what_comes_behind_it_is_the_trace() -> None:
+    """What the model said behind its own end is wasted; the rest counts as one trace."""
+    made = session(AT_LEAST)
+    fed(made, ("So", 30), ("", END), ("7", 99))
+    assert made.reopened(1.0) is None
+    assert made.generated == [30, 22, 23]
+    assert made.released == 2
+    fed(made, (", no", 31))
+    assert (made.state, made.released, made.extended) == (State.THINKING, 3, 1)
+    assert kinds(made) == {"reasoning": 4, "wasted": 2}
+
+
+def test_it_may_end_for_good() -> None:
+    """After ``waits`` times, or when it is long enough, the model's own end stands."""
+    made = session(Budget(min=9, waits=1))
+    fed(made, ("So", 30), ("", END))
+    made.reopened(1.0)
+    assert fed(made, ("", END)) == [None]
+    assert made.state is State.ANSWERING
+    long = session(AT_LEAST)
+    assert fed(long, ("So", *range(30, 39)), ("", END)) == [None] * 2
+
+
+def test_a_refused_extension_is_undone() -> None:
+    """The model's own end comes after all, and nothing is counted twice or lost."""
+    made = session(AT_LEAST)
+    fed(made, ("So", 30), ("", END))
+    made.feed("", [99], 1.0, answering=True)
+    made.refused("resume-failed")
+    assert (made.state, made.released, made.muted) == (State.ANSWERING, 3, "resume-failed")
+    assert made.generated == [30, END]
+    assert kinds(made) == {"reasoning": 1, "marker": 1, "answer": 1}
+
+
+def test_waste_of_an_earlier_stream_stays() -> None:
+    """A cut that is refused after an extension gives back its own waste alone."""
+    policy = Scripted(
+        lambda e: Extend() if isinstance(e, Closing) else Stop("x") if "!" in str(e) else None,
+        Needs(thoughts=True, extends=True),
+    )
+    made = session(policy)
+    fed(made, ("So", 30), ("", END), ("7", 99))
+    made.reopened(1.0)
+    assert isinstance(fed(made, ("!", 31))[0], Cut)
+    fed(made, ("x", 32))
+    made.refused("resume-failed")
+    assert kinds(made) == {"reasoning": 5, "wasted": 2}
+
+
+@pytest.mark.parametrize("spare", [{"observe": True}, {"hold_out": True}])
+def test_nothing_is_extended_that_is_only_watched(spare: dict[str, bool]) -> None:
+    """In observe mode and in the held-out arm the model's own end stands."""
+    assert fed(session(AT_LEAST, **spare), ("So", 30), ("", END)) == [None] * 2
+
+
+def test_an_extension_in_the_middle_of_a_character() -> None:
+    """What brought no text yet is not kept."""
+    made = session(AT_LEAST)
+    fed(made, ("So", 30), ("", 43))
+    assert fed(made, ("", END)) == [Reopen(1, 1, 1, WAIT)]
+    made.reopened(1.0)
+    assert kinds(made) == {"reasoning": 3, "wasted": 2}
+
+
+def test_a_stream_with_another_bias() -> None:
+    """All that was decoded stays, and what comes behind it until the new stream runs is wasted."""
+    made = session(Tilt(slope=1000, every=2))
+    assert fed(made, ("So", 30), (" it", 31)) == [None, Reopen(2, 2, 2, Said(), 3.0)]
+    assert fed(made, (" is", 32)) == [None]
+    assert made.reopened(1.0) is None
+    assert (made.generated, made.released, made.extended) == ([30, 31], 3, 0)
+    assert kinds(made) == {"reasoning": 2, "wasted": 1}
+
+
+def test_the_policy_sees_what_was_put_in() -> None:
+    """It is a piece like any other: counted, and looked at."""
+    seen: list[Event] = []
+
+    def look(event: Event) -> Extend | None:
+        seen.append(event)
+        return Extend() if isinstance(event, Closing) else None
+
+    made = session(Scripted(look, Needs(thoughts=True, extends=True)))
+    fed(made, ("So", 30), ("", END))
+    made.reopened(2.0)
+    assert seen[1:] == [Closing(1, 0.0), Thought("\nWait", (22, 23), 3, 2.0)]
+
+
+def test_an_end_in_a_composition() -> None:
+    """One member that wants it to go on is enough."""
+    for policy in (AnyOf((EAGER, AT_LEAST)), AllOf((AT_LEAST, EAGER))):
+        assert fed(session(policy), ("So", 30), ("", END))[-1] == Reopen(1, 1, 1, WAIT)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "pieces", "kept"),
+    [
+        (PROMPT, [("Okay", 30)], 0),
+        (PROMPT, [("\n", 29), ("Okay", 30)], 1),
+        ((5,), [("", START), ("\n", 29), ("Okay", 30)], 2),
+        ((5,), [("\nOkay", START, 29)], 1),
+    ],
+)
+def test_a_trace_that_does_not_begin(prompt: tuple[int, ...], pieces: list, kept: int) -> None:
+    """The cut is before the first word; what is said in its place is part of the trace."""
+    made = session(NoThinking(), prompt=prompt)
+    said = Said("I have finished.", (24, 25, 26))
+    opened = START in prompt
+    cut = Cut(kept, kept - (not opened), CLOSING, said)
+    assert fed(made, *pieces)[-1] == cut
+    assert made.ledger.reasoning + made.ledger.marker == kept + 3
+    made.refused("resume-failed")
+    assert made.ledger.reasoning + made.ledger.marker == sum(len(ids) for _, *ids in pieces)
 
 
 # -- any of it, at random ----------------------------------------------------------------------
@@ -694,14 +956,22 @@ class Chaos:
     def observe(self, event: Event) -> Any:
         self._turn += 1
         choice = self._choices[self._turn % len(self._choices)]
-        commands = [None, None, Probe(), GATE, Stop("all"), Stop("here", 1), "nonsense"]
+        commands = [None, None, Probe(), GATE, Stop("all"), Stop("here", 1, text="wait")]
+        commands += [Extend(), "nonsense"]
         if choice >= len(commands):
             raise RuntimeError("chaos")
         return commands[choice]
 
 
 _NEEDS = st.builds(
-    Needs, cues=st.booleans(), interval=st.integers(0, 4), thoughts=st.booleans()
+    Needs,
+    cues=st.booleans(),
+    sentences=st.booleans(),
+    paragraphs=st.booleans(),
+    interval=st.integers(0, 4),
+    thoughts=st.booleans(),
+    start=st.booleans(),
+    extends=st.booleans(),
 ).map(lambda needs: needs | Needs(probes=True))
 _POLICIES = st.one_of(
     st.sampled_from(
@@ -711,13 +981,22 @@ _POLICIES = st.one_of(
             Convergence(every=3, window=2, min_tokens=0),
             Loop(repeats=2, min_tokens=4),
             Budget(max=5, grace=3),
+            Budget(max=9, min=9, waits=2),
+            AnyOf((EAGER, Budget(max=9, min=9, waits=2))),
+            NoThinking(),
+            Tilt(slope=1000, every=3),
+            AnyOf((EAGER, Tilt(slope=1000, every=3))),
+            DeerPro(inducers=2, gap=0),
+            Entropy(alpha=0.9, delta=1.0),
+            Margin(1.0),
+            AnyOf((Margin(1.0), EAGER)),
             AnyOf((EAGER, Budget(max=6, grace=2))),
             AnyOf((Convergence(every=3, window=2, min_tokens=0), EAGER)),
             AllOf((Convergence(every=2, window=2, min_tokens=0), EAGER)),
             AllOf((AnyOf((EAGER, Budget(max=4, grace=1))), Convergence(every=2, min_tokens=0))),
         ]
     ),
-    st.builds(Chaos, st.lists(st.integers(0, 7), min_size=1, max_size=12), _NEEDS),
+    st.builds(Chaos, st.lists(st.integers(0, 8), min_size=1, max_size=12), _NEEDS),
 )
 _WORDS = [token for token in VOCABULARY if token not in (START, 43)]
 _TRACES = st.lists(
@@ -748,18 +1027,25 @@ def test_what_must_always_hold(
     tokens = ([START] if opened == "model" else []) + trace
     tokens += [END, ANSWER, ANSWER] if finish == "answer" else []
     ending = {"answer": "stop", "length": "length", "break": None}[finish]
-    for index, chunk in enumerate(chunks(tokens, sizes, ending)):
-        driver.feed(chunk, float(index))
+    left, index = deque(chunks(tokens, sizes, ending)), -1
+    while left:
+        index += 1
+        driver.feed(left.popleft(), float(index))
         turn = turns[index % len(turns)]
         if driver.asked is not None and turn:
             driver.answer([0.99, 0.99, 0.5, None, 0.9][turn - 1], float(index))
-        elif driver.cut is not None and turn in (1, 2):
+        elif driver.reopening is not None and turn > 2 and index < 60:
+            driver.reopen(float(index))
+            left = deque(chunks(tokens[opened == "model" :], sizes, ending))
+        elif (driver.cut or driver.reopening) and turn in (1, 2):
             driver.refuse()
         elif driver.cut is not None and turn in (3, 4):
             driver.resume(turn)
             break
-    if driver.cut is not None:
-        driver.refuse() if turns[0] % 2 else driver.resume(1)
+    if driver.reopening is not None or (driver.cut is not None and turns[0] % 2):
+        driver.refuse()
+    elif driver.cut is not None:
+        driver.resume(1)
     driver.end()
 
 

@@ -16,11 +16,16 @@ from server.engine import BadReply, Drawn, Engine, forwarded_headers
 
 LOGPROBS = {"tokens": ["4", "2", "}"], "token_logprobs": [-0.1, -0.2, -0.3]}
 CHOICE = {"text": "42}", "logprobs": LOGPROBS, "finish_reason": "stop"}
+TRIAL = Probe(max_tokens=8)
 USAGE = {"prompt_tokens": 9, "prompt_tokens_details": {"cached_tokens": 4}}
 
 
 def asked(
-    reply: Any, extra: dict[str, Any] | None = None, status: int = 200
+    reply: Any,
+    extra: dict[str, Any] | None = None,
+    status: int = 200,
+    probe: Probe = TRIAL,
+    ending: tuple[int, ...] = (),
 ) -> tuple[dict[str, Any], Drawn]:
     """The probe's body as the engine got it, and what was drawn from this reply."""
     seen: list[httpx.Request] = []
@@ -29,11 +34,11 @@ def asked(
         seen.append(request)
         return httpx.Response(status, content=json.dumps(reply).encode())
 
-    async def probe() -> Drawn:
+    async def draw() -> Drawn:
         engine = Engine(Settings(), httpx.MockTransport(answer))
-        return await engine.probe("m", [5, 6, 7], Probe(max_tokens=8), [], extra or {})
+        return await engine.probe("m", [5, 6, 7], probe, [], extra or {}, ending)
 
-    drawn = asyncio.run(probe())
+    drawn = asyncio.run(draw())
     assert seen[0].url.path == "/v1/completions"
     return json.loads(seen[0].content), drawn
 
@@ -55,7 +60,7 @@ def test_a_probe_is_greedy() -> None:
 def test_what_a_probe_brings() -> None:
     """Tokens and their log-probabilities one to one, and what the cache did not hold."""
     _, drawn = asked({"choices": [CHOICE], "usage": USAGE})
-    assert drawn == Drawn("42}", ("4", "2", "}"), (-0.1, -0.2, -0.3), True, prefilled=5)
+    assert drawn == Drawn("42}", ("4", "2", "}"), (-0.1, -0.2, -0.3), True, 5, decoded=3)
 
 
 @pytest.mark.parametrize(
@@ -74,6 +79,52 @@ def test_a_reply_without_probabilities_is_a_bad_one(reply: Any) -> None:
     """Trap 3: a confidence is never made up of what the engine did not say."""
     with pytest.raises(BadReply):
         asked(reply)
+
+
+def chosen(index: int, *told: dict[str, float]) -> dict[str, Any]:
+    """A choice of one token, told by ids."""
+    logprobs = {"tokens": ["token_id:9"], "token_logprobs": [-0.1], "top_logprobs": list(told)}
+    return {"index": index, "text": " So", "logprobs": logprobs, "finish_reason": "length"}
+
+
+def test_a_distribution_is_asked_for_by_ids() -> None:
+    """Tokens that look alike are told apart, and the most probable come first."""
+    reply = {"choices": [chosen(0, {"token_id:8": -2.0, "token_id:9": -0.1})]}
+    body, drawn = asked(reply, probe=Probe(inducer="", max_tokens=1, top=20))
+    assert (body["logprobs"], body["return_tokens_as_token_ids"]) == (20, True)
+    assert drawn.top == ((-0.1, -2.0),)
+    body, _ = asked({"choices": [CHOICE]}, probe=Probe(top=20))
+    assert "return_tokens_as_token_ids" not in body  # an answer is read from its tokens' text
+
+
+ENDING = Probe(inducer="", max_tokens=1, closing=False, ending=True)
+
+
+def test_the_end_is_scored_in_one_request() -> None:
+    """One prompt a token of it; the sum of their log-probabilities, whatever order they come in."""
+    told = [{"token_id:9": -0.1, "token_id:10": -2.0}, {"token_id:2": -0.5, "token_id:10": -9.0}]
+    reply = {"choices": [chosen(1, told[1]), chosen(0, told[0])], "usage": USAGE}
+    body, drawn = asked(reply, probe=ENDING, ending=(10, 2))
+    assert body["prompt"] == [[5, 6, 7], [5, 6, 7, 10]]
+    assert body["logprob_token_ids"] == [10, 2]
+    assert drawn.ending == -2.5
+    assert drawn.logprobs == (-0.1,)
+    assert (drawn.decoded, drawn.prefilled) == (2, 1)
+
+
+@pytest.mark.parametrize(
+    "choices",
+    [
+        [chosen(0, {"token_id:10": -2.0})],
+        [chosen(0, {"token_id:10": -2.0}), chosen(1, {"token_id:9": -0.5})],
+        [chosen(0, {"token_id:10": -2.0}), chosen(1)],
+        [chosen(0, {"token_id:10": -2.0}), {"index": 1, "text": ""}],
+    ],
+)
+def test_an_end_that_is_not_scored_is_a_bad_reply(choices: list[Any]) -> None:
+    """An engine that does not know the field is found out, not believed."""
+    with pytest.raises(BadReply):
+        asked({"choices": choices}, probe=ENDING, ending=(10, 2))
 
 
 def test_a_probe_that_is_refused() -> None:

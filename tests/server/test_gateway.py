@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
-import httpx
+from dataclasses import replace
 
+import httpx
+import pytest
+
+from policies.budget import Budget
+from policies.cusum import Cusum
 from policies.deer import Deer
+from policies.deer_pro import DeerPro
+from policies.margin import Margin
+from policies.policy import Policy
 from server.config import Settings
+from server.engine import Model
 from server.gateway import Gateway
+from server.selftest import Report
+from tests.policies.lab import MARKS
 
 
 def made() -> Gateway:
@@ -36,3 +47,35 @@ def test_models_learn_apart() -> None:
     gateway = made()
     assert gateway.appraiser("a", Deer()) is not gateway.appraiser("b", Deer())
     assert gateway.appraiser("a", Deer()) is gateway.appraiser("a", Deer())
+
+
+@pytest.mark.parametrize(
+    ("policy", "lack", "why"),
+    [
+        (Deer(), "token-id probes", "engine-cannot-probe"),
+        (Margin(), "log-probabilities of chosen tokens", "engine-cannot-score-endings"),
+        (Cusum(), "log-probabilities", "engine-tells-no-logprobs"),
+        (Budget(), "resuming from token ids", "engine-cannot-resume"),
+        (DeerPro(), "", "dialect-lacks-an-inducer"),
+        (DeerPro(inducers=1), "", None),
+        (Budget(min=9), "", None),
+        (Budget(), "log-probabilities", None),
+        (Margin(), "log-probabilities", None),
+    ],
+)
+def test_what_a_policy_needs_is_there_or_it_is_off(
+    policy: Policy, lack: str, why: str | None
+) -> None:
+    """A policy is refused for what it needs itself, by name, and for nothing else."""
+    gateway, model = made(), Model("m", None, MARKS)
+    gateway.report = Report("1", {"m": model}, {lack: "off"} if lack else {})
+    assert gateway.refusal(policy, model) == why
+
+
+def test_words_that_the_dialect_does_not_have() -> None:
+    """A trace is not extended by words that nobody gave."""
+    gateway = made()
+    model = Model("m", None, replace(MARKS, inducers={"answer": (20, 21)}))
+    gateway.report = Report("1", {"m": model})
+    assert gateway.refusal(Budget(min=9), model) == "dialect-lacks-an-inducer"
+    assert gateway.refusal(Deer(), model) is None

@@ -18,7 +18,11 @@ from server.wire import (
     given,
     hide_ids,
     is_padding,
+    most_probable,
+    spoken,
+    with_bias,
     with_key,
+    with_logprobs,
     without_reasoning,
 )
 
@@ -194,3 +198,83 @@ def test_an_error_event_has_no_name_to_change() -> None:
     """What does not bear the second's id goes through."""
     event = b'data: {"error":{"message":"x","id":"c"}}\n\n'
     assert Renamer(Chunk(id="a"), Chunk(id="b"))(event) == event
+
+
+# -- log-probabilities -------------------------------------------------------------------------
+
+
+def told(token: str, *logprobs: float) -> dict[str, Any]:
+    """A token's entry as vLLM writes it: the sampled one first, then the most probable."""
+    tops = [{"token": f"{token}{n}", "logprob": p} for n, p in enumerate(logprobs)]
+    return {"token": token, "logprob": logprobs[0] if logprobs else 0.0, "top_logprobs": tops}
+
+
+@pytest.mark.parametrize(
+    ("logprobs", "expected"),
+    [
+        (None, []),
+        ({"content": None}, []),
+        ({"content": [told("a", -2.0, -0.1), told("b")]}, [[-0.1, -2.0], []]),
+    ],
+)
+def test_the_most_probable_come_first(logprobs: Any, expected: list[list[float]]) -> None:
+    """One list a token; vLLM puts the sampled token before the most probable ones."""
+    chunk = read(chunk_of({"reasoning": "a"}, logprobs=logprobs))
+    assert most_probable(chunk.choices[0].logprobs) == expected
+
+
+@for_all(text=_TRICKY, logprobs=st.lists(st.floats(-30, 0), max_size=4))
+def test_log_probabilities_that_nobody_asked_for(text: str, logprobs: list[float]) -> None:
+    """What the client gets is the chunk as it would have come without them, to the byte."""
+    with_them = chunk_of({"reasoning": text}, logprobs={"content": [told(text, *logprobs)]})
+    event = event_of(encoded(with_them))
+    choice = read(with_them).choices[0]
+    plain = event_of(encoded(chunk_of({"reasoning": text}, logprobs=None)))
+    assert with_logprobs(event, choice, None) == plain
+    assert not given(choice.logprobs)
+
+
+def test_log_probabilities_without_content() -> None:
+    """What a client asked for and an engine left empty stays as it is."""
+    chunk = chunk_of({"reasoning": "x"}, logprobs={"content": None})
+    event = event_of(encoded(chunk))
+    assert with_logprobs(event, read(chunk).choices[0], 2) == event
+
+
+@pytest.mark.parametrize("asked", [0, 1, 3])
+def test_as_many_as_the_client_asked_for(asked: int) -> None:
+    """A client that wants fewer than the policy gets its own number, all else unchanged."""
+    full = chunk_of({"reasoning": "x"}, logprobs={"content": [told("x", -0.1, -2.0, -3.0)]})
+    mine = chunk_of({"reasoning": "x"}, logprobs={"content": [told("x", -0.1, -2.0, -3.0)]})
+    del mine["choices"][0]["logprobs"]["content"][0]["top_logprobs"][asked:]
+    event = with_logprobs(event_of(encoded(full)), read(full).choices[0], asked)
+    assert event == event_of(encoded(mine))
+
+
+# -- what is put in ----------------------------------------------------------------------------
+
+
+@for_all(text=_TRICKY)
+def test_words_that_are_put_in(text: str) -> None:
+    """A chunk of the same response, with reasoning alone, and ids for who asked for them."""
+    chunk = read(chunk_of({"role": "assistant"}))
+    said = decode_chunk(spoken(chunk, "m", text, (7, 8)))
+    assert (said.id, said.created) == (chunk.id, chunk.created)
+    assert (said.choices[0].delta.thought, said.choices[0].token_ids) == (text, [7, 8])
+    assert not said.choices[0].delta.content
+    assert json.loads(spoken(chunk, "m", text, None))["choices"][0]["token_ids"] is None
+
+
+@pytest.mark.parametrize(
+    ("given_bias", "expected"),
+    [
+        (b"{}", {"2": 1.5}),
+        (b"null", {"2": 1.5}),
+        (b'{"2":-1,"7":3}', {"2": 0.5, "7": 3.0}),
+        (b'{"2":99}', {"2": 100.0}),
+        (b'{"x":"y"}', {"x": "y"}),
+    ],
+)
+def test_a_bias_beside_the_clients_own(given_bias: bytes, expected: dict[str, Any]) -> None:
+    """Added to what the client gave; what is no bias is left for the engine to refuse."""
+    assert json.loads(bytes(with_bias(msgspec.Raw(given_bias), 2, 1.5))) == expected

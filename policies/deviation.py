@@ -1,0 +1,87 @@
+"""``deviation``: stop when a trace begins to turn about more often than it did.
+
+Rule: a transition is a cue whose first token was unsure, its entropy at least ``entropy``. With n
+of them in a trace of t tokens, r among the last ``window`` tokens, the index is
+(r / ``window``) / (n / t); at a transition, ``min_tokens`` and a window at the earliest, stop when
+the index > ``threshold``, before that cue. That r is at least 2 is ours: the first turn after a
+long quiet derivation would pass by itself. The index is at most t / ``window``, so no trace stops
+before ``threshold`` windows.
+Units: tokens; nats for ``entropy``; the index has none.
+Source: Reasoning Path Deviation Index (RPDI-EE), arXiv 2603.14251.
+Cost: no probe, but log-probabilities with every token of the main stream, which slow an engine
+that serves many. It needs no answer format. ``window`` and ``threshold`` belong to a model and
+have to be tuned on its traces; the defaults were, on the pocket model's.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+from typing import ClassVar
+
+from policies.events import Checkpoint, Command, Event, Stop, Thought
+from policies.policy import Needs
+from policies.uncertainty import TOP, entropy
+
+__all__ = ["Deviation"]
+
+_RECENT = 64
+"""Tokens that a cue may lie back when it becomes certain."""
+
+
+@dataclass(frozen=True, slots=True)
+class Deviation:
+    """Options of ``deviation``: ``window`` and ``min_tokens`` in tokens of the trace, ``threshold``
+    λ of the index, ``entropy`` in nats."""
+
+    name: ClassVar[str] = "deviation"
+    window: int = 128
+    threshold: float = 1.2
+    entropy: float = 0.3
+    min_tokens: int = 128
+
+    def __post_init__(self) -> None:
+        if self.window < 1 or self.min_tokens < 0:
+            raise ValueError("window must be at least 1, min_tokens 0")
+        if not self.threshold > 0 or not self.entropy >= 0:
+            raise ValueError("threshold must be greater than 0, entropy at least 0")
+
+    @property
+    def needs(self) -> Needs:
+        return Needs(cues=True, thoughts=True, logprobs=TOP)
+
+    def start(self) -> DeviationStopper:
+        return DeviationStopper(self)
+
+
+class DeviationStopper:
+    __slots__ = ("_count", "_policy", "_recent", "_unsure")
+
+    def __init__(self, policy: Deviation) -> None:
+        self._policy = policy
+        self._count = 0
+        self._recent: deque[int] = deque()  # positions of the transitions in the window
+        self._unsure: deque[int] = deque(maxlen=_RECENT)  # positions of the latest unsure tokens
+
+    def observe(self, event: Event) -> Command | None:
+        match event:
+            case Thought():
+                first = event.position - len(event.logprobs)
+                for position, logprobs in enumerate(event.logprobs, first):
+                    if entropy(logprobs) >= self._policy.entropy:
+                        self._unsure.append(position)
+            case Checkpoint(kind="cue") if event.position in self._unsure:
+                return self._turn(event.position)
+        return None
+
+    def _turn(self, position: int) -> Stop | None:
+        policy, recent = self._policy, self._recent
+        self._count += 1
+        recent.append(position)
+        while recent[0] <= position - policy.window:
+            recent.popleft()
+        length = position + 1
+        if len(recent) < 2 or length < max(policy.min_tokens, policy.window):
+            return None
+        index = len(recent) * length / (policy.window * self._count)
+        return Stop("deviating", position) if index > policy.threshold else None

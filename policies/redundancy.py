@@ -1,0 +1,112 @@
+"""``redundancy``: stop when a step says again what earlier steps said, and the answer holds.
+
+Rule: at the end of a step (paragraphs merged to 200 to 1000 characters), from the ``min_steps``-th
+on, compare it to earlier ones; where the most similar one is at least ``similarity`` alike, draw a
+trial answer. Stop when its confidence is at least ``confidence``, or when it is the same as the
+trial answer before and at most ``drop`` less confident.
+Units: similarity, confidence and drop in [0, 1]. Similarity is lexical, the share of the step's
+runs of three words that one earlier step had too: the paper trains an embedder in its place.
+Source: PUMA, arXiv 2605.17672.
+Cost: a trial answer of at most ``max_tokens`` at a step that repeats; comparing costs the engine
+nothing, and here one set of words a step.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import deque
+from dataclasses import dataclass
+from typing import ClassVar, Protocol
+
+from policies.answers import confidence, hesitant, same, trial_answer
+from policies.events import Checkpoint, Command, Event, Probe, ProbeResult, Stop
+from policies.policy import Needs
+
+__all__ = ["Redundancy", "Shingles", "Similarity"]
+
+_WORD = re.compile(r"\w+|[^\w\s]")
+_RUN = 3
+_REMEMBERED = 64
+"""Steps; what a step costs must not grow with the trace."""
+
+
+class Similarity(Protocol):
+    """How alike a step is to the earlier ones: the place for an embedder."""
+
+    def likest(self, step: str) -> float:
+        """In [0, 1], of the most similar earlier step; 0.0 for the first. Remembers the step."""
+
+
+class Shingles:
+    """By the runs of three words that two steps share."""
+
+    __slots__ = ("_steps",)
+
+    def __init__(self) -> None:
+        self._steps: deque[frozenset[tuple[str, ...]]] = deque(maxlen=_REMEMBERED)
+
+    def likest(self, step: str) -> float:
+        words = [word.casefold() for word in _WORD.findall(step)]
+        runs = frozenset(zip(*(words[i:] for i in range(_RUN)), strict=False))
+        shared = max((len(runs & earlier) for earlier in self._steps), default=0)
+        self._steps.append(runs)
+        return shared / len(runs) if runs else 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Redundancy:
+    """Options of ``redundancy``: ``min_steps`` in steps, ``max_tokens`` of a trial answer; the
+    others as in the rule."""
+
+    name: ClassVar[str] = "redundancy"
+    similarity: float = 0.35
+    confidence: float = 0.98
+    drop: float = 0.03
+    min_steps: int = 10
+    max_tokens: int = 20
+
+    def __post_init__(self) -> None:
+        if not 0 < self.similarity <= 1 or not 0 < self.confidence <= 1 or not 0 <= self.drop <= 1:
+            raise ValueError("similarity, confidence and drop must lie between 0 and 1")
+        if self.min_steps < 1 or self.max_tokens < 1:
+            raise ValueError("min_steps and max_tokens must be at least 1")
+
+    @property
+    def needs(self) -> Needs:
+        return Needs(steps=True, probes=True, inducers=frozenset({"answer"}))
+
+    def start(self) -> RedundancyStopper:
+        return RedundancyStopper(self, Shingles())
+
+
+class RedundancyStopper:
+    __slots__ = ("_before", "_policy", "_similarity", "_steps")
+
+    def __init__(self, policy: Redundancy, similarity: Similarity) -> None:
+        self._policy = policy
+        self._similarity = similarity
+        self._steps = 0
+        self._before: tuple[str, float] | None = None  # the last trial answer, how sure it was
+
+    def observe(self, event: Event) -> Command | None:
+        match event:
+            case Checkpoint(kind="step"):
+                self._steps += 1
+                alike = self._similarity.likest(event.text) >= self._policy.similarity
+                if alike and self._steps >= self._policy.min_steps:
+                    return Probe(max_tokens=self._policy.max_tokens)
+            case ProbeResult():
+                return self._verify(event)
+        return None
+
+    def _verify(self, result: ProbeResult) -> Command | None:
+        answer, before = trial_answer(result.text), self._before
+        certainty = confidence(result.tokens, result.logprobs)
+        self._before = (answer, certainty) if answer and not hesitant(result.text) else None
+        if self._before is None:
+            return None
+        if certainty >= self._policy.confidence:
+            return Stop("redundant", result.position, certainty)
+        if before and same(before[0], answer) and before[1] - certainty <= self._policy.drop:
+            return Stop("redundant-stable", result.position, certainty)
+        return None

@@ -1,0 +1,109 @@
+"""Families whose markers differ, each served by a real vLLM with its own parser, and cut."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from benchmarks.services import ROOT, engine, free_port, gateway
+from tests.engine.tiny import ANSWERED, CIRCLE, SERVED
+from tests.exchange import CHAT, events
+
+pytestmark = pytest.mark.engine
+
+BUDGET = "budget(max=12,grace=0)"
+THOUGHT, ANSWER = "".join(CIRCLE * 4), "".join(ANSWERED)
+
+
+@pytest.fixture(scope="module", params=SERVED)
+def served(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[str, str]]:
+    """A family and the gateway before its model."""
+    name = request.param
+    folder: Path = tmp_path_factory.mktemp(name)
+    python = ROOT / ".engine" / "bin" / "python"
+    command = [str(python), "-m", "tests.engine.tiny", name, str(folder)]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True, timeout=300)
+    arguments = (
+        f"--served-model-name={name}-tiny",
+        "--max-model-len=1024",
+        "--dtype=float32",
+        "--enforce-eager",
+        "--block-size=32",
+        f"--reasoning-parser={SERVED[name].parser}",
+    )
+    with (
+        engine(free_port(), model=folder, arguments=arguments) as url,
+        gateway(url, free_port(), "--policy", BUDGET, "--hold-out", "0") as ours,
+    ):
+        yield name, ours
+
+
+def ask(served: tuple[str, str], **fields: Any) -> httpx.Response:
+    name, url = served
+    body = {
+        "model": f"{name}-tiny",
+        "messages": [{"role": "user", "content": "Hi"}],
+        "temperature": 0,
+    }
+    reply = httpx.post(url + CHAT, json={**body, "max_tokens": 60, **fields}, timeout=120)
+    assert reply.status_code == 200, reply.text
+    return reply
+
+
+def test_the_dialect_is_told(served: tuple[str, str]) -> None:
+    """From the vocabulary, or the name where that tells nothing; and the engine lacks nothing."""
+    name, url = served
+    state = httpx.get(f"{url}/ready").json()
+    assert (state["models"], state["missing"]) == ({f"{name}-tiny": name}, {})
+
+
+def test_unjudged_it_thinks_for_ever(served: tuple[str, str]) -> None:
+    """Without a cut the limit ends the response, within the trace."""
+    reply = ask(served, adjourn={"policy": "never"}).json()
+    choice, note = reply["choices"][0], reply["adjourn"]
+    assert choice["finish_reason"] == "length"
+    assert not choice["message"]["content"]
+    assert note["tokens"]["answer"] == 0
+    assert note["tokens"]["reasoning"] + note["tokens"]["marker"] == 60
+
+
+def test_a_cut_is_seamless(served: tuple[str, str]) -> None:
+    """Unstreamed: the trace as far as it was kept, the whole answer, one usage."""
+    reply = ask(served).json()
+    message, note = reply["choices"][0]["message"], reply["adjourn"]
+    assert (note["stopped"], note["reason"]) == (True, "budget-hard")
+    assert message["content"] == ANSWER
+    assert message["reasoning"].strip()
+    assert THOUGHT.startswith(message["reasoning"].strip())
+    assert reply["choices"][0]["finish_reason"] == "stop"
+    tokens = note["tokens"]
+    kinds = ("reasoning", "marker", "closing", "answer")
+    assert reply["usage"]["completion_tokens"] == sum(tokens[kind] for kind in kinds)
+    assert tokens["answer"] == len(ANSWERED) + 1  # and the end of the sequence
+    assert tokens["reasoning"] == note["position"]
+
+
+def test_a_cut_stream_is_seamless(served: tuple[str, str]) -> None:
+    """Streamed: the same, first all reasoning and then all content, and ids that are all there."""
+    whole = ask(served).json()
+    options = {"stream": True, "return_token_ids": True, "stream_options": {"include_usage": True}}
+    chunks = [chunk for chunk in events(ask(served, **options).content) if chunk != "[DONE]"]
+    choices = [chunk["choices"][0] for chunk in chunks if chunk["choices"]]
+    kinds = [
+        kind for choice in choices for kind in ("reasoning", "content") if choice["delta"].get(kind)
+    ]
+    assert kinds == sorted(kinds, reverse=True)
+    for kind in ("reasoning", "content"):
+        said = "".join(choice["delta"].get(kind) or "" for choice in choices)
+        assert said == whole["choices"][0]["message"][kind]
+    assert len({chunk["id"] for chunk in chunks}) == 1
+    ids = [token for choice in choices for token in choice.get("token_ids") or ()]
+    assert len(ids) == chunks[-1]["usage"]["completion_tokens"]
+    assert chunks[-1]["usage"]["completion_tokens"] == whole["usage"]["completion_tokens"]

@@ -1,0 +1,133 @@
+"""``redundancy`` stops where a step repeats earlier ones and the trial answer holds."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from policies.events import Probe, Stop
+from policies.policy import Stopper
+from policies.redundancy import Redundancy, RedundancyStopper, Shingles
+from tests.policies.lab import cue, ended, failed, result
+
+NEW = "one two three four five six"
+POLICY = Redundancy(min_steps=2)
+
+
+class Told:
+    """Steps are as alike as their text says."""
+
+    def likest(self, step: str) -> float:
+        return float(step)
+
+
+def judged(stopper: Stopper, step: str, answer: str, certainty: float) -> Any:
+    """What it says at a step, or "not asked" where it draws no answer."""
+    if stopper.observe(ended("step", 40, step)) != Probe():
+        return "not asked"
+    return stopper.observe(result(40, answer, certainty))
+
+
+def test_a_sure_answer_at_a_step_that_repeats() -> None:
+    """Similar, then confident: stop there."""
+    stopper = POLICY.start()
+    assert judged(stopper, NEW, "7", 0.99) == "not asked"
+    assert judged(stopper, NEW, "7", 0.99) == Stop("redundant", 40, pytest.approx(0.99))
+
+
+def test_a_new_step_draws_no_answer() -> None:
+    """Whatever the model is sure of: it is still getting somewhere."""
+    stopper = POLICY.start()
+    judged(stopper, NEW, "7", 0.99)
+    assert judged(stopper, "seven eight nine ten", "7", 0.99) == "not asked"
+
+
+@pytest.mark.parametrize(("alike", "asks"), [("0.35", True), ("0.349", False)])
+def test_the_threshold_of_similarity(alike: str, asks: bool) -> None:
+    """Asked from ``similarity`` on, whoever measures it."""
+    stopper = RedundancyStopper(Redundancy(min_steps=1), Told())
+    assert (judged(stopper, alike, "7", 0.1) != "not asked") == asks
+
+
+def test_not_before_min_steps() -> None:
+    """The paper's ten, by default."""
+    stopper = RedundancyStopper(Redundancy(), Told())
+    said = [judged(stopper, "1.0", "7", 0.1) for _ in range(10)]
+    assert said == ["not asked"] * 9 + [None]
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "stops"),
+    [
+        (("7", 0.9), ("7", 0.88), True),
+        (("7", 0.9), ("7.0", 0.95), True),
+        (("7", 0.9), ("7", 0.86), False),  # sure of it no longer
+        (("7", 0.9), ("8", 0.9), False),
+        (("", 0.9), ("", 0.9), False),  # trap 4
+    ],
+)
+def test_two_equal_answers(
+    first: tuple[str, float], second: tuple[str, float], stops: bool
+) -> None:
+    """Below ``confidence`` two in a row must agree, and the second be hardly less sure."""
+    stopper = RedundancyStopper(POLICY, Told())
+    judged(stopper, "1.0", "7", 0.5)
+    assert judged(stopper, "1.0", *first) is None
+    said = judged(stopper, "1.0", *second)
+    assert said == (Stop("redundant-stable", 40, pytest.approx(second[1])) if stops else None)
+
+
+def test_a_hesitant_answer_is_none() -> None:
+    """Trap 5: "7 wait" is neither sure nor agrees with anything."""
+    stopper = RedundancyStopper(Redundancy(min_steps=1), Told())
+    assert judged(stopper, "1.0", "7 wait", 0.99) is None
+    assert judged(stopper, "1.0", "7 wait", 0.99) is None
+
+
+def test_other_events_say_nothing() -> None:
+    """Trap 6: cues, other ends and probes that failed never stop it."""
+    stopper = RedundancyStopper(Redundancy(min_steps=1), Told())
+    events = [cue(9), ended("sentence", 9, "1.0"), ended("paragraph", 9), failed(9)] * 50
+    assert [stopper.observe(event) for event in events] == [None] * 200
+
+
+@given(st.lists(st.text("ab ", max_size=30), max_size=12))
+def test_similarity_is_a_share_of_an_earlier_step(steps: list[str]) -> None:
+    """The largest share of a step's runs of three words that a single earlier step has."""
+    shingles = Shingles()
+    for at, step in enumerate(steps):
+        runs = _runs(step)
+        earlier = [len(runs & _runs(other)) / len(runs) for other in steps[:at] if runs]
+        assert shingles.likest(step) == max(earlier, default=0.0)
+
+
+def _runs(text: str) -> set[tuple[str, ...]]:
+    words = text.split()
+    return {tuple(words[i : i + 3]) for i in range(len(words) - 2)}
+
+
+def test_similarity_looks_past_case_and_space() -> None:
+    """The same words are the same step."""
+    shingles = Shingles()
+    shingles.likest("So the result is 165.")
+    assert shingles.likest("so  THE result\nis 165 .") == 1.0
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"similarity": 0},
+        {"similarity": 1.1},
+        {"confidence": 0},
+        {"drop": -0.1},
+        {"min_steps": 0},
+        {"max_tokens": 0},
+    ],
+)
+def test_options_that_make_no_sense(options: dict[str, float]) -> None:
+    """Shares outside [0, 1] and counts of nothing are refused."""
+    with pytest.raises(ValueError, match="must"):
+        Redundancy(**options)

@@ -1,0 +1,236 @@
+"""A session finds markers of several tokens, wherever the chunks end, and never cuts into one."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, replace
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from policies.budget import Budget
+from policies.dialect import Marks
+from policies.events import Checkpoint, Event, Probe, Stop
+from policies.markers import Ids, Mark, Markers
+from policies.never import Never
+from policies.policy import Needs, Policy
+from policies.session import Ask, Cut, Session, State
+from tests.policies.lab import MARKS, Generous, Scripted, result
+
+CHANNEL, ANALYSIS, MESSAGE, END, START, ROLE, FINAL, TOOL = range(1, 9)
+HERE, IS, THOUGHT, REPLY = range(11, 15)
+WORDS, ANSWER = (50, 51, 52), 99
+OPEN, AGAIN = (CHANNEL, ANALYSIS, MESSAGE), (END, START, ROLE, CHANNEL, ANALYSIS, MESSAGE)
+
+CHANNELS = replace(
+    MARKS,
+    markers=Markers(
+        {
+            OPEN: Mark.START,
+            AGAIN: Mark.START,
+            (CHANNEL, FINAL): Mark.END,
+            (END, START, ROLE, CHANNEL, FINAL): Mark.END,
+            (TOOL,): Mark.BREAK,
+        }
+    ),
+    start=OPEN,
+    closing=(END, START, ROLE),
+    closing_on_newline=(END, START, ROLE),
+    header=(CHANNEL, FINAL, MESSAGE),
+)
+PHRASES = replace(
+    MARKS,
+    markers=Markers(
+        {(HERE, IS, THOUGHT): Mark.START, (HERE, IS, REPLY): Mark.END, (TOOL, TOOL): Mark.BREAK}
+    ),
+    start=(HERE, IS, THOUGHT),
+    closing=(HERE, IS, REPLY),
+    closing_on_newline=(HERE, IS, REPLY),
+)
+
+
+def session(marks: Marks, policy: Policy, prompt: Ids = (5,)) -> Session:
+    made = Session(policy, marks, Generous())
+    made.opened(prompt)
+    return made
+
+
+def kinds(made: Session) -> dict[str, int]:
+    counted = {kind: count for kind, count in asdict(made.ledger).items() if count}
+    counted.pop("prompt", None)
+    return counted
+
+
+def pieces(ids: Ids, sizes: list[int], inside: int, marks: Marks) -> list[tuple[str, Ids, bool]]:
+    """Text, ids and whether the answer has begun, as a parser sends them: what may be a marker
+    waits until it is known to be none. ``inside``: ids before the answer."""
+    made, at, fed, waiting = [], 0, 0, ""
+    for turn in range(len(ids)):
+        size = sizes[turn % len(sizes)]
+        text = ""
+        for token in ids[fed : fed + size]:
+            at = marks.markers.step(at, token)
+            whole = marks.markers.whole(at)
+            waiting = "" if whole else waiting + ("w" if token in (*WORDS, HERE, IS) else "")
+            if not marks.markers.begun(at):
+                text, waiting = text + waiting, ""
+        chunk = ids[fed : fed + size]
+        fed += len(chunk)
+        if chunk:
+            made.append((text if fed <= inside or text else "", chunk, fed > inside))
+    return made
+
+
+TRACES = st.lists(
+    st.sampled_from([(50,), (51,), (52,), (HERE,), (HERE, IS), (HERE, HERE, IS)]), max_size=8
+).map(lambda parts: tuple(token for part in parts for token in part))
+SIZES = st.lists(st.integers(1, 5), min_size=1, max_size=6)
+
+
+@given(first=TRACES, second=TRACES, sizes=SIZES, tool=st.booleans())
+def test_channels_are_counted_whatever_the_chunking(
+    first: Ids, second: Ids, sizes: list[int], tool: bool
+) -> None:
+    """Trap 2: the opening and the final header are markers, a header between two messages is the
+    trace's, and a tool call belongs to the answer."""
+    end = (TOOL,) if tool else (END, START, ROLE, CHANNEL, FINAL)
+    trace = (*first, *AGAIN, *second)
+    made = session(CHANNELS, Never())
+    stream = (*OPEN, *trace, *end, ANSWER, ANSWER)
+    for text, ids, answering in pieces(stream, sizes, len(OPEN + trace + end), CHANNELS):
+        made.feed(text, ids, 0.0, answering=answering)
+    expected = {"marker": 3, "reasoning": len(trace), "answer": 3}
+    if not tool:
+        expected = {"marker": 8, "reasoning": len(trace), "answer": 2}
+    assert kinds(made) == expected
+    assert made.state is State.ANSWERING
+
+
+@given(trace=TRACES, sizes=SIZES)
+def test_phrases_are_counted_whatever_the_chunking(trace: Ids, sizes: list[int]) -> None:
+    """What only looked like the closing phrase is the trace's, what was it is a marker."""
+    made = session(PHRASES, Never())
+    opening, end = (HERE, IS, THOUGHT), (HERE, IS, REPLY)
+    stream = (*opening, *trace, *end, ANSWER)
+    for text, ids, answering in pieces(stream, sizes, len(opening + trace + end), PHRASES):
+        made.feed(text, ids, 0.0, answering=answering)
+    expected = {"marker": 6, "answer": 1} | ({"reasoning": len(trace)} if trace else {})
+    assert kinds(made) == expected
+
+
+@given(
+    marks=st.sampled_from([CHANNELS, PHRASES]),
+    first=TRACES,
+    second=TRACES,
+    sizes=SIZES,
+    budget=st.integers(1, 20),
+    refuse=st.booleans(),
+)
+def test_no_cut_parts_a_marker(
+    marks: Marks, first: Ids, second: Ids, sizes: list[int], budget: int, refuse: bool
+) -> None:
+    """Trap 8: what is kept never ends within what may be a marker, and the ledger adds up, be the
+    cut carried out or refused."""
+    again = AGAIN if marks is CHANNELS else ()
+    end = (END, START, ROLE, CHANNEL, FINAL) if marks is CHANNELS else (HERE, IS, REPLY)
+    stream = (*marks.start, *first, *again, *second, *end, ANSWER)
+    inside = len(stream) - 1
+    made = session(marks, Budget(max=budget, grace=0))
+    cut, fed = None, 0
+    for text, ids, answering in pieces(stream, sizes, inside, marks):
+        fed += len(ids)
+        command = made.feed(text, ids, 0.0, answering=answering)
+        if isinstance(command, Cut):
+            cut = command
+            assert len(marks.start) <= cut.kept <= fed
+            place = 0
+            for token in stream[: cut.kept]:
+                place = marks.markers.step(place, token)
+            assert not marks.markers.begun(place)
+            assert made.ledger.reasoning + made.ledger.marker == cut.kept
+            assert cut.closing == marks.closing
+            if refuse:
+                made.refused("resume-failed")
+    if cut is None or refuse:
+        assert made.state is State.ANSWERING
+        assert made.ledger.answer == 1
+        assert made.ledger.marker + made.ledger.reasoning == inside
+    else:
+        assert made.ledger.wasted == len(stream) - cut.kept
+
+
+def test_a_probe_forces_the_header() -> None:
+    """The trial answer stands behind the whole header, of which a cut forces but the beginning."""
+    asked: list[Event] = []
+
+    def script(event: Event) -> Any:
+        asked.append(event)
+        return Probe() if isinstance(event, Checkpoint) else Stop("sure", event.position)
+
+    made = session(CHANNELS, Scripted(script, Needs(cues=True, probes=True)))
+    for text, *ids in [("", CHANNEL), ("", ANALYSIS), ("", MESSAGE), ("a", 50), (" Wait", 51)]:
+        made.feed(text, ids, 0.0)
+    ask = made.feed(", b", (52,), 0.0)
+    assert isinstance(ask, Ask)
+    assert (ask.kept, ask.closing) == (4, CHANNELS.closing + CHANNELS.header)
+    assert made.probed(result(ask.position)) == Cut(4, 1, CHANNELS.closing)
+
+
+def test_a_cut_behind_a_finished_message_is_before_its_end() -> None:
+    """Where the next message has no text yet, what is kept is not closed twice."""
+    made = session(CHANNELS, Budget(max=5, grace=0))
+    stream = [("", CHANNEL), ("", ANALYSIS), ("", MESSAGE), ("a.", 50), ("b.", 51), ("", END)]
+    commands = [made.feed(text, ids, 0.0) for text, *ids in [*stream, ("", START), ("", ROLE)]]
+    assert commands[:7] == [None] * 7
+    assert commands[7] == Cut(5, 2, CHANNELS.closing)
+    assert made.ledger.wasted == 3
+
+
+@pytest.mark.parametrize(
+    ("prompt", "state"),
+    [
+        ((*OPEN, 50, END, START, ROLE), State.THINKING),  # as where a message was cut off
+        ((*OPEN, 50, END, START, ROLE, CHANNEL, FINAL, MESSAGE, 9), State.OPENING),
+        ((*OPEN, 50, TOOL, 9), State.OPENING),
+        ((CHANNEL, ANALYSIS), State.OPENING),
+        (OPEN, State.THINKING),
+    ],
+)
+def test_the_prompts_last_whole_marker_tells(prompt: Ids, state: State) -> None:
+    """A beginning is no marker, and a tool call ends a trace in the prompt too."""
+    assert session(CHANNELS, Never(), prompt).state is state
+
+
+def test_a_newline_before_the_marker_decides_nothing() -> None:
+    """GLM writes one first: it is shown as it came, and the trace opens behind it."""
+    made = Session(Never(), MARKS, Generous())
+    made.opened((5,))
+    made.feed("\n", (33,), 0.0)
+    assert (made.state, made.released) == (State.OPENING, 1)
+    made.feed("a", (*MARKS.start, 50), 0.0)
+    assert (made.state, made.muted) == (State.THINKING, None)
+    assert kinds(made) == {"marker": 2, "reasoning": 1}
+
+
+def test_reasoning_before_any_marker_is_not_judged() -> None:
+    """A beginning that turns out to be none was no trace of this dialect."""
+    made = session(PHRASES, Never())
+    made.feed("", (HERE,), 0.0)
+    made.feed("Here we", (50,), 0.0)
+    assert (made.state, made.muted, made.released) == (State.ANSWERING, "no-marker", 2)
+    assert kinds(made) == {"answer": 2}
+
+
+def test_a_marker_written_twice_is_one_opening() -> None:
+    """Some models write the marker once more behind a prompt that ends with it."""
+    made = session(CHANNELS, Never(), (5, *OPEN))
+    made.feed("a", (*OPEN, 50), 0.0)
+    assert kinds(made) == {"marker": 3, "reasoning": 1}
+
+
+def test_a_break_in_the_first_piece_is_no_trace() -> None:
+    """A model that calls a tool at once has not thought."""
+    made = session(CHANNELS, Never())
+    made.feed("", (TOOL,), 0.0)
+    assert (made.state, kinds(made)) == (State.ANSWERING, {"answer": 1})
