@@ -276,7 +276,8 @@ class Tapes:
         self.recording, traces = load(path)
         try:
             marks = values.read(self.recording.marks)
-            self.logprobs = max(needs.logprobs for needs in values.read(self.recording.needs))
+            needs = values.read(self.recording.needs)
+            self.logprobs = max((one.logprobs for one in needs), default=0)
             every = [Tape(trace, marks) for trace in traces]
         except (values.BadValue, AttributeError, StopIteration) as error:
             raise BadTraces(f"{path}: {error}") from None
