@@ -5,15 +5,16 @@ The built-in ones are in ``dialects.toml``; a user's configuration adds to them 
 
 from __future__ import annotations
 
+import fnmatch
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from importlib.resources import files
 from typing import Any
 
 from policies.markers import Ids, Mark, Markers
 
-__all__ = ["Dialect", "Marks", "builtin", "override"]
+__all__ = ["Dialect", "Marks", "builtin", "candidates", "override"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +65,11 @@ class Dialect:
         """The texts that must each be one token of a model's vocabulary."""
         return (*self.start, *self.end) if self.tokens is None else self.tokens
 
+    def spoken(self, ids: Mapping[str, Ids]) -> bool:
+        """Whether the ``telling`` texts, which have these ids, are each a token of its own."""
+        told = {ids[text] for text in self.telling}
+        return len(told) == len(self.telling) and all(len(token) == 1 for token in told)
+
     @property
     def texts(self) -> set[str]:
         """Every text of which ``Marks.of`` needs the ids."""
@@ -111,6 +117,23 @@ def builtin() -> dict[str, Dialect]:
     data = tomllib.loads(files("policies").joinpath("dialects.toml").read_text("utf-8"))
     shared = data.pop("shared")
     return {name: Dialect.load(name, {**shared, **values}) for name, values in data.items()}
+
+
+def candidates(
+    model: str, dialects: Mapping[str, Dialect], forced: str | None = None
+) -> Iterator[Dialect]:
+    """The dialects that a model of this name may speak, those that name it first; the first that
+    is ``spoken`` is the model's. ``forced`` names the only one."""
+    if forced:
+        yield dialects[forced]
+        return
+    name, others = model.lower(), []
+    for dialect in dialects.values():
+        if any(fnmatch.fnmatch(name, pattern) for pattern in dialect.models):
+            yield dialect
+        elif dialect.telling:
+            others.append(dialect)
+    yield from others
 
 
 def override(

@@ -30,10 +30,12 @@ class Mark(Enum):
 class Markers:
     """The markers of one dialect in one model's ids. Shared by sessions; it does not change.
 
-    ``beginnings`` are the ids that a marker begins with: nowhere, no other id matters.
+    ``known`` is what it was made of. ``beginnings`` are the ids that a marker begins with: nowhere,
+    no other id matters.
     """
 
     def __init__(self, markers: Mapping[Ids, Mark]) -> None:
+        self.known = dict(markers)
         self._next: list[dict[int, int]] = [{}]
         self._begun = [0]
         self._whole: list[tuple[Mark, int] | None] = [None]

@@ -726,6 +726,11 @@ class Session:
         return self._needs.bias if self._spare is None else 0.0
 
     @property
+    def next_interval(self) -> int:
+        """The position of the next checkpoint that is due by tokens; 0 where there is none."""
+        return self._next_interval
+
+    @property
     def stopped(self) -> bool:
         return self.trigger is not None and self.trigger.action == "carried-out"
 

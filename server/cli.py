@@ -7,6 +7,7 @@ import json
 import logging
 import sys
 import time
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,7 +16,10 @@ import typer
 from server import __version__
 from server.config import PREFIX, BadConfig, Settings, load
 
-__all__ = ["app", "main"]
+__all__ = ["COMMANDS", "add_commands", "app", "main"]
+
+COMMANDS = "adjourn.commands"
+"""The group of entry points by which other packages add commands: functions that typer reads."""
 
 app = typer.Typer(
     help="Stop a reasoning model's thinking once the answer is there: a gateway before vLLM.",
@@ -164,5 +168,15 @@ def _load(path: Path | None, **overrides: Any) -> Settings:
         raise typer.Exit(2) from None
 
 
+def add_commands() -> None:
+    """One that cannot be loaded is no reason not to serve."""
+    for point in sorted(entry_points(group=COMMANDS)):
+        try:
+            app.command(point.name)(point.load())
+        except Exception as error:
+            typer.echo(f"adjourn: no command {point.name!r}: {error!r}", err=True)
+
+
 def main() -> None:
+    add_commands()
     app()

@@ -6,15 +6,14 @@ Whatever is missing is said plainly, and what needs it is off; requests are then
 from __future__ import annotations
 
 import contextlib
-import fnmatch
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
 
-from policies.dialect import Dialect, Marks
+from policies.dialect import Dialect, Marks, candidates
 from policies.events import Probe
 from policies.markers import Ids
 from policies.uncertainty import TOP
@@ -122,34 +121,17 @@ async def _marks(
 
     try:
         known: dict[str, Ids] = {}
-        for dialect in _candidates(model, dialects, forced):
+        for dialect in candidates(model, dialects, forced):
             for text in dialect.telling:
                 if text not in known:
                     known[text] = await ids(text)
-            told = {known[text] for text in dialect.telling}
-            if len(told) == len(dialect.telling) and all(len(token) == 1 for token in told):
+            if dialect.spoken(known):
                 return Marks.of(dialect, {text: await ids(text) for text in dialect.texts})
     except (GatewayError, BadReply) as error:
         missing["/tokenize"] = f"no dialect can be told, so nothing is stopped ({error})"
         return None
     log.warning("model %s has the markers of no known dialect: it is handed through", model)
     return None
-
-
-def _candidates(
-    model: str, dialects: Mapping[str, Dialect], forced: str | None
-) -> Iterator[Dialect]:
-    """The dialects that the model may speak, those that name it first."""
-    if forced:
-        yield dialects[forced]
-        return
-    name, others = model.lower(), []
-    for dialect in dialects.values():
-        if any(fnmatch.fnmatch(name, pattern) for pattern in dialect.models):
-            yield dialect
-        elif dialect.telling:
-            others.append(dialect)
-    yield from others
 
 
 async def _talk(

@@ -1,0 +1,166 @@
+"""``adjourn record`` and ``adjourn replay``: what the laboratory adds to the command line."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import msgspec
+import typer
+
+if TYPE_CHECKING:
+    from benchmarks.lab.engine import Engine
+    from benchmarks.lab.plan import Plan, Prompt
+
+__all__ = ["record", "replay"]
+
+
+def record(
+    prompts: Annotated[Path, typer.Argument(help="JSONL: `prompt` or `messages`; `answer`, `id`.")],
+    upstream: Annotated[str, typer.Option(help="The engine's base URL, without /v1.")],
+    out: Annotated[Path, typer.Option(help="Where traces are added.")] = Path("traces.jsonl"),
+    policies: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--for", metavar="POLICY", help="Record what this policy looks at and asks; repeatable."
+        ),
+    ] = None,
+    at: Annotated[
+        list[str] | None, typer.Option(help="Look here too: `cues`, `interval=32`; repeatable.")
+    ] = None,
+    probe: Annotated[
+        list[str] | None, typer.Option(help="Ask this too: `probe(max_tokens=20)`; repeatable.")
+    ] = None,
+    samples: Annotated[int, typer.Option(min=1, help="Traces a prompt.")] = 1,
+    model: Annotated[str | None, typer.Option(help="Where the engine serves several.")] = None,
+    dialect: Annotated[str | None, typer.Option(help="Use this dialect.")] = None,
+    temperature: Annotated[float, typer.Option(min=0)] = 0.6,
+    max_tokens: Annotated[int, typer.Option(min=1, help="Limit of a whole response.")] = 16384,
+    seed: Annotated[int, typer.Option(help="Of a prompt's first sample.")] = 0,
+    body: Annotated[str, typer.Option(help="Further fields of the request, as JSON.")] = "{}",
+    serve: Annotated[
+        float, typer.Option(min=0, max=1, help="Share of places where a cut is tried for real.")
+    ] = 0.0,
+    concurrency: Annotated[int, typer.Option(min=1, help="Traces at a time.")] = 8,
+    api_key: Annotated[str | None, typer.Option(envvar="ADJOURN_UPSTREAM_API_KEY")] = None,
+) -> None:
+    """Let a model think to the end, and ask it at every checkpoint on the way.
+
+    Killed or interrupted, it goes on where it was when it is called again.
+    """
+    from benchmarks.lab.plan import BadPlan, Plan, needs_of, probe_of
+    from benchmarks.lab.plan import prompts as read
+    from policies.registry import BadPolicy, parse
+
+    own = {"temperature": temperature, "max_tokens": max_tokens, "seed": seed}
+    try:
+        plan = Plan.of(
+            map(parse, policies or ()),
+            map(needs_of, at or ()),
+            map(probe_of, probe or ()),
+            own | msgspec.json.decode(body, type=dict[str, Any]),
+            serve,
+        )
+        work = [(p, number) for p in read(prompts) for number in range(samples)]
+    except (BadPlan, BadPolicy, msgspec.MsgspecError) as error:
+        _fail(str(error))
+    with _laboratory():
+        from benchmarks.lab.engine import TROUBLE, Engine
+        from benchmarks.lab.traces import BadTraces
+
+        async def run() -> list[str]:
+            async with Engine.at(upstream, model, api_key) as engine:
+                return await _take(engine, dialect, plan, work, out, concurrency)
+
+        try:
+            failures = asyncio.run(run())
+        except (BadTraces, *TROUBLE) as error:
+            _fail(f"{upstream}: {error or type(error).__name__}")
+    for line in failures:
+        typer.echo(f"adjourn: {line}", err=True)
+    if failures:
+        _fail(f"{len(failures)} traces are missing: call it again to take them")
+
+
+def replay(
+    traces: Annotated[Path, typer.Argument(help="What `adjourn record` wrote.")],
+    policies: Annotated[
+        list[str],
+        typer.Option(help="A policy, or many: `deer(threshold=0.9..0.99)`, `{deer,never}`."),
+    ],
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for plot, page and numbers, else beside the traces.")
+    ] = None,
+    tolerance: Annotated[
+        float,
+        typer.Option(min=0, help="Points of accuracy that may be lost, for the best setting."),
+    ] = 1.0,
+    instant: Annotated[bool, typer.Option("--instant", help="Probes come at once.")] = False,
+    workers: Annotated[int | None, typer.Option(min=1, help="Processes.")] = None,
+) -> None:
+    """Play policies over recorded traces and compare them; no engine is needed."""
+    with _laboratory():
+        from benchmarks.lab.comparison import compare
+        from benchmarks.lab.traces import BadTraces
+        from policies.registry import BadPolicy
+
+        try:
+            compare(
+                traces,
+                policies,
+                out or traces.with_suffix(".replay"),
+                tolerance / 100,
+                instant=instant,
+                workers=workers,
+            )
+        except (BadTraces, BadPolicy) as error:
+            _fail(str(error))
+
+
+async def _take(
+    engine: Engine,
+    dialect: str | None,
+    plan: Plan,
+    work: list[tuple[Prompt, int]],
+    out: Path,
+    concurrency: int,
+) -> list[str]:
+    """Take what ``out`` does not hold yet, with a bar that tells how far it is."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+    from rich.progress import TimeRemainingColumn as Remaining
+
+    from benchmarks.lab.record import Recorder, record
+    from benchmarks.lab.traces import Appender, Trace
+    from policies.dialect import builtin
+
+    recorder = Recorder(engine, await engine.marks(builtin(), dialect), plan)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), Remaining())
+    appender = Appender(out, recorder.recording(await engine.version()))
+    with contextlib.closing(appender), Progress(*columns) as bar:
+        left = [(p, number) for p, number in work if (p.id, number) not in appender.done]
+        task = bar.add_task(str(out), total=len(work), completed=len(work) - len(left))
+
+        def keep(trace: Trace) -> None:
+            appender.add(trace)
+            bar.advance(task)
+
+        return await record(recorder, left, concurrency, keep)
+
+
+@contextlib.contextmanager
+def _laboratory() -> Iterator[None]:
+    """What is imported within may not be installed: say what would bring it."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.partition(".")[0] in ("benchmarks", "policies"):
+            raise
+        _fail(f"{error.name} is not installed: `pip install 'adjourn[lab]'` brings it")
+
+
+def _fail(message: str) -> NoReturn:
+    typer.echo(f"adjourn: {message}", err=True)
+    raise typer.Exit(2)

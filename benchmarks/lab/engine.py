@@ -1,0 +1,218 @@
+"""The engine as the recorder speaks to it: stock vLLM, the same three calls as the gateway's."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import aiohttp
+import msgspec
+
+from policies.dialect import Dialect, Marks, candidates
+from policies.events import Probe
+from policies.markers import Ids
+
+__all__ = ["TROUBLE", "BadEngine", "Chunk", "Drawing", "Engine"]
+
+# vLLM's server closes an idle connection after five seconds; we must be first.
+_KEEPALIVE = 3.0
+_LINE = 2**24
+"""Bytes of one event: the first one carries the prompt's ids."""
+_SILENCE = 600.0
+
+
+class BadEngine(Exception):
+    """The engine is not there, refused, or cannot do what recording needs."""
+
+
+TROUBLE = (BadEngine, aiohttp.ClientError, TimeoutError, msgspec.MsgspecError)
+"""What a call may raise."""
+
+
+class Delta(msgspec.Struct):
+    content: str | None = None
+    reasoning: str | None = None
+    reasoning_content: str | None = None
+    tool_calls: list[Any] | None = None
+
+    @property
+    def thought(self) -> str:
+        return self.reasoning or self.reasoning_content or ""
+
+
+class _Top(msgspec.Struct):
+    logprob: float
+
+
+class _Token(msgspec.Struct):
+    top_logprobs: list[_Top] = []
+
+
+class _Logprobs(msgspec.Struct):
+    content: list[_Token] | None = None
+
+
+class Choice(msgspec.Struct):
+    delta: Delta
+    finish_reason: str | None = None
+    token_ids: list[int] | None = None
+    logprobs: _Logprobs | None = None
+
+    @property
+    def told(self) -> tuple[tuple[float, ...], ...]:
+        """For each token the log-probabilities that were told, highest first, or none at all."""
+        content = (self.logprobs.content if self.logprobs else None) or ()
+        if len(content) != len(self.token_ids or ()):
+            return ()
+        tops = ((top.logprob for top in token.top_logprobs) for token in content)
+        return tuple(tuple(sorted(top, reverse=True)) for top in tops)
+
+
+class Chunk(msgspec.Struct):
+    """A chunk of a chat stream, as far as it is recorded."""
+
+    choices: list[Choice] = []
+    prompt_token_ids: list[int] | None = None
+    error: Any = None
+
+
+@dataclass(frozen=True, slots=True)
+class Drawing:
+    """What a probe brought. ``prefilled``: prompt tokens that the cache did not hold; ``decoded``:
+    tokens that it took; ``top`` and ``ending`` as in a ProbeResult."""
+
+    text: str
+    tokens: tuple[str, ...]
+    logprobs: tuple[float, ...]
+    finished: bool
+    prefilled: int
+    decoded: int
+    top: tuple[tuple[float, ...], ...]
+    ending: float | None
+
+
+_decode_chunk = msgspec.json.Decoder(Chunk).decode
+
+
+class Engine:
+    """One model of one engine. Raises what TROUBLE names."""
+
+    def __init__(self, session: aiohttp.ClientSession, url: str, model: str) -> None:
+        self._session = session
+        self._url = url
+        self.model = model
+
+    @classmethod
+    @contextlib.asynccontextmanager
+    async def at(cls, url: str, model: str | None, key: str | None) -> AsyncIterator[Engine]:
+        """The engine at ``url``; ``model`` may be left out where it serves only one."""
+        session = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=_KEEPALIVE),
+            headers={"authorization": f"Bearer {key}"} if key else {},
+            timeout=aiohttp.ClientTimeout(total=None, sock_read=_SILENCE),
+            read_bufsize=_LINE,
+        )
+        async with session:
+            engine = cls(session, url.rstrip("/"), model or "")
+            served = [card["id"] for card in (await engine._get("/v1/models"))["data"]]
+            if model is None and len(served) == 1:
+                engine.model = served[0]
+            if engine.model not in served:
+                raise BadEngine(f"choose a model that is served: {', '.join(served)}")
+            yield engine
+
+    async def version(self) -> str:
+        with contextlib.suppress(*TROUBLE):
+            return str((await self._get("/version")).get("version", ""))
+        return ""
+
+    async def marks(self, dialects: Mapping[str, Dialect], forced: str | None) -> Marks:
+        """The model's dialect in its ids, chosen as the gateway chooses it."""
+        for dialect in candidates(self.model, dialects, forced):
+            if dialect.spoken({text: await self._ids(text) for text in dialect.telling}):
+                return Marks.of(dialect, {text: await self._ids(text) for text in dialect.texts})
+        raise BadEngine(f"{self.model} has the markers of no known dialect")
+
+    async def _ids(self, text: str) -> Ids:
+        body = {"model": self.model, "prompt": text, "add_special_tokens": False}
+        return tuple((await self._post("/tokenize", body))["tokens"])
+
+    async def chat(self, body: Mapping[str, Any]) -> AsyncGenerator[Chunk, None]:
+        """The stream's chunks, as they come; closing the iterator ends the work at the engine."""
+        asked = {"model": self.model, **body, "stream": True, "return_token_ids": True}
+        asked["include_reasoning"] = True
+        async with self._session.post(f"{self._url}/v1/chat/completions", json=asked) as reply:
+            await _refusal(reply)
+            async for line in reply.content:
+                if line.startswith(b"data: {"):
+                    chunk = _decode_chunk(line[6:])
+                    if chunk.error is not None:
+                        raise BadEngine(f"the engine broke off: {chunk.error}")
+                    yield chunk
+
+    async def draw(
+        self, prompt: Sequence[int], probe: Probe, ending: Sequence[int] = ()
+    ) -> Drawing:
+        """Draw greedily from these ids, and score those of ``ending`` behind them, each of which is
+        a prompt more. BadEngine where log-probabilities are missing."""
+        body = {
+            "model": self.model,
+            "prompt": [[*prompt, *ending[:n]] for n in range(len(ending))] or prompt,
+            "max_tokens": probe.max_tokens,
+            "temperature": 0,
+            "logprobs": probe.top,
+        }
+        if ending:
+            body["logprob_token_ids"] = list(ending)
+        if ending or (probe.top > 1 and probe.max_tokens == 1):
+            body["return_tokens_as_token_ids"] = True
+        return _drawing(await self._post("/v1/completions", body), ending)
+
+    async def _get(self, path: str) -> Any:
+        async with self._session.get(self._url + path) as reply:
+            await _refusal(reply)
+            return msgspec.json.decode(await reply.read())
+
+    async def _post(self, path: str, body: Mapping[str, Any]) -> Any:
+        async with self._session.post(self._url + path, json=body) as reply:
+            await _refusal(reply)
+            return msgspec.json.decode(await reply.read())
+
+
+def _drawing(reply: Any, ending: Sequence[int]) -> Drawing:
+    choices = sorted(reply["choices"], key=lambda choice: choice["index"])
+    choice, usage = choices[0], reply["usage"]
+    drawn = choice["logprobs"] or {"tokens": (), "token_logprobs": (None,)}
+    logprobs = tuple(drawn["token_logprobs"])
+    if not all(p is not None and math.isfinite(p) for p in logprobs):
+        raise BadEngine("a probe's reply has no log-probabilities")
+    cached = (usage.get("prompt_tokens_details") or {}).get("cached_tokens") or 0  # told once
+    tops = drawn.get("top_logprobs") or ()
+    return Drawing(
+        text=choice["text"],
+        tokens=tuple(drawn["tokens"]),
+        logprobs=logprobs,
+        finished=choice["finish_reason"] == "stop",
+        prefilled=usage["prompt_tokens"] - cached * len(choices),
+        decoded=max(len(drawn["tokens"]), len(choices)),
+        top=tuple(tuple(sorted((top or {}).values(), reverse=True)) for top in tops),
+        ending=_scored(choices, ending) if ending else None,
+    )
+
+
+def _scored(choices: Sequence[Any], ids: Sequence[int]) -> float:
+    """The log-probability of ``ids`` in a row: each is told by the choice that ends before it."""
+    try:
+        told = (choice["logprobs"]["top_logprobs"][0] for choice in choices)
+        return math.fsum(top[f"token_id:{token}"] for top, token in zip(told, ids, strict=True))
+    except (TypeError, LookupError, ValueError):
+        raise BadEngine("a probe's reply does not score the end of the trace") from None
+
+
+async def _refusal(reply: aiohttp.ClientResponse) -> None:
+    if reply.status != 200:
+        said = (await reply.text())[:300]
+        raise BadEngine(f"{reply.url.path} answered {reply.status}: {said}")

@@ -1,0 +1,72 @@
+"""Frozen values as JSON and back: one canonical form for every dataclass of the core.
+
+A value is written as an object of its fields under its class's name, so that a new kind of probe,
+checkpoint or result needs no line here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import fields, is_dataclass
+from types import ModuleType
+from typing import Any
+
+from policies import dialect, events, policy
+from policies.markers import Mark, Markers
+
+__all__ = ["BadValue", "read", "write"]
+
+
+class BadValue(ValueError):
+    """A document that describes no value that is known here."""
+
+
+def _classes(*modules: ModuleType) -> dict[str, type]:
+    return {
+        name: kind
+        for module in modules
+        for name, kind in vars(module).items()
+        if isinstance(kind, type) and is_dataclass(kind)
+    }
+
+
+_KNOWN = _classes(events, dialect, policy)
+
+
+def write(value: Any) -> Any:
+    """What JSON can hold of ``value``."""
+    if is_dataclass(value):
+        written = {field.name: write(getattr(value, field.name)) for field in fields(value)}
+        return {"type": type(value).__name__, **written}
+    if isinstance(value, Markers):
+        return {"markers": [[list(ids), mark.value] for ids, mark in value.known.items()]}
+    if isinstance(value, Mapping):
+        return {key: write(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [write(part) for part in value]
+    if isinstance(value, frozenset):
+        return {"set": sorted(value)}
+    return value
+
+
+def read(document: Any) -> Any:
+    """The value that ``write`` wrote. Raises BadValue; a field that was not yet there takes its
+    default."""
+    if isinstance(document, list):
+        return tuple(map(read, document))
+    if not isinstance(document, dict):
+        return document
+    parts = {key: read(part) for key, part in document.items()}
+    if parts.keys() == {"set"}:
+        return frozenset(parts["set"])
+    if parts.keys() == {"markers"}:
+        return Markers({ids: Mark(mark) for ids, mark in parts["markers"]})
+    if "type" not in parts:
+        return parts
+    kind = _KNOWN.get(name := str(parts.pop("type")))
+    if kind is None:
+        raise BadValue(f"{name!r} is no value of this version")
+    try:
+        return kind(**parts)
+    except TypeError as error:
+        raise BadValue(f"{name}: {error}") from None

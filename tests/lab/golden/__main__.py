@@ -1,0 +1,37 @@
+"""Take the golden recordings anew: ``python -m tests.lab.golden URL [NAME …]``."""
+
+from __future__ import annotations
+
+import sys
+
+import msgspec
+
+from benchmarks.lab import values
+from benchmarks.pocket.task import held_out
+from tests.lab.golden import FOLDER
+from tests.lab.parity import decisions, served
+
+POLICIES = {
+    "deer": "deer(threshold=0.9)",
+    "convergence": "convergence(effort='max')",
+    "composed": "any_of(deer(threshold=0.999, gap=0), budget(max=400))",
+}
+
+for name in sys.argv[2:] or POLICIES:
+    policy = POLICIES[name]
+    asked = [
+        {
+            "model": "pocket",
+            "messages": [{"role": "user", "content": problem.prompt}],
+            "temperature": 0,
+            "max_tokens": 900,
+        }
+        for problem in held_out(5, 3)
+    ]
+    sessions = served(sys.argv[1], policy, asked)
+    document = {
+        "policy": policy,
+        "marks": values.write(sessions[0].marks),
+        "requests": [{"events": s.events, "decisions": decisions(s)} for s in sessions],
+    }
+    (FOLDER / f"{name}.json").write_bytes(msgspec.json.encode(document) + b"\n")

@@ -1,0 +1,173 @@
+"""``adjourn replay`` as a user calls it, and the files that it leaves."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks.services import ROOT
+from tests.lab.made import drawn, file, trace
+
+ADJOURN = Path(sys.executable).with_name("adjourn")
+EVIL = "</script><img src=x onerror=alert(1)><!-- ${x} {{data}} \u2028"
+TEXTS = ["one", " two", " three", " Wait", ",", EVIL, *[" more"] * 40]
+
+
+def traces(count: int = 12) -> list[Any]:
+    return [
+        trace(
+            TEXTS,
+            [drawn(0, "1"), drawn(3, "7" if number % 3 else EVIL, 0.97)],
+            prompt=f"{EVIL}{number}",
+            gold="7",
+        )
+        for number in range(count)
+    ]
+
+
+def replay(path: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    command = [str(ADJOURN), "replay", str(path), *options]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    folder = tmp_path_factory.mktemp("replay")
+    path = file(folder / "traces.jsonl", traces())
+    ran = replay(path, "--policies", "deer(threshold={0.9,0.99}, gate=0)", "--policies", "never")
+    assert ran.returncode == 0, ran.stderr
+    return folder / "traces.replay", ran.stdout
+
+
+def test_the_table_has_every_baseline(done: tuple[Path, str]) -> None:
+    """Beside the policies, whatever was asked for."""
+    _, said = done
+    for name in ("full thinking", "no thinking", "budget of", "random cue", "oracle", "never"):
+        assert name in said
+    assert "deer(threshold=0.9, gate=0)" in said
+    assert "The best setting: never" in said
+
+
+def test_the_files_that_are_left(done: tuple[Path, str]) -> None:
+    """A picture, a page, and the numbers of the table."""
+    out, _ = done
+    assert (out / "pareto.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+    points = json.loads((out / "points.json").read_text())["points"]
+    names = {point["name"] for point in points}
+    assert len(names) == 5 + 3
+    deer = next(p for p in points if p["name"] == "deer(threshold=0.9, gate=0)")
+    assert deer["accuracy"]["value"] == pytest.approx(8 / 12)
+    assert deer["crt"]["value"] < 0.7
+    assert deer["stopped"] == 1.0
+
+
+class Elements(HTMLParser):
+    """Every element's name and attributes, and the text within the data's element."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[tuple[str, dict[str, str | None]]] = []
+        self.data = ""
+        self._inside = False
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.found.append((tag, dict(attrs)))
+        self._inside = dict(attrs).get("id") == "data"
+
+    def handle_data(self, data: str) -> None:
+        if self._inside:
+            self.data += data
+
+    def handle_endtag(self, tag: str) -> None:
+        self._inside = False
+
+
+def test_the_page_needs_nothing_else(done: tuple[Path, str]) -> None:
+    """No address outside it, and a policy that would forbid one."""
+    source = (done[0] / "explore.html").read_text("utf-8")
+    page = Elements()
+    page.feed(source)
+    linked = [attrs for _, attrs in page.found if {"src", "href"} & set(attrs)]
+    assert linked == []
+    assert re.findall(r"\b(?:fetch|import|XMLHttpRequest|url)\(", source) == []
+    assert set(re.findall(r"https?://[\w.]+", source)) <= {"http://www.w3.org"}
+    assert "default-src 'none'" in source
+
+
+def test_nothing_in_a_trace_becomes_markup(done: tuple[Path, str]) -> None:
+    """Prompts, thoughts and answers are data to the page, and written by it as text only."""
+    source = (done[0] / "explore.html").read_text("utf-8")
+    page = Elements()
+    page.feed(source)
+    assert [tag for tag, _ in page.found if tag in ("img", "iframe", "object")] == []
+    assert [tag for tag, _ in page.found].count("script") == 2
+    data = json.loads(page.data)
+    wrong = next(p for p in data["points"] if p["wrong"])["wrong"]
+    assert EVIL in wrong[0]["trace"]
+    assert EVIL in wrong[0]["behind"]
+    for sink in ("innerHTML", "outerHTML", "insertAdjacentHTML", "document.write", "eval("):
+        assert sink not in source
+
+
+def test_why_a_trace_is_wrong(done: tuple[Path, str]) -> None:
+    """What the cut spoilt comes first, with where and why it fell."""
+    page = Elements()
+    page.feed((done[0] / "explore.html").read_text("utf-8"))
+    points = {p["name"]: p for p in json.loads(page.data)["points"]}
+    wrong = points["deer(threshold=0.9, gate=0)"]["wrong"]
+    assert len(wrong) == 4
+    assert wrong[0]["spoilt"]
+    assert wrong[0]["why"].startswith("Cut after 3 of 46 tokens (confident, confidence 0.97")
+    assert wrong[0]["before"] == "one two three"
+    assert wrong[0]["behind"].startswith(" Wait,")
+
+
+@pytest.mark.parametrize(
+    ("policies", "told"),
+    [
+        ("nonsense", "unknown policy 'nonsense'"),
+        ("convergence(every=4)", "were not recorded"),
+        ("deer(threshold=0.9..0.1)", "goes down"),
+        ("deer-pro", "record with --for 'deer-pro'"),
+        ("cusum", "log-probabilities were not recorded: record with --for 'cusum'"),
+        ("tilt", "no recording tells what it would think"),
+        ("tilt(bias=0, slope=100, every=4)", "no recording tells what it would think"),
+        ("budget(min=20)", "no recording tells what it would think"),
+    ],
+)
+def test_what_cannot_be_replayed_is_said(tmp_path: Path, policies: str, told: str) -> None:
+    """One line and a status, no traceback."""
+    many = [trace(TEXTS, [drawn(3)], prompt=str(number)) for number in range(4)]
+    ran = replay(file(tmp_path / "t.jsonl", many), "--policies", policies)
+    assert ran.returncode == 2
+    assert told in ran.stderr
+    assert "Traceback" not in ran.stderr
+
+
+def test_a_file_that_is_no_recording(tmp_path: Path) -> None:
+    """Nor is one that is not there."""
+    (tmp_path / "t.jsonl").write_text('{"prompt": "1"}\n')
+    for name, told in (("t.jsonl", "recording's line"), ("none.jsonl", "No such file")):
+        ran = replay(tmp_path / name, "--policies", "never")
+        assert (ran.returncode, "Traceback" in ran.stderr) == (2, False)
+        assert told in ran.stderr
+
+
+def test_a_missing_library_is_named(tmp_path: Path) -> None:
+    """Where the extra is not installed, what would bring it."""
+    file(tmp_path / "t.jsonl", traces(1))
+    code = (
+        "import sys; sys.modules['numpy'] = None\n"
+        f"sys.argv = ['adjourn', 'replay', {str(tmp_path / 't.jsonl')!r}, '--policies', 'never']\n"
+        "from server.cli import main; main()"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert ran.returncode == 2
+    assert "adjourn[lab]" in ran.stderr

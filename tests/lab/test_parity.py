@@ -1,0 +1,72 @@
+"""A replay takes the decisions that the gateway took, at the same tokens."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from benchmarks.lab import values
+from tests.exchange import body
+from tests.lab.golden import FOLDER, read
+from tests.lab.parity import decisions, replayed, served
+
+TRIALS = {"trial": ["1", "1", "2", "2", "2"], "trial_logprob": [-0.4, -0.3, -0.2, -0.01]}
+SCENES: list[dict[str, Any]] = [
+    {"tokens": 160, "cues": [20, 50, 90, 120], "rate": 400, "probe_delay": delay, **extra, **TRIALS}
+    for delay in (0.0, 0.03, 0.2)
+    for extra in ({}, {"multi": 3}, {"writes_marker": True}, {"empty": 5})
+]
+POLICIES = (
+    "deer(threshold=0.9)",
+    "deer(threshold=0.9, gate=0, gap=0)",
+    "convergence(every=25, window=2, min_tokens=30)",
+    "any_of(deer(threshold=0.98), budget(max=100))",
+    "all_of(deer(threshold=0.7, gate=0), budget(max=60, grace=0))",
+    "loop",
+    "margin(threshold=3)",
+    "deer-pro(threshold=0.7, inducers=2)",
+    "entropy(at='sentence', alpha=0.9)",
+    "utility(at='sentence', patience=1)",
+    "cusum(reference=2, threshold=3, min_tokens=0)",
+    "deviation(window=20, min_tokens=20, entropy=0)",
+    "any_of(no-thinking, margin)",
+)
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_a_replay_decides_as_the_gateway_did(standin: str, policy: str) -> None:
+    """Every probe, every cut and every wasted token, over requests whose probes come soon, late,
+    and later than the next cue; what the gateway learned of prices on the way included."""
+    sessions = served(standin, policy, [body(standin=scene) for scene in SCENES])
+    assert len(sessions) == len(SCENES)
+    expected = [decisions(session) for session in sessions]
+    assert expected == replayed(policy, sessions[0].marks, [s.events for s in sessions])
+
+
+def test_something_was_decided(standin: str) -> None:
+    """Of what is compared above: probes are asked and cuts are made."""
+    sessions = served(standin, POLICIES[1], [body(standin=scene) for scene in SCENES[:4]])
+    assert any(session.stopped for session in sessions)
+    assert sum(session.probes for session in sessions) > 4
+
+
+@pytest.mark.parametrize("path", sorted(FOLDER.glob("*.json")), ids=lambda path: path.stem)
+def test_a_golden_recording(path: Any) -> None:
+    """What a gateway did before a real vLLM, kept on disk."""
+    recording = json.loads(path.read_text("utf-8"))
+    marks = values.read(recording["marks"])
+    traces = [read(one["events"]) for one in recording["requests"]]
+    expected = [one["decisions"] for one in recording["requests"]]
+    assert expected == json.loads(json.dumps(replayed(recording["policy"], marks, traces)))
+
+
+def test_there_are_golden_recordings() -> None:
+    """With cuts among them."""
+    decided = [
+        one["decisions"]["trigger"]
+        for path in FOLDER.glob("*.json")
+        for one in json.loads(path.read_text("utf-8"))["requests"]
+    ]
+    assert any(decided)

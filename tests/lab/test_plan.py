@@ -1,0 +1,115 @@
+"""What to record, from prompts, policies and a user's own words."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from benchmarks.lab.plan import BadPlan, Plan, asked_by, needs_of, probe_of, prompts, unlike
+from policies.events import Probe
+from policies.policy import Needs
+from policies.registry import BadPolicy, parse
+
+
+@pytest.mark.parametrize(
+    ("policy", "expected"),
+    [
+        ("deer", [Probe(max_tokens=1), Probe(max_tokens=20)]),
+        ("deer(gate=0, max_tokens=9)", [Probe(max_tokens=9)]),
+        ("convergence", [Probe(max_tokens=20)]),
+        ("any_of(deer(max_tokens=30), convergence)", [Probe(max_tokens=n) for n in (1, 30, 20)]),
+        ("deer-pro", [Probe(name) for name in ("answer", "answer-2", "answer-3", "answer-4")]),
+        ("margin", [Probe("", 1, closing=False, ending=True)]),
+        ("entropy", [Probe("", 1, top=20)]),
+        ("utility(max_tokens=9)", [Probe(max_tokens=9, top=20)]),
+        ("redundancy", [Probe()]),
+        ("cusum", []),
+        ("budget", []),
+        ("never", []),
+    ],
+)
+def test_a_rehearsed_policy_shows_what_it_asks(policy: str, expected: list[Probe]) -> None:
+    """Every kind of probe that it sends to an engine, found without one."""
+    assert set(expected) == set(asked_by(parse(policy)))
+
+
+def test_the_longest_probe_stands_for_the_shorter() -> None:
+    """Greedy probes with one inducer are one another's beginnings; others are not."""
+    probes = [Probe(max_tokens=1), Probe(max_tokens=20), Probe("other", 5), Probe(top=20)]
+    assert unlike(probes) == [Probe(max_tokens=20), Probe("other", 5), Probe(top=20)]
+
+
+def test_a_token_told_by_its_id_stands_alone() -> None:
+    """It is no beginning of a longer probe's texts; nor are other ways to ask."""
+    probes = [Probe(top=20), Probe(max_tokens=1, top=20), Probe(max_tokens=1, ending=True)]
+    assert unlike(probes) == probes
+
+
+@pytest.mark.parametrize("policy", ["tilt", "budget(min=20)", "any_of(deer, tilt)"])
+def test_what_leads_the_model_elsewhere_is_refused(policy: str) -> None:
+    """Before an engine is asked for anything."""
+    with pytest.raises(BadPolicy, match="no recording tells"):
+        Plan.of([parse(policy)], [], [], {})
+
+
+def test_nothing_asked_for_is_a_trial_answer_at_every_cue() -> None:
+    """The plan that serves most policies."""
+    plan = Plan.of([], [], [], {})
+    assert (plan.needs, plan.probes) == ((Needs(cues=True),), (Probe(),))
+
+
+def test_a_plan_holds_all_that_is_asked_for_once() -> None:
+    """Needs stay apart, since a place depends on what else is looked for."""
+    policies = [parse("deer"), parse("convergence"), parse("deer(threshold=0.9)")]
+    plan = Plan.of(policies, [needs_of("interval=16")], [probe_of("probe(max_tokens=50)")], {})
+    assert plan.needs == (
+        Needs(cues=True),
+        Needs(interval=64),
+        Needs(interval=16),
+    )
+    assert plan.probes == (Probe(max_tokens=50),)
+
+
+@pytest.mark.parametrize(
+    "written", ["cue", "interval", "cues=5", "interval=x(", "interval=os.getcwd()", ""]
+)
+def test_a_place_that_is_none(written: str) -> None:
+    """Refused with what would be one; nothing is evaluated."""
+    with pytest.raises(BadPlan):
+        needs_of(written)
+
+
+@pytest.mark.parametrize(
+    "written",
+    ["probe", "stop(reason='x')", "probe(20)", "probe(colour=1)", "probe(max_tokens=f())"],
+)
+def test_a_probe_that_is_none(written: str) -> None:
+    """Only a call of a probe's class with plain values is one."""
+    with pytest.raises(BadPlan):
+        probe_of(written)
+
+
+def test_prompts_are_read(tmp_path: Path) -> None:
+    """Texts and conversations, with or without ids and answers; empty lines are none."""
+    path = tmp_path / "p.jsonl"
+    path.write_text(
+        '{"prompt": "1+1?", "answer": 2, "id": 5}\n\n{"messages": [{"role": "user"}], "more": 1}\n'
+    )
+    first, second = prompts(path)
+    assert (first.id, first.gold) == ("5", "2")
+    assert first.messages == [{"role": "user", "content": "1+1?"}]
+    assert second.gold is None
+    assert second.id == prompts(path)[1].id
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["{}", '{"prompt": "a", "messages": []}', "[1]", "nothing", '{"prompt": "1", "id": "x"}'],
+)
+def test_a_prompt_that_is_none(tmp_path: Path, line: str) -> None:
+    """The line is named; so is a second prompt of one id."""
+    path = tmp_path / "p.jsonl"
+    path.write_text('{"prompt": "0", "id": "x"}\n' + line + "\n")
+    with pytest.raises(BadPlan, match="line 2"):
+        prompts(path)

@@ -1,0 +1,123 @@
+"""Each policy over a small recording, made by hand: it stops where the numbers say so."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+
+from benchmarks.lab.replay import Outcome, play
+from benchmarks.lab.tape import Tape
+from benchmarks.lab.traces import Drawn, Event, Piece, Trace
+from policies.events import Probe
+from policies.registry import BadPolicy, parse
+from tests.lab.made import drawn, pieces
+from tests.policies.lab import MARKS, Generous
+
+SENTENCE = [" So", " it", " is", " 7", ".", " Now"]
+PARAGRAPH = [" So", " it", " is", " 7", ".", "\n\n"]
+SURE, UNSURE = (math.log(0.999),), (math.log(0.5), math.log(0.5))
+ENDING = Probe("", 1, closing=False, ending=True)
+NEXT = Probe("", 1, top=20)
+
+
+def told(events: list[Event], sure_from: int) -> list[Event]:
+    """The pieces with what was told of each token: unsure, and sure from the n-th on."""
+    made: list[Event] = []
+    for number, event in enumerate(events):
+        logprobs = SURE if number > sure_from else UNSURE
+        if isinstance(event, Piece) and event.text:
+            event = Piece(event.at, event.text, event.ids, logprobs=(logprobs,) * len(event.ids))
+        made.append(event)
+    return made
+
+
+def played(policy: str, texts: list[str], *draws: Drawn, sure_from: int = 0) -> Outcome:
+    events = told(pieces(texts), sure_from) + list(draws)
+    trace = Trace("p", 0, [], "7", sorted(events, key=lambda event: event.at))
+    return play(parse(policy), Tape(trace, MARKS), MARKS, Generous(), instant=True)
+
+
+def asked(position: int, probe: Probe, certainty: float = 0.99, **more: Any) -> Drawn:
+    """A probe there, with what else it was told."""
+    made = drawn(position, "7", certainty, probe=probe)
+    return Drawn(made.at, made.asked, position, position, made.result | more, 0, 2)
+
+
+def test_margin() -> None:
+    """The end is scored where the trace was left open, and its tokens are counted."""
+    wide, narrow = asked(5, ENDING, ending=-9.0), asked(11, ENDING, ending=-0.5)
+    outcome = played("margin(threshold=1)", SENTENCE * 4, wide, narrow)
+    assert (outcome.stopped, outcome.position, outcome.reason) == (True, 11, "narrow")
+    assert (outcome.probes, outcome.probe, outcome.missing) == (2, 4, 0)
+
+
+def test_entropy() -> None:
+    """What the model thinks of next, once that has settled."""
+    looks = [asked(6 * n - 1, NEXT, top=[[-0.01, -5.0]]) for n in range(1, 9)]
+    outcome = played("entropy(at='sentence', alpha=0.9)", SENTENCE * 9, *looks)
+    assert (outcome.stopped, outcome.position, outcome.reason) == (True, 6 * 5 - 1, "settled")
+
+
+def test_utility() -> None:
+    """An answer that becomes no surer, from the distributions of its own tokens."""
+    trial = Probe(top=20)
+    looks = [asked(6 * n - 1, trial, top=[[-0.01, -5.0]] * 2) for n in range(1, 9)]
+    outcome = played("utility(at='sentence', patience=2)", SENTENCE * 9, *looks)
+    assert (outcome.stopped, outcome.position, outcome.reason) == (True, 6 * 3 - 1, "no-gain")
+
+
+def test_deer_pro() -> None:
+    """Several ways to ask at one place, one after the other."""
+    draws = [drawn(2, probe=Probe(name)) for name in ("answer", "answer-2")]
+    outcome = played("deer-pro(inducers=2)", [" a", " b", " Wait", ",", " c"], *draws)
+    assert (outcome.stopped, outcome.position, outcome.probes) == (True, 2, 2)
+    doubtful = [draws[0], drawn(2, certainty=0.6, probe=Probe("answer-2"))]
+    assert not played("deer-pro(inducers=2)", [" a", " b", " Wait", ",", " c"], *doubtful).stopped
+
+
+def test_redundancy() -> None:
+    """A step that says again what was said, and the trial answer behind it."""
+    step = [" one", " two", " three", " four"] * 30
+    texts = [*step, ".", "\n\n"] * 3 + [" end"]
+    draws = [drawn(position) for position in range(60, len(texts), 10)]
+    outcome = played("redundancy(min_steps=2)", texts, *draws)
+    assert (outcome.stopped, outcome.reason, outcome.missing) == (True, "redundant", 0)
+
+
+def test_cusum() -> None:
+    """From what was told with each token: sure from one on, and stopped at a sentence's end."""
+    policy = "cusum(reference=0.1, threshold=0.5, min_tokens=0)"
+    assert not played(policy, SENTENCE * 6, sure_from=99).stopped
+    outcome = played(policy, SENTENCE * 6, sure_from=12)
+    assert (outcome.stopped, outcome.reason, outcome.probes) == (True, "sure", 0)
+    assert outcome.position == 6 * 3 - 1
+
+
+def test_deviation() -> None:
+    """Cues whose first token was unsure, one behind the other."""
+    texts = [*[" a"] * 30, *[" Wait", ",", " b"] * 6]
+    policy = "deviation(window=8, min_tokens=8)"
+    assert played(policy, texts, sure_from=99).reason == "deviating"
+    assert not played(policy, texts, sure_from=0).stopped
+
+
+def test_first_try() -> None:
+    """An answer that the trace states."""
+    texts = [" The", " answer", " is", " 7", ".", " But", " more"]
+    outcome = played("first-try", texts)
+    assert (outcome.stopped, outcome.position) == (True, 5)
+
+
+def test_budget() -> None:
+    """A maximum is replayed, a minimum is not."""
+    assert played("budget(max=8)", SENTENCE * 4).position == 11
+    with pytest.raises(BadPolicy, match="no recording tells"):
+        played("budget(max=90, min=50)", SENTENCE * 4)
+
+
+def test_no_thinking() -> None:
+    """What is put into the trace is its reasoning; the answer is the one at the start."""
+    outcome = played("no-thinking", SENTENCE * 4, drawn(0))
+    assert (outcome.stopped, outcome.position, outcome.answer) == (True, 3, "7")

@@ -1,0 +1,151 @@
+"""``adjourn record`` against the stand-in: every place, every probe, and nothing lost in a kill."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from benchmarks.lab.replay import play_all
+from benchmarks.lab.tape import Tapes
+from benchmarks.lab.traces import Drawn, Place, Served, load
+from benchmarks.services import ROOT
+from policies.events import Probe
+from policies.registry import parse
+from tests.lab.made import file, trace
+
+ADJOURN = Path(sys.executable).with_name("adjourn")
+BODY = {"standin": {"tokens": 120, "cues": [30, 70], "rate": 2000, "trial": "42"}}
+
+
+def command(folder: Path, standin: str, *options: str, prompts: int = 6) -> list[str]:
+    path = folder / "prompts.jsonl"
+    rows = ({"prompt": f"{n}?", "answer": 42, "id": f"p{n}"} for n in range(prompts))
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return [
+        str(ADJOURN), "record", str(path), "--upstream", standin, "--out",
+        str(folder / "traces.jsonl"), "--body", json.dumps(BODY), *options,
+    ]  # fmt: skip
+
+
+def run(line: list[str]) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(line, cwd=ROOT, capture_output=True, text=True, timeout=300)
+
+
+def test_every_place_is_asked(tmp_path: Path, standin: str) -> None:
+    """At the start, at each cue and at each interval, once each, for each sample."""
+    line = command(tmp_path, standin, "--for", "deer", "--at", "interval=40", "--samples", "2")
+    ran = run([*line, "--serve", "1"])
+    assert ran.returncode == 0, ran.stderr
+    recording, traces = load(tmp_path / "traces.jsonl")
+    taken = list(traces)
+    assert sorted((t.prompt, t.sample) for t in taken) == [
+        (f"p{n}", s) for n in range(6) for s in (0, 1)
+    ]
+    assert [probe["max_tokens"] for probe in recording.probes] == [20]
+    for one in taken:
+        places = {(e.kind, e.position) for e in one.events if isinstance(e, Place)}
+        assert places == {("start", 0), ("cue", 30), ("cue", 70)} | {
+            ("interval", n) for n in (40, 80, 120)
+        }
+        asked = [e.position for e in one.events if isinstance(e, Drawn)]
+        assert sorted(asked) == [0, 30, 40, 70, 80, 120]
+        assert len([e for e in one.events if isinstance(e, Served)]) == 6
+    tape = Tapes(tmp_path / "traces.jsonl").tapes[0]
+    assert (tape.ledger.reasoning, tape.trial(0).answer, tape.gold) == (120, "42", "42")
+
+
+def test_a_kill_loses_what_was_under_way(tmp_path: Path, standin: str) -> None:
+    """SIGKILL, at no particular moment: what was whole is kept, and nothing is taken twice."""
+    slow = [*command(tmp_path, standin, "--concurrency", "2", prompts=10)]
+    path, lines = tmp_path / "traces.jsonl", list[bytes]()
+    for _ in range(3):
+        before = len(lines)
+        process = subprocess.Popen(slow, cwd=ROOT, stdout=subprocess.DEVNULL)
+        limit = time.monotonic() + 60
+        while time.monotonic() < limit and process.poll() is None:
+            if path.exists() and path.read_bytes().count(b"\n") > before + 2:
+                break
+            time.sleep(0.01)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        whole = [one for one in path.read_bytes().splitlines(keepends=True) if one.endswith(b"\n")]
+        assert whole[: len(lines)] == lines
+        lines = whole
+    assert run(slow).returncode == 0
+    taken = [(t.prompt, t.sample) for t in load(path)[1]]
+    assert sorted(taken) == sorted((f"p{n}", 0) for n in range(10))
+    assert path.read_bytes().splitlines(keepends=True)[: len(lines)] == lines
+    again = path.read_bytes()
+    assert run(slow).returncode == 0
+    assert again == path.read_bytes()
+
+
+@pytest.mark.parametrize("fault", ["die_after", "error_event_after"])
+def test_an_engine_that_fails_is_told(tmp_path: Path, standin: str, fault: str) -> None:
+    """Which traces are missing; the file holds none of them, and the next call takes them."""
+    line = command(tmp_path, standin, prompts=2)
+    body = {"standin": {**BODY["standin"], fault: 50}}
+    ran = run([part if part != json.dumps(BODY) else json.dumps(body) for part in line])
+    assert ran.returncode == 2
+    assert "2 traces are missing" in ran.stderr
+    assert list(load(tmp_path / "traces.jsonl")[1]) == []
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (["--model", "other"], "choose a model that is served: standin"),
+        (["--at", "nowhere"], "no place 'nowhere'"),
+        (["--probe", "ask()"], "is not a probe"),
+        (["--for", "nothing"], "unknown policy"),
+        (["--body", "[]"], "Expected `object`"),
+    ],
+)
+def test_what_cannot_be_recorded_is_said(
+    tmp_path: Path, standin: str, options: list[str], told: str
+) -> None:
+    """One line, and nothing is begun."""
+    ran = run([*command(tmp_path, standin), *options])
+    assert (ran.returncode, "Traceback" in ran.stderr) == (2, False)
+    assert told in ran.stderr
+    assert not (tmp_path / "traces.jsonl").exists()
+
+
+def test_another_recording_is_left_alone(tmp_path: Path, standin: str) -> None:
+    """A file of other settings is not added to."""
+    file(tmp_path / "traces.jsonl", [trace(["a"])])
+    ran = run(command(tmp_path, standin))
+    assert ran.returncode == 2
+    assert "was recorded with another model" in ran.stderr
+
+
+def test_no_engine(tmp_path: Path) -> None:
+    """Said in a line."""
+    ran = run(command(tmp_path, "http://127.0.0.1:9"))
+    assert (ran.returncode, "Traceback" in ran.stderr) == (2, False)
+    assert "http://127.0.0.1:9" in ran.stderr
+
+
+def test_what_other_policies_need_is_recorded(tmp_path: Path, standin: str) -> None:
+    """The trace left open, its end scored, the most probable tokens, in a probe and in the trace;
+    all of it is replayed, and nothing else was asked of the engine."""
+    policies = ["margin", "entropy(at='sentence')", "utility(at='sentence')", "cusum"]
+    line = command(tmp_path, standin, *(f"--for={policy}" for policy in policies), prompts=2)
+    ran = run(line)
+    assert ran.returncode == 0, ran.stderr
+    tapes = Tapes(tmp_path / "traces.jsonl")
+    assert len(tapes.recording.probes) == 4
+    for policy in policies:
+        outcomes = play_all(parse(policy), tapes, instant=True)
+        assert sum(outcome.missing for outcome in outcomes) == 0
+    for tape in tapes.tapes:
+        assert {len(told) for p in tape.pieces if p.text for told in p.logprobs} == {20}
+        kept = {place.kept for place in tape.places if place.kind == "sentence"}
+        found = [tape.find(Probe("", 1, closing=False, ending=True), n, n) for n in kept]
+        assert [one.decoded for one in found if one is not None] == [2] * len(kept)

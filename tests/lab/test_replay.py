@@ -1,0 +1,244 @@
+"""Playing: what is due when, what it costs, and that leaps change nothing."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from benchmarks.lab import replay
+from benchmarks.lab.replay import Outcome, play
+from benchmarks.lab.tape import SLACK, Run, Tape, answer_of
+from benchmarks.lab.traces import Drawn, Piece, Place, Trace
+from policies.appraisal import Appraiser
+from policies.events import Probe, ProbeFailed, ProbeResult
+from policies.registry import parse
+from policies.session import Session
+from tests.lab.made import PACE, drawn, pieces, tape
+from tests.policies.driver import VOCABULARY
+from tests.policies.lab import CLOSING, END, MARKS, START, Generous
+
+FIVE = [" a", " b", " c", " Wait", ",", " d", " e", " f", " g", " h", " i"]
+
+
+def played(policy: str, on: Tape, **options: Any) -> Outcome:
+    return play(parse(policy), on, MARKS, options.pop("appraiser", Generous()), **options)
+
+
+def test_an_instant_probe_wastes_what_shows_the_cue() -> None:
+    """The cue is certain with the token behind it; both are behind the cut."""
+    outcome = played("deer(gate=0)", tape(FIVE, [drawn(3)]), instant=True)
+    assert (outcome.stopped, outcome.position, outcome.wasted) == (True, 3, 2)
+    assert (outcome.answer, outcome.right, outcome.reason) == ("7", True, "confident")
+    assert outcome.net == 3 + len(CLOSING) + 2 + 2 + outcome.probe
+
+
+@pytest.mark.parametrize(("late", "more"), [(0.5, 0), (1.5, 1), (3.5, 3)])
+def test_a_late_probe_wastes_what_came_meanwhile(late: float, more: int) -> None:
+    """As many tokens as the stream brought until the result, and until the answer began."""
+    on = tape(FIVE, [drawn(3, after=late * PACE)])
+    assert played("deer(gate=0)", on).wasted == 2 + more
+    assert played("deer(gate=0)", on, resume=2 * PACE).wasted == 2 + more + 2
+
+
+def test_a_probe_later_than_the_end_stops_nothing() -> None:
+    """The model was faster; the probe's tokens were not there to count."""
+    outcome = played("deer(gate=0)", tape(FIVE, [drawn(3, after=99.0)]))
+    assert not outcome.stopped
+    assert (outcome.position, outcome.answer) == (len(FIVE), "7")
+
+
+def test_a_gate_is_the_beginning_of_what_was_drawn() -> None:
+    """deer's one-token question is answered from the longer probe, in a share of its time."""
+    on = tape(FIVE, [drawn(3)])
+    outcome = played("deer", on, instant=True)
+    assert (outcome.stopped, outcome.probes, outcome.probe) == (True, 2, 1 + 2)
+    gate = on.find(Probe(max_tokens=1), 3, 3)
+    assert gate is not None
+    assert isinstance(gate.result, ProbeResult)
+    assert (gate.result.tokens, gate.result.text, gate.result.finished) == (("7",), "7", False)
+    assert gate.after == pytest.approx(PACE / 4)
+
+
+@given(st.integers(1, 30), st.text("0123456789", min_size=1, max_size=12), st.integers(1, 14))
+def test_a_shorter_probe_is_a_beginning(asked: int, answer: str, recorded: int) -> None:
+    """Never more tokens than asked for, always a beginning, and none where more would have been
+    drawn than was."""
+    full = (*answer, "}")
+    cut = full[:recorded]
+    result = ProbeResult(
+        Probe(max_tokens=recorded), 3, "".join(cut), cut, (-0.1,) * len(cut),
+        len(full) <= recorded, 0.1, 0.1,
+    )  # fmt: skip
+    event = replace_result(drawn(3), result)
+    found = tape(FIVE, [event]).find(Probe(max_tokens=asked), 3, 3)
+    if asked > recorded and len(full) > recorded:
+        assert found is None
+        return
+    assert found is not None
+    assert isinstance(found.result, ProbeResult)
+    assert found.result.tokens == full[:asked]
+    assert found.result.finished == (len(full) <= asked)
+    assert len(found.result.logprobs) == len(found.result.tokens)
+
+
+def replace_result(event: Drawn, result: ProbeResult | ProbeFailed) -> Drawn:
+    from benchmarks.lab import values
+
+    return Drawn(event.at, event.asked, event.kept, event.position, values.write(result))
+
+
+@pytest.mark.parametrize(("kept", "near"), [(3, True), (3 + SLACK, False), (2, None)])
+def test_what_was_drawn_a_little_before_stands_in(kept: int, near: bool | None) -> None:
+    """Never what was drawn behind the place, and told from what was drawn at it."""
+    found = tape(FIVE, [drawn(3)]).find(Probe(), kept, kept)
+    assert (None if found is None else found.exact) == near
+    assert found is None or found.result.position == kept
+    assert tape(FIVE, [drawn(3)]).find(Probe(), 4 + SLACK, 4 + SLACK) is None
+    assert tape(FIVE, [drawn(3)]).find(Probe("other"), 3, 3) is None
+
+
+def test_a_probe_that_failed_when_recorded_fails() -> None:
+    """The policy is told, and goes on."""
+    failed = replace_result(drawn(3), ProbeFailed(Probe(), 3, "timeout", 0.1))
+    outcome = played("deer(gate=0)", tape(FIVE, [failed]))
+    assert (outcome.stopped, outcome.probes, outcome.missing) == (False, 1, 0)
+
+
+def test_what_was_not_recorded_is_counted() -> None:
+    """A policy that asks for it gets nothing, and its report says so."""
+    outcome = played("deer(gate=0)", tape(FIVE, []))
+    assert (outcome.stopped, outcome.probes, outcome.missing) == (False, 1, 1)
+
+
+def test_the_answer_at_a_cut_is_the_last_one_drawn() -> None:
+    """A budget stops where nobody asked; what was drawn before it is the best that is known."""
+    on = tape([*FIVE, *FIVE], [drawn(3, "6"), drawn(14, "7")])
+    outcome = played("budget(max=8, grace=0)", on)
+    assert (outcome.position, outcome.answer, outcome.right) == (8, "6", False)
+    assert on.settled() == 14
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        ("so \\boxed{\\frac{1}{2}}.", "\\frac{1}{2}"),
+        ("\\boxed{1} no, \\boxed{2}", "2"),
+        (" B\n", "B"),
+    ],
+)
+def test_an_answer_is_its_last_box(text: str, answer: str) -> None:
+    """Else all that was said."""
+    assert answer_of(text) == answer
+
+
+def test_a_truncated_trace_is_not_whole() -> None:
+    """A token limit tells nothing of the trace; nor does a stream that broke."""
+    whole = pieces(FIVE)
+    assert Tape(Trace("p", 0, [], None, whole), MARKS).whole
+    limited = [*whole[:-1], Piece(1.0, "", (99,), ending="length")]
+    assert not Tape(Trace("p", 0, [], None, limited), MARKS).whole
+    assert not Tape(Trace("p", 0, [], None, whole[:5]), MARKS).whole
+
+
+# -- leaps -----------------------------------------------------------------------------------
+
+POLICIES = (
+    "deer(gate=0, gap=0)",
+    "deer(gap=3)",
+    "convergence(every=3, window=2, min_tokens=0)",
+    "any_of(deer(threshold=0.8), convergence(every=5, window=2, min_tokens=4))",
+    "all_of(deer(gate=0), budget(max=9))",
+    "loop(repeats=2, min_tokens=2)",
+    "never",
+)
+TEXTS = st.sampled_from(sorted({*VOCABULARY.values(), " x", " y", "7", " "}))
+
+
+@st.composite
+def tapes(draw: st.DrawFn) -> Tape:
+    """Traces in chunks of several tokens, with and without a marker, probed at random places."""
+    texts = draw(st.lists(TEXTS, min_size=1, max_size=60))
+    sizes = draw(st.lists(st.integers(1, 4), min_size=len(texts), max_size=len(texts)))
+    opened = draw(st.booleans())
+    events = pieces([])[:1]
+    at, ids = 0.0, 0
+    if not opened:
+        events = [replace_prompt(events[0])]
+        events.append(Piece(at, "", (START,)))
+        ids = 1
+    events.append(Place(at, "start", ids, 0))
+    for text, size in zip(texts, sizes, strict=True):
+        at += PACE * draw(st.sampled_from([0.0, 1.0, 1.0, 5.0]))
+        events.append(Piece(at, text, tuple(range(30, 30 + size))))
+        ids += size
+        if draw(st.booleans()):
+            lag = PACE * draw(st.sampled_from([0.0, 0.5, 2.5, 20.0]))
+            made = drawn(ids, draw(st.sampled_from("78")), draw(st.sampled_from([0.6, 0.9, 0.99])))
+            events.append(Drawn(at + lag, at, ids, ids, made.result))
+    events += [
+        Piece(at + PACE, "", (END,)),
+        Piece(at + PACE, "", (98,), "\\boxed{7}", ending="stop"),
+    ]
+    return Tape(Trace("p", 0, [], None, sorted(events, key=lambda e: e.at)), MARKS)
+
+
+def replace_prompt(event: Any) -> Any:
+    return type(event)(event.at, (5, 6))
+
+
+class Logged(Session):
+    """Keeps what it asked and where it was cut."""
+
+    logs: list[list[Any]] = []  # noqa: RUF012
+
+    def __init__(self, *values: Any, **options: Any) -> None:
+        super().__init__(*values, **options)
+        self.log: list[Any] = []
+        self.logs.append(self.log)
+
+    def feed(self, *values: Any, **options: Any) -> Any:
+        return self._note(super().feed(*values, **options))
+
+    def probed(self, *values: Any, **options: Any) -> Any:
+        return self._note(super().probed(*values, **options))
+
+    def _note(self, command: Any) -> Any:
+        if command is not None:
+            self.log.append(command)
+        return command
+
+
+@given(tapes(), st.sampled_from(POLICIES), st.booleans(), st.sampled_from([0.0, 2.5 * PACE]))
+def test_leaps_change_nothing(on: Tape, policy: str, instant: bool, resume: float) -> None:
+    """Pieces put together lead to the same probes and cuts at the same tokens as one by one."""
+    outcomes = []
+    Logged.logs = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(replay, "Session", Logged)
+        for alone in (False, True):
+            if alone:
+                on.runs = [run for whole in on.runs for run in apart(whole)]
+            options = {"resume": resume, "instant": instant, "appraiser": Appraiser()}
+            outcomes.append(played(policy, on, **options))
+    leapt, walked = Logged.logs
+    assert walked == leapt
+    assert outcomes[1] == outcomes[0]
+
+
+def apart(run: Run) -> list[Run]:
+    begins = [run.ends[0] - len(run.feeds[0][1]), *run.ends]
+    return [Run([feed], before) for feed, before in zip(run.feeds, begins, strict=False)]
+
+
+@given(tapes())
+def test_runs_are_the_pieces(on: Tape) -> None:
+    """Put together or not, every piece is there once, in order, and ends where it is said to."""
+    assert [feed for run in on.runs for feed in run.feeds] == on.feeds
+    for run in on.runs:
+        text, ids, at, answering, ending, _ = run.merged(0, len(run.feeds))
+        assert text == "".join(feed[0] for feed in run.feeds)
+        assert len(ids) == run.ends[-1] - run.ends[0] + len(run.feeds[0][1])
+        assert (at, answering, ending) == run.feeds[-1][2:5]

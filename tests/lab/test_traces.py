@@ -1,0 +1,137 @@
+"""The log on disk: what is whole is kept, what is torn is mended, what is strange is refused."""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from benchmarks.lab import values
+from benchmarks.lab.traces import Appender, BadTraces, load
+from policies.dialect import builtin
+from policies.events import Checkpoint, Probe, ProbeFailed
+from policies.policy import Needs
+from tests.lab.made import RECORDING, drawn, file, trace
+from tests.policies.lab import MARKS, result
+
+TRACES = [
+    trace([" a", " b\n", "Wait"], [drawn(2)], prompt="p", sample=number, gold=gold)
+    for number, gold in enumerate(["7", None, "é\n{"])
+]
+WHOLE = b"".join(msgspec.json.encode(line) + b"\n" for line in (RECORDING, *TRACES))
+
+
+@given(st.integers(0, len(WHOLE)))
+def test_a_file_that_was_torn_anywhere_goes_on(torn: int) -> None:
+    """Whole traces stay, the torn one is taken again, and the file ends as if nothing had been."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "traces.jsonl"
+        path.write_bytes(WHOLE[:torn])
+        appender = Appender(path, RECORDING)
+        # A line that lacks nothing but its end is whole; the first is no trace.
+        ends = [index for index, byte in enumerate(WHOLE) if byte == ord("\n")]
+        assert len(appender.done) == sum(torn >= end for end in ends[1:])
+        for one in TRACES:
+            if (one.prompt, one.sample) not in appender.done:
+                appender.add(one)
+        appender.close()
+        assert path.read_bytes() == WHOLE
+
+
+@given(st.integers(0, len(WHOLE)))
+def test_a_torn_file_can_be_read(torn: int) -> None:
+    """While somebody records, or after a kill, the whole traces are there."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "traces.jsonl"
+        path.write_bytes(WHOLE[:torn])
+        if torn < WHOLE.index(b"\n"):
+            with pytest.raises(BadTraces):
+                load(path)
+            return
+        _, traces = load(path)
+        assert list(traces) == TRACES[: len(list(load(path)[1]))]
+
+
+def test_what_was_written_is_read(tmp_path: Path) -> None:
+    """Every field of every event comes back."""
+    recording, traces = load(file(tmp_path / "t.jsonl", TRACES))
+    assert recording == RECORDING
+    assert list(traces) == TRACES
+
+
+def test_damage_in_the_middle_is_named(tmp_path: Path) -> None:
+    """A line that was not torn but broken is no trace to pass over."""
+    path = file(tmp_path / "t.jsonl", TRACES)
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join([*lines[:2], b"{}\n", *lines[2:]]))
+    with pytest.raises(BadTraces, match="line 3"):
+        list(load(path)[1])
+
+
+@pytest.mark.parametrize("version", [0, 1, 99])
+def test_an_unknown_version_is_refused(tmp_path: Path, version: int) -> None:
+    """It says which version it is and which are read, whatever else the line holds."""
+    path = tmp_path / "t.jsonl"
+    path.write_text(f'{{"type":"recording","version":{version},"new":[]}}\n')
+    with pytest.raises(BadTraces, match=f"version {version}, this laboratory reads 2"):
+        load(path)
+
+
+def test_another_recording_is_not_added_to(tmp_path: Path) -> None:
+    """The message names what differs, and the file stays as it is."""
+    path = file(tmp_path / "t.jsonl", TRACES)
+    before = path.read_bytes()
+    other = msgspec.structs.replace(RECORDING, body={"temperature": 1.0})
+    with pytest.raises(BadTraces, match="another body"):
+        Appender(path, other)
+    assert before == path.read_bytes()
+
+
+def test_two_do_not_write_at_once(tmp_path: Path) -> None:
+    """The second is told so, and may begin when the first has ended."""
+    path = tmp_path / "t.jsonl"
+    first = Appender(path, RECORDING)
+    with pytest.raises(BadTraces, match="another process"):
+        Appender(path, RECORDING)
+    first.close()
+    Appender(path, RECORDING).close()
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        Probe("answer", 5),
+        result(3, "1/2"),
+        ProbeFailed(Probe(), 4, "timeout", 0.5),
+        Checkpoint("cue", 3, 0.1, "Wait"),
+        Needs(cues=True, interval=32),
+        result(3, probe=Probe(top=2, ending=True), top=((-0.1, -0.2),), ending=-1.5),
+        next(iter(builtin().values())),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_a_value_comes_back(value: object) -> None:
+    """Through JSON, equal to what it was."""
+    written = msgspec.json.decode(msgspec.json.encode(values.write(value)))
+    assert value == values.read(written)
+
+
+@pytest.mark.parametrize("ids", [(5, 1, 9), (5, 6), (1, 2), ()])
+def test_marks_come_back(ids: tuple[int, ...]) -> None:
+    """With markers that find what they found."""
+    read = values.read(msgspec.json.decode(msgspec.json.encode(values.write(MARKS))))
+    assert replace(read, markers=MARKS.markers) == MARKS
+    assert read.markers.known == MARKS.markers.known
+    assert read.markers.last(ids) == MARKS.markers.last(ids)
+
+
+@pytest.mark.parametrize("document", [{"type": "Nothing"}, {"type": "Probe", "colour": "red"}])
+def test_a_value_that_nobody_knows(document: object) -> None:
+    """A class or a field of another version is an error that names it."""
+    with pytest.raises(values.BadValue, match=r"Nothing|colour"):
+        values.read(document)
