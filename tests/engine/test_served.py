@@ -69,7 +69,7 @@ def test_unjudged_it_thinks_for_ever(served: tuple[str, str]) -> None:
     reply = ask(served, adjourn={"policy": "off"}).json()
     choice = reply["choices"][0]
     assert choice["finish_reason"] == "length"
-    # Where there is no end marker, not every parser of the engine's knows reasoning when it is whole.
+    # Without an end marker not every parser of the engine's tells reasoning from content.
     said = (choice["message"]["reasoning"] or "") + (choice["message"]["content"] or "")
     assert THOUGHT[:20] in said
     assert reply["usage"]["completion_tokens"] == 60

@@ -107,7 +107,7 @@ def served(upstream: str, policy: str, bodies: Sequence[dict[str, Any]]) -> list
     """The sessions of a gateway that served these requests, one after the other."""
     Written.made = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("server.chat.Session", Written)
+        patch.setattr("server.judged.Session", Written)
         asyncio.run(_serve(upstream, policy, bodies))
     for session in Written.made:
         session.close()
