@@ -189,9 +189,11 @@ def _parted(text: str, markers: Sequence[str]) -> tuple[str, str]:
 
 
 def _fewer(logprobs: dict[str, Any], asked: int) -> None:
-    """Leave the drawn token, which comes first, and as many of the most probable ones."""
+    """Leave the drawn token, which comes first, and as many of the most probable ones, which
+    follow in their order."""
     for index, one in enumerate(logprobs.get("top_logprobs") or ()):
         if one:
+            entries = list(one.items())
             likely = sorted(one.values(), reverse=True)[:asked]
-            kept = (each for n, each in enumerate(one.items()) if n == 0 or each[1] in likely)
-            logprobs["top_logprobs"][index] = dict(kept)
+            among = bool(likely) and entries[0][1] >= likely[-1]
+            logprobs["top_logprobs"][index] = dict(entries[: asked + (not among)])
