@@ -26,7 +26,7 @@ from server.engine import forwarded_headers
 from server.errors import BadRequest, GatewayError, TooLarge, body_at
 from server.gateway import Gateway
 from server.judged import Judged
-from server.responses import Passage, WithRawSend
+from server.responses import Passage
 
 __all__ = ["create_app"]
 
@@ -55,7 +55,6 @@ def create_app(settings: Settings, transport: httpx.AsyncBaseTransport | None = 
         openapi_url=None,  # the path is the engine's
     )
     app.state.gateway = gateway
-    app.add_middleware(WithRawSend)
 
     @app.exception_handler(GatewayError)
     async def refuse(request: Request, error: GatewayError) -> Response:

@@ -85,6 +85,7 @@ def serve(
     import uvicorn
 
     from server.app import create_app
+    from server.responses import WithRawSend
 
     settings = _load(
         config,
@@ -108,7 +109,7 @@ def serve(
     gc.freeze()
     gc.set_threshold(50_000, 20, 100)
     uvicorn.run(
-        application,
+        WithRawSend(application),
         host=settings.host,
         port=settings.port,
         loop="uvloop",

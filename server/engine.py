@@ -45,6 +45,8 @@ _HOP_BY_HOP = {
 _OURS = b"x-adjourn-"
 # vLLM's server closes an idle connection after five seconds; we must be first.
 _KEEPALIVE = 3.0
+# Bytes of a stream that wait here at most, twice over: what a slow client makes each stream cost.
+_READ = 2**15
 
 
 def _bare_session() -> aiohttp.ClientSession:
@@ -53,6 +55,7 @@ def _bare_session() -> aiohttp.ClientSession:
     return aiohttp.ClientSession(
         connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=_KEEPALIVE),
         cookie_jar=aiohttp.DummyCookieJar(),
+        read_bufsize=_READ,
         skip_auto_headers=("User-Agent", "Accept", "Accept-Encoding", "Content-Type"),
     )
 

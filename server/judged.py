@@ -71,7 +71,7 @@ class Judged(Abandonable):
         enforce = settings.mode == "enforce" and request.policy is not None
         chat = endpoint == CHAT
         self._apart = request.stops and enforce
-        self._kind = self._chat if chat else self._completions
+        self._is_chat = chat
         self._skeleton = (
             spelt(model.skeleton, settings.reasoning_field) if chat else model.text_skeleton
         )
@@ -119,6 +119,10 @@ class Judged(Abandonable):
         session = self._sessions[choice]
         return Wanted(session.policy.needs.logprobs, session.bias, session.marks.end[0])
 
+    def _surface(self, choice: int) -> Surface:
+        # A bound method kept here would make a cycle of the request and all that hangs on it.
+        return self._chat(choice) if self._is_chat else self._completions(choice)
+
     def _chat(self, choice: int) -> Surface:
         return Chat(
             self._request,
@@ -138,7 +142,7 @@ class Judged(Abandonable):
     def _relay(self, choice: int, sink: Sink) -> Relay:
         relay = Relay(
             self._gateway.engine,
-            self._kind(choice),
+            self._surface(choice),
             self._onward,
             f"{self._request_id}-{choice}" if choice else self._request_id,
             self._sessions[choice],

@@ -18,9 +18,8 @@ __all__ = ["Outbox"]
 
 
 class Outbox:
-    """``put`` takes events in order: the number of the piece that must be released first (0: none),
-    the event, and what it says, or None where it is passed on as it is. ``flush`` sends. An event
-    is made what the client sees when it is released, once.
+    """``put`` takes events in order, each with the number of the piece that must be released first
+    (0: none); ``flush`` sends. An event is made what the client sees when it is released, once.
 
     ``explicit``: the client is told what was done even where nothing was. ``merged``: the stream
     is one of several, so that its usage is not the response's.
@@ -36,9 +35,15 @@ class Outbox:
         self._times = times
         self._explicit = explicit
         self._pending: deque[tuple[int, bytes, Chunk | None]] = deque()
-        self.put = self._pending.append
         self._outgoing: list[bytes] = []
         self._sending = asyncio.Lock()
+
+    def put(self, number: int, event: bytes, chunk: Chunk | None) -> None:
+        """``chunk``: what the event says; None where it is passed on as it is."""
+        if self._pending or number > self._session.released:
+            self._pending.append((number, event, chunk))
+        else:  # nearly always
+            self._send(event, chunk)
 
     def withdraw(self, pieces: int) -> list[tuple[bytes, Chunk | None]]:
         """Take back what stands behind these pieces."""
@@ -65,9 +70,12 @@ class Outbox:
         released, pending = self._session.released, self._pending
         while pending and pending[0][0] <= released:
             _, event, chunk = pending.popleft()
-            shown = event if chunk is None else self._shown(event, chunk)
-            if shown is not None:
-                self._outgoing.append(shown)
+            self._send(event, chunk)
+
+    def _send(self, event: bytes, chunk: Chunk | None) -> None:
+        shown = event if chunk is None else self._shown(event, chunk)
+        if shown is not None:
+            self._outgoing.append(shown)
 
     def _shown(self, event: bytes, chunk: Chunk) -> bytes | None:
         """The event as the client is to get it; None where it gets none."""

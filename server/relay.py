@@ -146,7 +146,7 @@ class Relay:
             await self._sink.fail(error)
             return
         if not self._done:
-            self._outbox.put((0, event_of(_DONE), None))
+            self._outbox.put(0, event_of(_DONE), None)
             await self._outbox.flush()
         await self._sink.end(note_of(self.session) if self._outbox.telling else None)
 
@@ -201,7 +201,7 @@ class Relay:
         chunk = None if data is None or data == _DONE else self._decode(data)
         if data is None or chunk is None:
             self._done = self._done or data == _DONE
-            self._outbox.put((self._pieces, event, None))
+            self._outbox.put(self._pieces, event, None)
             return
         if self._pieces == 0:
             self._first = chunk
@@ -225,7 +225,7 @@ class Relay:
             self._finished = True
         if self._rename is not None:
             event = self._rename(event)
-        self._outbox.put((self._pieces, event, chunk))
+        self._outbox.put(self._pieces, event, chunk)
         if command is not None:
             self.times.triggered = at
             task = asyncio.ensure_future(self._carry_out(command))
@@ -403,7 +403,7 @@ class Relay:
     def _take_answer(self, answer: Answer, event: bytes, chunk: Chunk | None) -> None:
         if chunk is None:
             self._done = self._done or data_of(event) == _DONE
-            self._outbox.put((0, event, None))
+            self._outbox.put(0, event, None)
             return
         self._finished = self._finished or given(chunk.error)
         event = answer.rename(event)
@@ -417,7 +417,7 @@ class Relay:
                 answer.closing_due = False
         if chunk.usage is not None:
             event = event_of(with_usage(data_of(event) or b"{}", self.session.ledger))
-        self._outbox.put((0, event, chunk))
+        self._outbox.put(0, event, chunk)
 
     async def _end_escape(self, answer: Answer) -> bool:
         """Close the trace that the answer opened at once, and draw on; only the first one: a model
@@ -444,7 +444,7 @@ class Relay:
     def _append(self, event: bytes | None, number: int = 0) -> None:
         """An event that was made here."""
         if event is not None:
-            self._outbox.put((number, event, self._decode(data_of(event) or b"{}")))
+            self._outbox.put(number, event, self._decode(data_of(event) or b"{}"))
 
 
 class _Refused(Exception):

@@ -25,7 +25,8 @@ RAW_SEND = "adjourn.send"
 
 
 class WithRawSend:
-    """The outermost layer of the application: keeps the server's own ``send`` for the streams."""
+    """Around the whole application, whose own outermost layer wraps ``send`` already: keeps the
+    server's for the streams."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -72,7 +73,7 @@ class Abandonable(Response):
         in_flight = self.metrics.in_flight.labels(self.labels[0])
         in_flight.inc()
         # Each layer of the framework wraps ``send``; a stream calls it once a token.
-        work = asyncio.ensure_future(self._guarded(scope.get(RAW_SEND, send)))
+        work = asyncio.ensure_future(self._guarded(scope.pop(RAW_SEND, send)))
         watch = asyncio.ensure_future(self._watch(receive, work))
         status = 500
         try:

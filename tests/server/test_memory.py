@@ -1,0 +1,44 @@
+"""What a request leaves behind."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+from typing import Any
+
+import httpx
+import pytest
+
+from server.app import create_app
+from server.config import Settings
+from server.judged import Judged
+from server.relay import Relay
+from server.responses import WithRawSend
+from tests.exchange import CHAT, body
+
+
+async def _leftovers(upstream: str, fields: dict[str, Any]) -> list[str]:
+    app = create_app(Settings(upstream=upstream, policy="deer"))  # type: ignore[arg-type]
+    transport = httpx.ASGITransport(WithRawSend(app))
+    async with (
+        app.router.lifespan_context(app),
+        httpx.AsyncClient(transport=transport, base_url="http://gateway") as client,
+    ):
+        while not app.state.gateway.ready:  # noqa: ASYNC110
+            await asyncio.sleep(0.05)
+        gc.collect()
+        gc.disable()
+        try:
+            reply = await client.post(CHAT, json=body(standin={"tokens": 50}, **fields))
+            assert reply.status_code == 200
+            await asyncio.sleep(0)  # what is done is let go of in the loop's next round
+            kinds = (Judged, Relay)
+            return [type(o).__name__ for o in gc.get_objects() if isinstance(o, kinds)]
+        finally:
+            gc.enable()
+
+
+@pytest.mark.parametrize("fields", [{}, {"stream": True}, {"n": 2, "temperature": 1}])
+def test_a_request_is_gone_when_it_is_over(standin: str, fields: dict[str, Any]) -> None:
+    """Nothing of it waits for the collector, which looks rarely: it would be memory by then."""
+    assert asyncio.run(_leftovers(standin, fields)) == []
