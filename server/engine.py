@@ -12,22 +12,21 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import aiohttp
 import httpx
 import msgspec
-from httpx_aiohttp import AiohttpTransport
 
 from policies.dialect import Marks
 from policies.events import Probe
 from server.config import Settings
 from server.errors import UpstreamDown, UpstreamTimeout
+from server.transport import Transport
 
 __all__ = ["TRANSPORT_ERRORS", "BadReply", "Drawn", "Engine", "Model", "forwarded_headers"]
 
 log = logging.getLogger("adjourn.engine")
 
-TRANSPORT_ERRORS = (httpx.TransportError, aiohttp.ClientError)
-"""What reading from an engine may raise; the transport does not translate all of aiohttp's."""
+TRANSPORT_ERRORS = (httpx.TransportError,)
+"""What reading from an engine may raise."""
 
 _HOP_BY_HOP = {
     b"connection",
@@ -45,19 +44,8 @@ _HOP_BY_HOP = {
 _OURS = b"x-adjourn-"
 # vLLM's server closes an idle connection after five seconds; we must be first.
 _KEEPALIVE = 3.0
-# Bytes of a stream that wait here at most, twice over: what a slow client makes each stream cost.
-_READ = 2**15
-
-
-def _bare_session() -> aiohttp.ClientSession:
-    """No limit of connections, no headers of its own, and above all no cookies: one user's must
-    never go out with another's request."""
-    return aiohttp.ClientSession(
-        connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=_KEEPALIVE),
-        cookie_jar=aiohttp.DummyCookieJar(),
-        read_bufsize=_READ,
-        skip_auto_headers=("User-Agent", "Accept", "Accept-Encoding", "Content-Type"),
-    )
+# Bytes of a stream that wait here at most: what a slow client makes each stream cost.
+_HIGH_WATER = 2**16
 
 
 class BadReply(Exception):
@@ -130,11 +118,10 @@ class Engine:
         self.url = str(settings.upstream).rstrip("/")
         # The transport alone: what httpx's client adds (cookies, redirects, hooks) is not ours to
         # add to somebody's request, and it costs more than the transport does.
-        self._transport = transport or AiohttpTransport(client=_bare_session)
+        self._transport = transport or Transport(_KEEPALIVE, _HIGH_WATER)
         self._timeout = {
             "connect": settings.connect_timeout,
             "read": settings.idle_timeout,
-            "pool": None,
         }
 
     async def aclose(self) -> None:
@@ -158,9 +145,9 @@ class Engine:
         try:
             try:
                 return await self._transport.handle_async_request(request)
-            except TRANSPORT_ERRORS as error:
-                if not _nothing_begun(error):
-                    raise
+            except httpx.ConnectTimeout:
+                # Once more: nothing was begun. An engine that refuses connections is down, and
+                # waiting for it is the client's choice.
                 return await self._transport.handle_async_request(request)
         except httpx.ReadTimeout as error:
             raise UpstreamTimeout("the engine did not answer in time") from error
@@ -275,17 +262,6 @@ def _scored(choices: Sequence[_Drawn], ids: Sequence[int]) -> float:
     except (AssertionError, LookupError, ValueError):
         raise BadReply("a probe's reply does not score the tokens it was asked about") from None
     return total
-
-
-def _nothing_begun(error: BaseException) -> bool:
-    """Whether the engine can have begun nothing, so that the request may be sent once more: it
-    closed a kept connection just as we took it, or a new one was not made in time. An engine that
-    refuses connections is down, and waiting for it is the client's choice."""
-    cause = error.__cause__
-    return isinstance(
-        cause,
-        aiohttp.ServerDisconnectedError | aiohttp.ClientOSError | aiohttp.ConnectionTimeoutError,
-    ) and not isinstance(cause, aiohttp.ClientConnectorError)
 
 
 class _Tokens(msgspec.Struct):
