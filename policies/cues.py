@@ -28,7 +28,8 @@ class _Patterns:
     partial: re.Pattern[str]
     """The beginning of a cue, or all of it, at the end of the text."""
     first: re.Pattern[str]
-    """A character that can begin a cue: most pieces hold none, and cost nothing more."""
+    """What can begin a cue, as far as two characters tell: most pieces hold none, and cost nothing
+    more."""
 
 
 def _bounded(cue: str, pattern: str, *, left_only: bool = False) -> str:
@@ -36,6 +37,11 @@ def _bounded(cue: str, pattern: str, *, left_only: bool = False) -> str:
     left = r"(?<!\w)" if cue[0].isascii() and cue[0].isalnum() else ""
     right = r"(?!\w)" if not left_only and cue[-1].isascii() and cue[-1].isalnum() else ""
     return f"{left}{pattern}{right}"
+
+
+def _beginning(form: str) -> str:
+    first, second = re.escape(form[0]), re.escape(form[1:2])
+    return f"{first}(?:{second}|\\Z)" if second else first
 
 
 @lru_cache(maxsize=64)
@@ -52,7 +58,7 @@ def _compile(cues: tuple[str, ...]) -> _Patterns:
     return _Patterns(
         whole=re.compile("|".join(_bounded(form, re.escape(form)) for form in forms) or never),
         partial=re.compile(f"(?:{'|'.join(prefixes) or never})\\Z"),
-        first=re.compile("|".join(sorted({re.escape(form[0]) for form in forms})) or never),
+        first=re.compile("|".join(sorted(map(_beginning, forms))) or never),
     )
 
 

@@ -125,6 +125,8 @@ TABLE: dict[State, dict[Input, State]] = {
 for _row in TABLE.values():
     _row[Input.END] = State.DONE
 
+_THINKING = State.THINKING  # asking an Enum for it costs more than a token should
+
 Action = Literal["carried-out", "held-out", "observed", "refused", "abandoned"]
 
 
@@ -281,6 +283,7 @@ class Session:
         self._given_up = False  # the main stream, for an answer
         self._needs = policy.needs
         needs = self._needs
+        # Whether a piece in which no cue begins concerns nobody.
         self._plain = not (needs.start or needs.thoughts or needs.interval or needs.boundaries)
         self._stopper: Stopper = Never()
         try:
@@ -336,8 +339,10 @@ class Session:
         """
         state = self.state
         if (
-            self._quiet
-            and state is State.THINKING
+            state is _THINKING
+            and self._plain
+            and not self._held
+            and self._began is not None
             and not answering
             and ending is None
             and thought
@@ -433,11 +438,6 @@ class Session:
             self._go(Input.THINK)
         self.ledger.marker += self.ledger.answer + opening
         self.ledger.answer = 0
-
-    @property
-    def _quiet(self) -> bool:
-        """Whether a piece in which no cue begins concerns nobody."""
-        return self._plain and not self._held and self._began is not None
 
     def _think(
         self,

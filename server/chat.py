@@ -52,6 +52,8 @@ class Chat(OpenAI):
         self._hide_reasoning = not request.include_reasoning
         self._asked = _asked_logprobs(request.fields)
         self._spell = speller(spelling)
+        told_whole = wanted.logprobs or self._hide_reasoning or self._spell is not None
+        self._only_ids = self._hide_ids and not told_whole
 
     def _with_logprobs(self, number: int) -> Fields:
         number = max(number, self._asked or 0)
@@ -79,6 +81,14 @@ class Chat(OpenAI):
 
     def shown(self, event: bytes, chunk: Chunk) -> bytes | None:
         choice = chunk.choices[0] if chunk.choices else None
+        if (
+            self._only_ids
+            and choice is not None
+            and choice.delta.reasoning
+            and choice.token_ids
+            and chunk.prompt_token_ids is None
+        ):
+            return hide_ids(event)  # nearly always
         if self._wanted.logprobs and choice is not None and given(choice.logprobs):
             event = with_logprobs(event, choice, self._asked)
         if self._hide_ids:

@@ -36,7 +36,8 @@ class Outbox:
         self._explicit = explicit
         self._pending: deque[tuple[int, bytes, Chunk | None]] = deque()
         self._outgoing: list[bytes] = []
-        self._sending = asyncio.Lock()
+        self._sending = False
+        self._sent: asyncio.Future[None] | None = None  # for who waits until it is
 
     def put(self, number: int, event: bytes, chunk: Chunk | None) -> None:
         """``chunk``: what the event says; None where it is passed on as it is."""
@@ -55,16 +56,27 @@ class Outbox:
 
     async def flush(self) -> None:
         """Send what is released, in order; who comes while another sends waits for the rest."""
-        self.release()
-        if not self._outgoing:
+        if self._pending:
+            self.release()
+        outgoing = self._outgoing
+        if not outgoing:
             return
-        async with self._sending:
-            while count := len(self._outgoing):
+        while self._sending:
+            self._sent = self._sent or asyncio.get_running_loop().create_future()
+            await asyncio.wait((self._sent,))
+        self._sending = True  # a lock would cost more than all else here
+        try:
+            while count := len(outgoing):
                 if not self._times.first_write:
                     self._times.first_write = time.perf_counter()
-                await self._sink.write(self._outgoing[:count])
+                await self._sink.write(outgoing[:count])
                 # Only now: a write that was cancelled while it waited has written nothing.
-                del self._outgoing[:count]
+                del outgoing[:count]
+        finally:
+            self._sending = False
+            if self._sent is not None:
+                self._sent.set_result(None)
+                self._sent = None
 
     def release(self) -> None:
         released, pending = self._session.released, self._pending
@@ -73,25 +85,29 @@ class Outbox:
             self._send(event, chunk)
 
     def _send(self, event: bytes, chunk: Chunk | None) -> None:
-        shown = event if chunk is None else self._shown(event, chunk)
-        if shown is not None:
-            self._outgoing.append(shown)
-
-    def _shown(self, event: bytes, chunk: Chunk) -> bytes | None:
-        """The event as the client is to get it; None where it gets none."""
+        """Make it what the client is to get, if anything."""
+        if chunk is None:
+            self._outgoing.append(event)
+            return
         if self.merged and chunk.usage is not None:
             event = event_of(with_usage(data_of(event) or b"{}", self._session.ledger))
         shown = self._surface.shown(event, chunk)
-        if shown is None or not self.telling:
-            return shown
+        if shown is None:
+            return
         choice = chunk.choices[0] if chunk.choices else None
-        if self._surface.is_last(chunk, choice):
-            return event_of(with_key(data_of(shown) or b"{}", "adjourn", note_of(self._session)))
-        return shown
+        ends = choice is None or choice.finish_reason is not None
+        if ends and self.telling and self._surface.is_last(chunk, choice):
+            note = note_of(self._session)
+            shown = event_of(with_key(data_of(shown) or b"{}", "adjourn", note))
+        self._outgoing.append(shown)
 
     @property
     def telling(self) -> bool:
         """Whether the client is told what was done."""
         session = self._session
-        acted = session.trigger is not None or session.rescued is not None or session.extended > 0
-        return self._explicit or acted
+        return (
+            self._explicit
+            or session.trigger is not None
+            or session.rescued is not None
+            or session.extended > 0
+        )

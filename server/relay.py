@@ -197,10 +197,8 @@ class Relay:
 
     def _take(self, event: bytes, at: float) -> None:
         """One event of the main stream: show it to the session, queue it for the client."""
-        data = data_of(event)
-        chunk = None if data is None or data == _DONE else self._decode(data)
-        if data is None or chunk is None:
-            self._done = self._done or data == _DONE
+        chunk = self._read(event)
+        if chunk is None:
             self._outbox.put(self._pieces, event, None)
             return
         if self._pieces == 0:
@@ -231,6 +229,20 @@ class Relay:
             task = asyncio.ensure_future(self._carry_out(command))
             self._beside.add(task)
             task.add_done_callback(self._beside.discard)
+
+    def _read(self, event: bytes) -> Chunk | None:
+        """The chunk that an event holds; None where it holds none, or one that can't be read."""
+        if event.startswith(b"data: {"):
+            # One line of JSON, nearly always; white space may follow it, and nothing else.
+            try:
+                return self._surface.decode(event[6:])
+            except msgspec.MsgspecError:
+                pass  # by the letter, then
+        data = data_of(event)
+        if data is None or data == _DONE:
+            self._done = self._done or data == _DONE
+            return None
+        return self._decode(data)
 
     def _decode(self, data: bytes) -> Chunk | None:
         try:
@@ -379,8 +391,7 @@ class Relay:
         """Whether another answer took this one's place."""
         session = self.session
         for event in events:
-            data = data_of(event)
-            chunk = None if data is None or data == _DONE else self._decode(data)
+            chunk = self._read(event)
             answer.held.append((event, chunk))
             watched = answer.watched and (session.stopped or session.rescued is not None)
             latest = 0
@@ -402,7 +413,6 @@ class Relay:
 
     def _take_answer(self, answer: Answer, event: bytes, chunk: Chunk | None) -> None:
         if chunk is None:
-            self._done = self._done or data_of(event) == _DONE
             self._outbox.put(0, event, None)
             return
         self._finished = self._finished or given(chunk.error)

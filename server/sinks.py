@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Mapping, Sequence
 from typing import Any, Protocol
 
 import httpx
@@ -35,7 +35,7 @@ class Sink(Protocol):
     async def hand_through(self, response: httpx.Response) -> None:
         """The engine refused: its status, headers and body, unmodified."""
 
-    async def write(self, events: list[bytes]) -> None: ...
+    def write(self, events: list[bytes]) -> Awaitable[None]: ...
 
     async def end(self, note: dict[str, Any] | None) -> None: ...
 
@@ -70,13 +70,15 @@ class StreamSink:
         self.began = True
         await _hand_through(self._send, response, self._extra)
 
-    async def write(self, events: list[bytes]) -> None:
-        if not self.began:
-            self.began = True
-            await self._send(
-                {"type": "http.response.start", "status": 200, "headers": self._headers}
-            )
+    def write(self, events: list[bytes]) -> Awaitable[None]:
         body = events[0] if len(events) == 1 else b"".join(events)
+        if not self.began:
+            return self._begin(body)
+        return self._send({"type": "http.response.body", "body": body, "more_body": True})
+
+    async def _begin(self, body: bytes) -> None:
+        self.began = True
+        await self._send({"type": "http.response.start", "status": 200, "headers": self._headers})
         await self._send({"type": "http.response.body", "body": body, "more_body": True})
 
     async def end(self, note: dict[str, Any] | None) -> None:

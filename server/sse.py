@@ -21,7 +21,8 @@ class EventSplitter:
         self._rest = b""
 
     def feed(self, data: bytes) -> list[bytes]:
-        if not self._rest and data.find(b"\n\n") == len(data) - 2 >= 0 and b"\r" not in data:
+        whole = data.endswith(b"\n\n") and not self._rest
+        if whole and data.count(b"\n") == 2 and b"\r" not in data:
             return [data]  # one event a read: nearly always
         text = self._rest + data
         if b"\r" not in text:

@@ -83,7 +83,8 @@ class Surface(Protocol):
         client sees such things."""
 
     def is_last(self, chunk: Chunk, choice: Choice | None) -> bool:
-        """Whether the chunk is the one that the note stands on."""
+        """Whether the chunk is the one that the note stands on: one that ends a choice, or that
+        has none."""
 
 
 class OpenAI:

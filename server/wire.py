@@ -41,10 +41,10 @@ _EMPTY = (b"", b"null", b"[]")
 
 def given(value: msgspec.Raw) -> bool:
     """Whether a value that is not decoded holds anything."""
-    return bytes(value) not in _EMPTY
+    return value is not _ABSENT and bytes(value) not in _EMPTY
 
 
-class Delta(msgspec.Struct):
+class Delta(msgspec.Struct, gc=False):
     role: str | None = None
     content: str | None = None
     reasoning: str | None = None
@@ -56,7 +56,7 @@ class Delta(msgspec.Struct):
         return self.reasoning or self.reasoning_content or ""
 
 
-class Choice(msgspec.Struct):
+class Choice(msgspec.Struct, gc=False):
     index: int = 0
     delta: Delta = msgspec.field(default_factory=Delta)
     finish_reason: str | None = None
@@ -64,7 +64,7 @@ class Choice(msgspec.Struct):
     token_ids: list[int] | None = None
 
 
-class Chunk(msgspec.Struct):
+class Chunk(msgspec.Struct, gc=False):
     id: str = ""
     created: int = 0
     choices: list[Choice] = []
@@ -129,8 +129,8 @@ def event_of(data: bytes) -> bytes:
 def is_padding(event: bytes, choice: Choice) -> bool:
     """A chunk that the engine sends only because token ids were asked for: it holds no more."""
     return (
-        choice.finish_reason is None
-        and choice.delta.reasoning is None
+        choice.delta.reasoning is None
+        and choice.finish_reason is None
         and not given(choice.logprobs)
         and b'"delta":{}' in event
     )
@@ -142,7 +142,7 @@ def hide_ids(event: bytes, key: bytes = b'"token_ids":[') -> bytes:
     if begin < 0:
         return event
     begin += len(key) - 1
-    return b"%b%b%b" % (event[:begin], b"null", event[event.index(b"]", begin) + 1 :])
+    return event[:begin] + b"null" + event[event.index(b"]", begin) + 1 :]
 
 
 def spoken(chunk: Chunk, model: str, text: str, token_ids: Sequence[int] | None) -> bytes:
