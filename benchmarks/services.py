@@ -127,12 +127,14 @@ def engine(
 
 
 @contextlib.contextmanager
-def gateway(upstream: str, port: int, *options: str) -> Iterator[str]:
+def gateway(
+    upstream: str, port: int, *options: str, env: dict[str, str] | None = None
+) -> Iterator[str]:
     """The gateway before ``upstream``; gives its base URL once it has examined the engine."""
     command = [
         str(ROOT / ".venv" / "bin" / "adjourn"), "serve", "--upstream", upstream,
         "--port", str(port), *options,
     ]  # fmt: skip
     url = f"http://127.0.0.1:{port}"
-    with running(command, f"{url}/ready", within=60.0):
+    with running(command, f"{url}/ready", within=60.0, env=env):
         yield url

@@ -48,14 +48,16 @@ class Deer:
             raise ValueError("threshold must lie between 0 and 1")
         if self.gate is not None and not 0 <= self.gate <= 1:
             raise ValueError("gate must lie in [0, 1]")
-        if self.max_tokens < 1 or self.gap < 0 or self.max_gap < 0:
-            raise ValueError("max_tokens must be at least 1, gap and max_gap 0")
-        if not 1 <= self.backoff <= 1000:
-            raise ValueError("backoff must lie in [1, 1000]")
+        if self.max_tokens < 1:
+            raise ValueError("max_tokens must be at least 1")
+        self.pause()
 
     @property
     def needs(self) -> Needs:
         return Needs(cues=True, probes=True, inducers=frozenset({"answer"}))
+
+    def pause(self) -> Pause:
+        return Pause(self.gap, self.backoff, self.max_gap)
 
     def start(self) -> DeerStopper:
         return DeerStopper(self)
@@ -68,7 +70,7 @@ class DeerStopper:
         self._policy = policy
         gate = policy.threshold**policy.max_tokens if policy.gate is None else policy.gate
         self._gate = gate if policy.max_tokens > 1 else 0.0
-        self._pause = Pause(policy.gap, policy.backoff, policy.max_gap)
+        self._pause = policy.pause()
 
     def observe(self, event: Event) -> Command | None:
         match event:

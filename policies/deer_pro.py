@@ -48,14 +48,16 @@ class DeerPro:
             raise ValueError(f"inducers must lie in [1, {len(INDUCERS)}]")
         if not self.alpha >= 0:
             raise ValueError("alpha must be at least 0")
-        if self.max_tokens < 1 or self.gap < 0 or self.max_gap < 0:
-            raise ValueError("max_tokens must be at least 1, gap and max_gap 0")
-        if not 1 <= self.backoff <= 1000:
-            raise ValueError("backoff must lie in [1, 1000]")
+        if self.max_tokens < 1:
+            raise ValueError("max_tokens must be at least 1")
+        self.pause()
 
     @property
     def needs(self) -> Needs:
         return Needs(cues=True, probes=True, inducers=frozenset(INDUCERS[: self.inducers]))
+
+    def pause(self) -> Pause:
+        return Pause(self.gap, self.backoff, self.max_gap)
 
     def start(self) -> DeerProStopper:
         return DeerProStopper(self)
@@ -67,7 +69,7 @@ class DeerProStopper:
     def __init__(self, policy: DeerPro) -> None:
         self._policy = policy
         self._drawn: list[float] = []  # confidences at the cue that is looked at
-        self._pause = Pause(policy.gap, policy.backoff, policy.max_gap)
+        self._pause = policy.pause()
 
     def observe(self, event: Event) -> Command | None:
         match event:

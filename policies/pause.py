@@ -6,14 +6,21 @@ __all__ = ["Pause"]
 
 
 class Pause:
-    """After the n-th no, min(``gap`` · ``backoff``ⁿ⁻¹, ``longest``) tokens are passed over."""
+    """After the n-th no, min(``gap`` · ``backoff``ⁿ⁻¹, ``max_gap``) tokens are passed over.
 
-    __slots__ = ("_backoff", "_gap", "_longest", "_until")
+    Raises ValueError for options that make no sense, with their names.
+    """
 
-    def __init__(self, gap: int, backoff: float, longest: int) -> None:
-        self._gap = float(min(gap, longest))
+    __slots__ = ("_backoff", "_gap", "_max_gap", "_until")
+
+    def __init__(self, gap: int, backoff: float, max_gap: int) -> None:
+        if gap < 0 or max_gap < 0:
+            raise ValueError("gap and max_gap must be at least 0")
+        if not 1 <= backoff <= 1000:
+            raise ValueError("backoff must lie in [1, 1000]")
+        self._gap = float(min(gap, max_gap))
         self._backoff = backoff
-        self._longest = longest
+        self._max_gap = max_gap
         self._until = 0
 
     def over(self, position: int) -> bool:
@@ -22,4 +29,4 @@ class Pause:
     def begin(self, position: int) -> None:
         """A probe at ``position`` said no."""
         self._until = position + round(self._gap)
-        self._gap = min(self._gap * self._backoff, self._longest)
+        self._gap = min(self._gap * self._backoff, self._max_gap)
