@@ -1,4 +1,4 @@
-"""``adjourn record`` and ``adjourn replay``: what the laboratory adds to the command line."""
+"""``adjourn record``, ``replay`` and ``learn``: what the laboratory adds to the command line."""
 
 from __future__ import annotations
 
@@ -15,7 +15,10 @@ if TYPE_CHECKING:
     from benchmarks.lab.engine import Engine
     from benchmarks.lab.plan import Plan, Prompt
 
-__all__ = ["record", "replay"]
+__all__ = ["learn", "record", "replay"]
+
+_TOLD = 5
+"""Failed traces that are named; the others likely failed for the same reason."""
 
 
 def record(
@@ -79,8 +82,10 @@ def record(
             failures = asyncio.run(run())
         except (BadTraces, *TROUBLE) as error:
             _fail(f"{upstream}: {error or type(error).__name__}")
-    for line in failures:
+    for line in failures[:_TOLD]:
         typer.echo(f"adjourn: {line}", err=True)
+    if len(failures) > _TOLD:
+        typer.echo(f"adjourn: … and {len(failures) - _TOLD} more", err=True)
     if failures:
         _fail(f"{len(failures)} traces are missing: call it again to take them")
 
@@ -117,6 +122,29 @@ def replay(
                 workers=workers,
             )
         except (BadTraces, BadPolicy) as error:
+            _fail(str(error))
+
+
+def learn(
+    traces: Annotated[
+        Path, typer.Argument(help="What `adjourn record` wrote, with --for learned.")
+    ],
+    out: Annotated[Path, typer.Option(help="Where the weights are written.")] = Path(
+        "learned.json"
+    ),
+    tolerance: Annotated[
+        float, typer.Option(min=0, help="Points of accuracy that may be lost, for the threshold.")
+    ] = 1.0,
+) -> None:
+    """Learn the policy `learned` from recorded traces, and try it on prompts it has not seen."""
+    with _laboratory():
+        from benchmarks.lab.learn import learn as run
+        from benchmarks.lab.traces import BadTraces
+        from policies.learned import Learned
+
+        try:
+            run(traces, Learned(), out, tolerance / 100)
+        except BadTraces as error:
             _fail(str(error))
 
 

@@ -77,6 +77,15 @@ def test_deer_pro() -> None:
     assert not played("deer-pro(inducers=2)", [" a", " b", " Wait", ",", " c"], *doubtful).stopped
 
 
+def test_learned() -> None:
+    """The second answer that says the same, where that is what counts."""
+    texts = [*[" a"] * 30, " Wait", *[" b"] * 30, " Wait", *[" c"] * 9]
+    policy = "learned(threshold=0.9, bias=-3, confidence=0, agreement=6)"
+    outcome = played(policy, texts, drawn(30, certainty=0.6), drawn(61, certainty=0.6))
+    assert (outcome.stopped, outcome.position, outcome.reason) == (True, 61, "learned")
+    assert not played(policy, texts, drawn(30, "8", 0.99), drawn(61, certainty=0.99)).stopped
+
+
 def test_redundancy() -> None:
     """A step that says again what was said, and the trial answer behind it."""
     step = [" one", " two", " three", " four"] * 30

@@ -1,0 +1,77 @@
+"""``adjourn learn`` finds what makes a trial answer the final one, and says so of other prompts."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from benchmarks.lab.learn import fit, looks
+from benchmarks.lab.tape import Tapes
+from benchmarks.lab.traces import Trace
+from policies.learned import Learned
+from policies.registry import build
+from server.cli import add_commands, app
+from tests.lab.made import drawn, file, trace
+
+TEXTS = [*[" a"] * 30, " Wait", *[" b"] * 30, " Wait", *[" c"] * 30, " Wait", *[" d"] * 9]
+CUES = (30, 61, 92)
+
+
+def made(number: int) -> list[Trace]:
+    """Traces in which confidence says nothing, and the second of two equal answers is final."""
+    rng, traces = random.Random(number), []
+    for index in range(number):
+        said = ["5", "5", "7"] if index % 3 == 0 else ["5", "7", "7"]
+        draws = [
+            drawn(at, answer, rng.choice([0.6, 0.9])) for at, answer in zip(CUES, said, strict=True)
+        ]
+        traces.append(trace(TEXTS, draws, prompt=f"p{index}", answer="\\boxed{7}"))
+    return traces
+
+
+@pytest.fixture
+def recorded(tmp_path: Path) -> Path:
+    return file(tmp_path / "traces.jsonl", made(60))
+
+
+def test_it_sees_what_the_policy_would_see(recorded: Path) -> None:
+    """Every place, and whether its answer is the trace's own in the end."""
+    looked = list(looks(Learned(gap=0), Tapes(recorded)))
+    assert len(looked) == 60 * len(CUES)
+    assert [one.final for one in looked[:6]] == [False, False, True, False, True, True]
+    assert [one.look.agreement for one in looked[:3]] == [0.0, 1.0, 0.0]
+
+
+def test_it_learns_what_matters(recorded: Path) -> None:
+    """Here a change of the answer makes it final, and confidence means little."""
+    learned = fit(Learned(gap=0), list(looks(Learned(gap=0), Tapes(recorded))))
+    assert learned.changes > 1
+    assert abs(learned.confidence) < 0.5
+
+
+def test_the_command(recorded: Path, tmp_path: Path) -> None:
+    """What it writes is a request's own field, and it says how good that is on other prompts."""
+    add_commands()
+    out = tmp_path / "learned.json"
+    done = CliRunner().invoke(app, ["learn", str(recorded), "--out", str(out), "--tolerance", "5"])
+    assert done.exit_code == 0, done.output
+    document = json.loads(out.read_text())
+    options = dict(document["adjourn"])
+    assert isinstance(build(options.pop("policy"), options), Learned)
+    assert document["learned_from"] == {"model": "made", "traces": 60, "prompts": 60}
+    assert document["out_of_sample"]["auroc"] > 0.9
+    assert document["out_of_sample"]["auroc"] > document["out_of_sample"]["auroc_of_confidence"]
+    assert "learned(threshold=" in done.output
+
+
+def test_too_little_to_learn_from(tmp_path: Path) -> None:
+    few = file(tmp_path / "few.jsonl", made(5))
+    add_commands()
+    done = CliRunner().invoke(app, ["learn", str(few), "--out", str(tmp_path / "o.json")])
+    assert done.exit_code == 2
+    assert "too few" in done.output
+    assert not (tmp_path / "o.json").exists()
