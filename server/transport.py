@@ -232,9 +232,10 @@ class _Exchange(httpx.AsyncByteStream):
         return data
 
     async def aclose(self) -> None:
-        """Ends the engine's work, where it is not over."""
+        """Ends the engine's work, where it is not over, and who waits for more of it."""
         if (connection := self._detached()) is not None:
             connection.abort()
+        self._wake()
 
     # -- what the connection brings ------------------------------------------------------------
 

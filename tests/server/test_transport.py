@@ -342,6 +342,23 @@ def test_who_leaves_ends_the_work(when: str) -> None:
     asyncio.run(run())
 
 
+def test_who_waits_for_more_is_told_that_it_was_closed() -> None:
+    async def run() -> list[bytes]:
+        got: list[bytes] = []
+        async with (
+            served(Server([framed([b"a"], "chunked")[:-5]], OK)) as url,
+            transport() as client,
+        ):
+            response = await client.handle_async_request(request(url))
+            reading = asyncio.ensure_future(drain(response, got))
+            await asyncio.sleep(0.05)
+            await response.aclose()
+            await asyncio.wait_for(reading, 2)
+        return got
+
+    assert asyncio.run(run()) == [b"a"]
+
+
 def test_a_slow_reader_holds_the_engine_up() -> None:
     """What waits here is bounded; once it is read, the rest comes, and nothing is lost."""
 
