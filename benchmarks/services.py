@@ -27,6 +27,8 @@ ENGINE_ARGUMENTS = (
     "--max-model-len=4096",
     "--reasoning-parser=qwen3",
     "--enable-prompt-tokens-details",
+    "--enable-auto-tool-choice",
+    "--tool-call-parser=hermes",
     "--disable-uvicorn-access-log",
     # A model this small leaves nothing for a worker process to do but to spin, and on two cores
     # that starves the API server: it delivers a second's tokens in one lump.

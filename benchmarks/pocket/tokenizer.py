@@ -54,6 +54,7 @@ TEMPLATE = """\
     {#- Reasoning of earlier turns is dropped; that after the last question is kept. -#}
     {%- if loop.index0 > turn.last_query and (thought or loop.last) -%}
       {{- '<think>\\n' + thought.strip('\\n') + '\\n</think>\\n\\n' -}}
+      {%- set said = said.lstrip('\\n') -%}
     {%- endif -%}
     {{- said -}}
     {%- for call in message.tool_calls or [] -%}

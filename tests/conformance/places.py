@@ -17,13 +17,11 @@ DIRECT = ("direct", "direct again")
 GATEWAYS = {"off": "off", "never": "never", "fires": "budget(max=40)"}
 FIRES = GATEWAYS["fires"]
 MODELS = {"vllm": "pocket", "standin": "standin"}
-# Without these vLLM refuses tools, and lets a small model write blanks for ever inside a grammar.
 _ENGINE = (
     *ENGINE_ARGUMENTS,
-    "--enable-auto-tool-choice",
-    "--tool-call-parser=hermes",
     # Some clients send no temperature.
     '--override-generation-config={"temperature": 0}',
+    # Or a small model writes blanks for ever inside a grammar.
     '--structured-outputs-config={"backend": "xgrammar", "disable_any_whitespace": true}',
 )
 

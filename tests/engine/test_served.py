@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,8 @@ from typing import Any
 import httpx
 import pytest
 
-from benchmarks.services import ROOT, engine, free_port, gateway
+from benchmarks.services import free_port, gateway
+from tests.engine.host import hosted
 from tests.engine.tiny import ANSWERED, CIRCLE, SERVED
 from tests.exchange import CHAT, events
 
@@ -27,19 +27,8 @@ def served(
     """A family and the gateway before its model."""
     name = request.param
     folder: Path = tmp_path_factory.mktemp(name)
-    python = ROOT / ".engine" / "bin" / "python"
-    command = [str(python), "-m", "tests.engine.tiny", name, str(folder)]
-    subprocess.run(command, cwd=ROOT, check=True, capture_output=True, timeout=300)
-    arguments = (
-        f"--served-model-name={name}-tiny",
-        "--max-model-len=1024",
-        "--dtype=float32",
-        "--enforce-eager",
-        "--block-size=32",
-        f"--reasoning-parser={SERVED[name].parser}",
-    )
     with (
-        engine(free_port(), model=folder, arguments=arguments) as url,
+        hosted(name, folder) as url,
         gateway(url, free_port(), "--policy", BUDGET, "--hold-out", "0") as ours,
     ):
         yield name, ours

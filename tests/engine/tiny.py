@@ -3,9 +3,9 @@
     .engine/bin/python -m tests.engine.tiny FAMILY FOLDER
 
 It knows nothing but which token follows which: its embeddings are unit vectors, its head holds the
-rules, its one layer of attention only tells whether a token was seen at all. It writes what its
-family writes before a trace, thinks in circles for ever and, once the trace is closed behind its
-back, answers.
+rules, its one layer of attention only tells what share of the tokens seen are which. It writes what
+its family writes before a trace, thinks in circles for ever and, once the trace is closed behind
+its back, answers. ``calls`` answers with two tool calls, and ``escapes`` thinks once more first.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 from policies.dialect import builtin
 from tests.engine.families import Coder, Family
 
-__all__ = ["ANSWERED", "CIRCLE", "SERVED"]
+__all__ = ["ANSWERED", "CALLED", "CIRCLE", "SERVED", "STRAYING"]
 
 CIRCLE = ("Add", " one", " and", " one more", ",")
 ANSWERED = ("It", " is", " two", "!")
@@ -35,6 +35,26 @@ SERVED = {
 }
 """How the served families begin."""
 
+_QWEN3 = Family(
+    "qwen3",
+    ("<think>", "</think>", "<tool_call>", "</tool_call>", "<|im_start|>", "<|im_end|>"),
+    "<|im_start|>assistant\n",
+    "",
+    "<think>\n",
+)
+STRAYING = dict.fromkeys(("calls", "escapes"), _QWEN3)
+"""Models of one family that do more than answer."""
+CALLED = tuple(f'{{"name": "add", "arguments": {{"to": {n}}}}}' for n in (1, 2))
+# A turn as Qwen3's template writes it, for who kept its reasoning.
+_TURN = (
+    "{% if message.role == 'assistant' %}"
+    "{{ '<|im_start|>assistant\n<think>\n' + message.reasoning.strip('\n') + '\n</think>\n\n' }}"
+    "{% endif %}{{ message.content or '' }}"
+    '{% for call in message.tool_calls or [] %}{{ \'<tool_call>{"name": "\' }}'
+    '{{ call.function.name + \'", "arguments": \' + (call.function.arguments | tojson) }}'
+    "{{ '}</tool_call>' }}{% endfor %}"
+    "{% if message.role == 'assistant' %}{{ '<|eos|>' }}{% endif %}"
+)
 _SIZE = 64
 
 
@@ -55,10 +75,14 @@ class Rules:
 
     def never_behind(self, token: int, seen: int) -> None:
         """``token`` does not come once ``seen`` is anywhere before."""
-        self.head[token, self.place(seen)] -= 1e7
+        self.rarely_behind(token, seen, 80_000.0)
+
+    def rarely_behind(self, token: int, seen: int, weight: float) -> None:
+        """``token`` loses ``weight`` times the share that ``seen`` has of all tokens before."""
+        self.head[token, self.place(seen)] -= weight * 125  # what is left of a share behind a layer
 
 
-def _learn(family: Family, closing: str, coder: Any, vocabulary: int, end: int) -> Rules:
+def _learn(name: str, family: Family, closing: str, coder: Any, vocabulary: int, end: int) -> Rules:
     rules = Rules(vocabulary)
     prompt, closed = coder.ids(family.prompt), coder.ids(closing)
     written = coder.ids(family.written)
@@ -68,14 +92,37 @@ def _learn(family: Family, closing: str, coder: Any, vocabulary: int, end: int) 
         rules.follow(token, following, 100.0 - step)
     for token, following in pairwise([*circle, circle[0]]):
         rules.follow(token, following, 100.0)
-    for token, following in pairwise([closed[-1], *answer, end]):
-        rules.follow(token, following, 50.0)
+    if name == "calls":
+        _call(rules, coder, closed[-1], circle[-1], end)
+    else:
+        for token, following in pairwise([closed[-1], *answer, end]):
+            rules.follow(token, following, 90.0)
     # A marker is written once, and there are no thoughts behind the closing sequence.
-    if written:
+    if name == "escapes":
+        # Or twice: one in some 30 tokens is too few to keep it from a second.
+        rules.rarely_behind(written[0], written[0], 280.0)
+    elif written:
         rules.never_behind(written[0], written[0])
     only = next(token for token in closed if token not in (*prompt, *written))
     rules.never_behind(circle[0], only)
     return rules
+
+
+def _call(rules: Rules, coder: Any, closed: int, thought: int, end: int) -> None:
+    """Two calls behind ``closed``, and behind ``thought`` too where its logit is raised by some
+    50."""
+    begin, over = (coder.ids(marker)[0] for marker in ("<tool_call>", "</tool_call>"))
+    first, second = (coder.ids(call)[0] for call in CALLED)
+    rules.follow(closed, begin, 90.0)
+    rules.follow(thought, begin, 95.0)
+    rules.follow(begin, first, 200.0)
+    rules.follow(begin, second, 190.0)
+    rules.never_behind(first, first)
+    for call in (first, second):
+        rules.follow(call, over, 200.0)
+    rules.follow(over, begin, 100.0)
+    rules.never_behind(begin, second)
+    rules.follow(over, end, 90.0)
 
 
 def build(name: str, folder: Path) -> None:
@@ -83,11 +130,12 @@ def build(name: str, folder: Path) -> None:
     from safetensors.torch import save_file
     from transformers import LlamaConfig
 
-    family = SERVED[name]
-    words = tuple(dict.fromkeys((*family.tokens, *CIRCLE, *ANSWERED, "<|eos|>")))
+    family = {**SERVED, **STRAYING}[name]
+    words = tuple(dict.fromkeys((*family.tokens, *CIRCLE, *ANSWERED, *CALLED, "<|eos|>")))
     coder = Coder(Family(family.parser, words, family.prompt, family.end))
     end, vocabulary = coder.ids("<|eos|>")[0], len(coder.tokenizer)
-    rules = _learn(family, builtin()[name].closing, coder, vocabulary, end)
+    closing = builtin()[name if name in SERVED else family.parser].closing
+    rules = _learn(name, family, closing, coder, vocabulary, end)
     config = LlamaConfig(
         vocab_size=vocabulary, hidden_size=_SIZE, intermediate_size=_SIZE, num_hidden_layers=1,
         num_attention_heads=1, num_key_value_heads=1, head_dim=_SIZE, max_position_embeddings=2048,
@@ -113,9 +161,9 @@ def build(name: str, folder: Path) -> None:
     }
     coder.tokenizer.eos_token = "<|eos|>"
     coder.tokenizer.chat_template = (
-        "{% for message in messages %}{{ message.content }}{% endfor %}"
-        "{% if add_generation_prompt %}{{ " + repr(family.prompt) + " }}{% endif %}"
-    )
+        "{% for message in messages %}" + (_TURN if name in STRAYING else "{{ message.content }}")
+        + "{% endfor %}{% if add_generation_prompt %}{{ " + repr(family.prompt) + " }}{% endif %}"
+    )  # fmt: skip
     coder.tokenizer.save_pretrained(folder)
     config.save_pretrained(folder)
     save_file({key: value.clone() for key, value in weights.items()}, folder / "model.safetensors")
