@@ -1,6 +1,6 @@
 # What one does with this project, one line each. `make` alone lists it.
 .DEFAULT_GOAL := help
-.PHONY: help install engine demo serve test conformance check lock pocket bench
+.PHONY: help install engine llama demo serve test conformance check lock pocket bench
 
 help:  ## this list
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile | expand -t 14
@@ -10,6 +10,9 @@ install:  ## the gateway, into .venv
 
 engine:  ## vLLM for the CPU, into .engine
 	@scripts/engine
+
+llama:  ## llama.cpp's server for the CPU, into .llama
+	@scripts/llama
 
 .venv-dev:
 	@scripts/install dev
@@ -23,6 +26,7 @@ serve: .venv-dev engine  ## install all, then serve the pocket model until inter
 	@.venv/bin/python -m benchmarks.demo --serve
 
 test: .venv-dev engine  ## install all, then run every test
+	-@scripts/llama
 	@scripts/test
 
 conformance: .venv-dev engine  ## install all, then point other people's clients at it

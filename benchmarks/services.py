@@ -17,10 +17,21 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NoReturn
 
-__all__ = ["ENGINE_ARGUMENTS", "ROOT", "engine", "free_port", "gateway", "running"]
+__all__ = [
+    "ENGINE_ARGUMENTS",
+    "LLAMA",
+    "ROOT",
+    "engine",
+    "free_port",
+    "gateway",
+    "llama",
+    "running",
+]
 
 ROOT = Path(__file__).resolve().parent.parent
 MODEL = ROOT / "benchmarks" / "pocket" / "model"
+LLAMA = ROOT / ".llama" / "bin" / "llama-server-vulkan"
+"""llama.cpp's server, once `make llama` has brought it."""
 ENGINE_ARGUMENTS = (
     "--served-model-name=pocket",
     "--block-size=32",
@@ -125,6 +136,21 @@ def engine(
     ]  # fmt: skip
     url = f"http://127.0.0.1:{port}"
     with running(command, f"{url}/health", env=ENGINE_ENVIRONMENT):
+        yield url
+
+
+@contextlib.contextmanager
+def llama(port: int) -> Iterator[str]:
+    """llama.cpp's server on the CPU with the pocket model; gives its base URL."""
+    if not LLAMA.exists():
+        raise RuntimeError("no llama.cpp here: run `make llama` first")
+    command = [
+        str(LLAMA), "--model", str(ROOT / ".llama" / "pocket.gguf"), "--alias", "pocket", "--jinja",
+        "--host", "127.0.0.1", "--port", str(port), "--ctx-size", "16384", "--parallel", "4",
+        "--threads", "1", "--slots",
+    ]  # fmt: skip
+    url = f"http://127.0.0.1:{port}"
+    with running(command, f"{url}/health", within=60.0):
         yield url
 
 

@@ -25,6 +25,7 @@ never taken back from the client's screen; the engine's stream itself never paus
     reopening    refused    thinking    the engine would not: the model's own end comes after all
     closing      resumed    answering   the answer streams from the kept prefix
     closing      refused    thinking    the engine would not: the main stream goes on, unjudged
+    closing      told       thinking    the engine ends the trace itself, in the main stream
     any          end        done
 
 Everything that a policy does wrong ends in ``muted``: the stream goes on without it.
@@ -95,6 +96,7 @@ class Input(Enum):
     EXTEND = "extend"
     RESUMED = "resumed"
     REFUSED = "refused"
+    TOLD = "told"
     END = "end"
 
 
@@ -117,7 +119,11 @@ TABLE: dict[State, dict[Input, State]] = {
         Input.EXTEND: State.REOPENING,
         Input.ANSWER: State.ANSWERING,
     },
-    State.CLOSING: {Input.RESUMED: State.ANSWERING, Input.REFUSED: State.THINKING},
+    State.CLOSING: {
+        Input.RESUMED: State.ANSWERING,
+        Input.REFUSED: State.THINKING,
+        Input.TOLD: State.THINKING,
+    },
     State.REOPENING: {Input.RESUMED: State.THINKING, Input.REFUSED: State.THINKING},
     State.ANSWERING: {},
     State.DONE: {},
@@ -554,6 +560,8 @@ class Session:
 
     def _trace_ended(self, last: _Fed) -> None:
         self._pace(last.at)
+        if self.stopped:
+            return  # in place: the end is not the model's own
         if last.ending != "length":
             self._appraiser.ended(self.ledger.reasoning)
         if self.trigger is not None:
@@ -668,12 +676,24 @@ class Session:
         if self.state is State.CLOSING and drawing is None:
             assert self.trigger is not None
             self.trigger.action = "refused"
-        spent = self.ledger
-        self.ledger = replace(self._undone, probe=spent.probe, prefilled=spent.prefilled)
         self.mute(reason)
         self._go(Input.REFUSED)
         if drawing is not None:
             self._go(Input.ANSWER)
+        return self._go_back()
+
+    def closing_in_place(self) -> None:
+        """The engine closes the trace in the main stream: all that comes until then is thought,
+        and the client's."""
+        assert self.trigger is not None
+        self.trigger.action = "carried-out"
+        self._go(Input.TOLD)
+        self._go_back()
+
+    def _go_back(self) -> Cut | None:
+        """The main stream is the response, as if nothing had been decided."""
+        spent = self.ledger
+        self.ledger = replace(self._undone, probe=spent.probe, prefilled=spent.prefilled)
         overrun, self._overrun = self._overrun, []
         self._fed -= len(overrun)
         self._let_go()

@@ -83,7 +83,7 @@ def create_app(settings: Settings, transport: httpx.AsyncBaseTransport | None = 
         report = gateway.report
         state = {
             "ready": gateway.ready,
-            "engine": report.version if report else None,
+            "engine": report.engine if report else None,
             "models": {
                 m.id: m.marks.dialect.name if m.marks else None for m in gateway.models.values()
             },
@@ -145,7 +145,7 @@ def _answer(
     if policy is None and endpoint == CHAT and gateway.settings.reasoning_field != "upstream":
         policy = Never()  # no stop, but the client's reading of reasoning
     if policy is not None:
-        reason = asked.untouchable or gateway.refusal(policy, model, asked)
+        reason = asked.untouchable or gateway.refusal(policy, model, asked, endpoint)
         if reason is None and model is not None:
             name = "off" if asked.policy is None else policy.name
             extra.append((b"x-adjourn-policy", name.encode()))

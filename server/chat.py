@@ -34,9 +34,10 @@ _LIMITS = ("max_completion_tokens", "max_tokens")
 
 
 class Chat(OpenAI):
-    """``spelling``: how the client reads reasoning."""
+    """As vLLM speaks it. ``spelling``: how the client reads reasoning."""
 
     path = ENDPOINT
+    asking = dict.fromkeys(("return_token_ids", "include_reasoning"), Raw(b"true"))
 
     def __init__(
         self,
@@ -47,8 +48,7 @@ class Chat(OpenAI):
         apart: bool = False,
         spelling: Spelling = "upstream",
     ) -> None:
-        super().__init__(request, choice, wanted, apart, "include_reasoning")
-        self.decode = decode_chunk
+        super().__init__(request, choice, wanted, apart)
         self._hide_reasoning = not request.include_reasoning
         self._asked = _asked_logprobs(request.fields)
         self._spell = speller(spelling)
@@ -59,12 +59,17 @@ class Chat(OpenAI):
         number = max(number, self._asked or 0)
         return {"logprobs": Raw(b"true"), "top_logprobs": Raw(b"%d" % number)}
 
-    def _behind(self, prompt: Sequence[int], left: int | None) -> Fields:
-        fields = {"kv_transfer_params": Raw(msgspec.json.encode({"prompt_token_ids": prompt}))}
-        if left is not None:
-            names = [name for name in _LIMITS if name in self._fields] or _LIMITS[:1]
-            fields |= dict.fromkeys(names, Raw(b"%d" % left))
-        return fields
+    @staticmethod
+    def resuming(prompt: Sequence[int]) -> Fields:
+        return {"kv_transfer_params": Raw(msgspec.json.encode({"prompt_token_ids": prompt}))}
+
+    @property
+    def _limits(self) -> Sequence[str]:
+        return [name for name in _LIMITS if name in self._fields] or _LIMITS[:1]
+
+    @staticmethod
+    def decode(data: bytes) -> Chunk:
+        return decode_chunk(data)
 
     def answers(self, choice: Choice) -> bool:
         return bool(choice.delta.content) or given(choice.delta.tool_calls)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import msgspec
 from msgspec import Raw
@@ -55,6 +55,7 @@ class Completions(OpenAI):
     """
 
     path = ENDPOINT
+    asking: ClassVar[Fields] = {"return_token_ids": Raw(b"true")}
 
     def __init__(
         self,
@@ -77,13 +78,16 @@ class Completions(OpenAI):
     def _with_logprobs(self, number: int) -> Fields:
         return {"logprobs": Raw(b"%d" % max(number, self._asked or 0))}
 
-    def _behind(self, prompt: Sequence[int], left: int | None) -> Fields:
-        fields = {"prompt": Raw(msgspec.json.encode(prompt))}
-        if left is not None:
-            fields["max_tokens"] = Raw(b"%d" % left)
-        return fields
+    @staticmethod
+    def resuming(prompt: Sequence[int]) -> Fields:
+        return {"prompt": Raw(msgspec.json.encode(prompt))}
 
-    def decode(self, data: bytes) -> Chunk:
+    @property
+    def _limits(self) -> Sequence[str]:
+        return ("max_tokens",)
+
+    @staticmethod
+    def decode(data: bytes) -> Chunk:
         chunk = _decode(data)
         choices = [
             Choice(c.index, Delta(reasoning=c.text), c.finish_reason, c.logprobs, c.token_ids)

@@ -47,6 +47,9 @@ class Settings(BaseSettings):
     upstream_api_key: str | None = Field(
         None, repr=False, description="Sent to the engine where the client sends no key."
     )
+    engine: Literal["auto", "vllm", "sglang", "llamacpp"] = Field(
+        "auto", description="Of which kind the engine is; `auto` asks it."
+    )
     host: str = Field("127.0.0.1", description="Address to listen on.")
     port: int = Field(8000, ge=0, le=65535, description="Port to listen on.")
     policy: str = Field("deer", description="Default policy, e.g. `any_of(deer, loop)`, or `off`.")

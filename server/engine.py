@@ -1,8 +1,4 @@
-"""The engine behind the gateway: the calls that a request makes there.
-
-Three of them (the main stream, a probe, the answer behind a cut) are stock vLLM, with no flag of
-the operator's; the chat calls stream, whatever the client asked for.
-"""
+"""The engine behind the gateway, reached over HTTP. What is asked of it is its adapter's affair."""
 
 from __future__ import annotations
 
@@ -13,15 +9,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import httpx
-import msgspec
 
 from policies.dialect import Marks
-from policies.events import Probe
 from server.config import Settings
 from server.errors import UpstreamDown, UpstreamTimeout
 from server.transport import Transport
 
-__all__ = ["TRANSPORT_ERRORS", "BadReply", "Drawn", "Engine", "Model", "forwarded_headers"]
+__all__ = ["TRANSPORT_ERRORS", "BadReply", "Engine", "Model", "forwarded_headers"]
 
 log = logging.getLogger("adjourn.engine")
 
@@ -63,51 +57,6 @@ class Model:
     """An unstreamed reply's keys, with null for what a stream does not bring."""
     text_skeleton: Mapping[str, Any] = field(default_factory=dict)
     """The same of a raw completion."""
-
-
-@dataclass(frozen=True, slots=True)
-class Drawn:
-    """What a probe brought. ``prefilled``: prompt tokens that the cache did not hold. ``decoded``:
-    tokens that it took. ``top`` and ``ending`` as in a ProbeResult."""
-
-    text: str
-    tokens: tuple[str, ...]
-    logprobs: tuple[float, ...]
-    finished: bool
-    prefilled: int
-    decoded: int
-    top: tuple[tuple[float, ...], ...] = ()
-    ending: float | None = None
-
-
-class _Logprobs(msgspec.Struct):
-    tokens: list[str]
-    token_logprobs: list[float | None]
-    top_logprobs: list[dict[str, float] | None] = []
-
-
-class _Drawn(msgspec.Struct):
-    text: str
-    index: int = 0
-    logprobs: _Logprobs | None = None
-    finish_reason: str | None = None
-
-
-class _Details(msgspec.Struct):
-    cached_tokens: int | None = None
-
-
-class _Usage(msgspec.Struct):
-    prompt_tokens: int = 0
-    prompt_tokens_details: _Details | None = None
-
-
-class _Completion(msgspec.Struct):
-    choices: list[_Drawn]
-    usage: _Usage = msgspec.field(default_factory=_Usage)
-
-
-_decode_completion = msgspec.json.Decoder(_Completion).decode
 
 
 class Engine:
@@ -169,47 +118,6 @@ class Engine:
             raise BadReply(f"{path} answered {response.status_code}")
         return content
 
-    async def probe(
-        self,
-        model: str,
-        prompt: Sequence[int],
-        probe: Probe,
-        headers: Sequence[tuple[bytes, bytes]],
-        extra: Mapping[str, Any],
-        ending: Sequence[int] = (),
-    ) -> Drawn:
-        """Draw greedily from these ids. ``ending``: ids that are scored behind them, for a probe
-        that asks for it; each is a prompt more in the same request.
-
-        Raises BadReply where log-probabilities are missing.
-        """
-        fields = {
-            **extra,
-            "model": model,
-            "prompt": [[*prompt, *ending[:n]] for n in range(len(ending))] or prompt,
-            "max_tokens": probe.max_tokens,
-            "temperature": 0,
-            "logprobs": probe.top,
-        }
-        if ending:
-            fields["logprob_token_ids"] = list(ending)
-        if ending or (probe.top > 1 and probe.max_tokens == 1):
-            # By their text, tokens that look alike would be one; an answer is read from its text.
-            fields["return_tokens_as_token_ids"] = True
-        content = await self.post("/v1/completions", msgspec.json.encode(fields), headers)
-        return _read_drawn(content, ending)
-
-    async def tokenize(
-        self, model: str, text: str, headers: Sequence[tuple[bytes, bytes]]
-    ) -> list[int]:
-        """Ids of a fixed text, without the special tokens that a prompt begins with."""
-        body = msgspec.json.encode({"model": model, "prompt": text, "add_special_tokens": False})
-        content = await self.post("/tokenize", body, headers)
-        try:
-            return msgspec.json.decode(content, type=_Tokens).tokens
-        except msgspec.MsgspecError as error:
-            raise BadReply(f"/tokenize answered with something else: {error}") from None
-
     async def get(self, path: str, headers: Sequence[tuple[bytes, bytes]]) -> tuple[int, bytes]:
         """Status and content, within the connect timeout: it is asked whether it is there."""
         try:
@@ -221,51 +129,6 @@ class Engine:
                     await response.aclose()
         except (TimeoutError, *TRANSPORT_ERRORS) as error:
             raise UpstreamDown(f"the engine did not answer {path}") from error
-
-
-def _read_drawn(content: bytes, ending: Sequence[int]) -> Drawn:
-    try:
-        reply = _decode_completion(content)
-        choices = sorted(reply.choices, key=lambda choice: choice.index)
-        choice = choices[0]
-    except (msgspec.MsgspecError, IndexError) as error:
-        raise BadReply(f"a probe's reply could not be read: {error}") from None
-    drawn = choice.logprobs
-    if (
-        drawn is None
-        or None in drawn.token_logprobs
-        or len(drawn.tokens) != len(drawn.token_logprobs)
-    ):
-        raise BadReply("a probe's reply has no log-probabilities")
-    details = reply.usage.prompt_tokens_details
-    cached = (details.cached_tokens if details else None) or 0  # of one prompt, told once
-    return Drawn(
-        text=choice.text,
-        tokens=tuple(drawn.tokens),
-        logprobs=tuple(p for p in drawn.token_logprobs if p is not None),
-        finished=choice.finish_reason == "stop",
-        prefilled=reply.usage.prompt_tokens - cached * len(choices),
-        decoded=max(len(drawn.tokens), len(choices)),
-        top=tuple(tuple(sorted((t or {}).values(), reverse=True)) for t in drawn.top_logprobs),
-        ending=_scored(choices, ending) if ending else None,
-    )
-
-
-def _scored(choices: Sequence[_Drawn], ids: Sequence[int]) -> float:
-    """The log-probability of ``ids`` in a row: each is told by the choice whose prompt ends before
-    it. Raises BadReply."""
-    total = 0.0
-    try:
-        for choice, token in zip(choices, ids, strict=True):
-            assert choice.logprobs is not None
-            total += (choice.logprobs.top_logprobs[0] or {})[f"token_id:{token}"]
-    except (AssertionError, LookupError, ValueError):
-        raise BadReply("a probe's reply does not score the tokens it was asked about") from None
-    return total
-
-
-class _Tokens(msgspec.Struct):
-    tokens: list[int]
 
 
 def forwarded_headers(

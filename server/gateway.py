@@ -13,13 +13,17 @@ from policies.appraisal import Appraiser
 from policies.dialect import builtin, override
 from policies.policy import Policy
 from policies.registry import parse
+from server.adapters.adapter import Adapter
+from server.adapters.recognise import recognised
+from server.adapters.vllm import VLLM
+from server.chat import ENDPOINT as CHAT
 from server.choose import Asked
 from server.completions import stops_apart
 from server.config import Settings
 from server.engine import BadReply, Engine, Model
 from server.errors import GatewayError
 from server.metrics import Metrics
-from server.selftest import Report, examine, served
+from server.selftest import Report, authorization, examine, served
 
 __all__ = ["Gateway"]
 
@@ -39,6 +43,7 @@ class Gateway:
     ) -> None:
         self.settings = settings
         self.engine = Engine(settings, transport)
+        self.adapter: Adapter = VLLM(self.engine)  # until it was asked
         self.metrics = Metrics()
         self.default = None if settings.policy == "off" else parse(settings.policy)
         self.dialects = override(builtin(), settings.dialects)
@@ -66,16 +71,22 @@ class Gateway:
         return appraiser
 
     def refusal(
-        self, policy: Policy, model: Model | None, asked: Asked | None = None
+        self,
+        policy: Policy,
+        model: Model | None,
+        asked: Asked | None = None,
+        endpoint: str = CHAT,
     ) -> str | None:
         """Why this policy cannot judge this model here, or not this request of it, or None."""
         if self.report is None or model is None:
             return "unexamined-model"
         if model.marks is None:
             return "no-dialect"
-        if not self.report.can_cut:
+        if not (self.adapter.speaks(endpoint) and self.report.can_cut(endpoint)):
             return "engine-cannot-resume"
-        needs = policy.needs
+        needs, in_place = policy.needs, self.adapter.in_place
+        if in_place and (needs.extends or needs.bias):
+            return "engine-cannot-reopen"
         if needs.probes and not self.report.can_probe:
             return "engine-cannot-probe"
         if needs.ending and not self.report.can_score_endings:
@@ -84,7 +95,11 @@ class Gateway:
             return "engine-tells-no-logprobs"
         if needs.inducers - model.marks.inducers.keys():
             return "dialect-lacks-an-inducer"
-        if asked is not None and asked.stops and not stops_apart(asked.prompt, model.marks):
+        if (
+            asked is not None
+            and asked.stops
+            and (in_place or not stops_apart(asked.prompt, model.marks))
+        ):
             return "stop-strings"  # they are not the answer's alone, and text lags behind them
         return None
 
@@ -117,7 +132,10 @@ class Gateway:
             return
         # What an engine lacks it may only have lacked for a moment: ask a few times.
         self._again = _AGAIN if not known else self._again - 1
-        report = await examine(self.engine, self.dialects, self.settings.dialect)
+        self.adapter, version = await recognised(
+            self.engine, self.settings.engine, authorization(self.settings)
+        )
+        report = await examine(self.adapter, version, self.dialects, self.settings.dialect)
         changed, self.report = report != self.report, report
         if changed:
             self._say(report)
@@ -125,7 +143,7 @@ class Gateway:
     def _say(self, report: Report) -> None:
         for model in report.models.values():
             name = model.marks.dialect.name if model.marks else "none, so it is handed through"
-            log.info("engine %s, model %s, dialect %s", report.version, model.id, name)
+            log.info("engine %s, model %s, dialect %s", report.engine, model.id, name)
             if self.default is not None:
                 if why := self.refusal(self.default, model):
                     log.warning("policy %s is off for %s: %s", self.default.name, model.id, why)

@@ -14,10 +14,8 @@ from policies.ledger import Ledger
 from policies.policy import Policy
 from policies.session import Session
 from server.chat import ENDPOINT as CHAT
-from server.chat import Chat
 from server.choose import Asked
 from server.chorus import Chorus
-from server.completions import Completions
 from server.engine import Model
 from server.relay import Relay
 from server.responses import Abandonable
@@ -62,6 +60,7 @@ class Judged(Abandonable):
         assert model.marks is not None
         settings = gateway.settings
         self._gateway = gateway
+        self._adapter = gateway.adapter
         self._request = request
         self._model = model
         self._onward = headers
@@ -70,7 +69,8 @@ class Judged(Abandonable):
         self._appraiser = gateway.appraiser(model.id, policy)
         enforce = settings.mode == "enforce" and request.policy is not None
         chat = endpoint == CHAT
-        self._apart = request.stops and enforce
+        resumes = enforce and not self._adapter.in_place
+        self._apart = request.stops and resumes
         self._is_chat = chat
         self._skeleton = (
             spelt(model.skeleton, settings.reasoning_field) if chat else model.text_skeleton
@@ -85,7 +85,7 @@ class Judged(Abandonable):
                 hold_out=hold_out,
                 apart=self._apart,
                 # Who asks for so many tokens of raw text gets them and no more.
-                rescue=enforce and chat and settings.rescue_tokens > 0,
+                rescue=resumes and chat and settings.rescue_tokens > 0,
             )
             for _ in range(request.choices)
         ]
@@ -124,7 +124,7 @@ class Judged(Abandonable):
         return self._chat(choice) if self._is_chat else self._completions(choice)
 
     def _chat(self, choice: int) -> Surface:
-        return Chat(
+        return self._adapter.chat(
             self._request,
             choice,
             self._wanted(choice),
@@ -133,15 +133,14 @@ class Judged(Abandonable):
         )
 
     def _completions(self, choice: int) -> Surface:
-        assert self._model.marks is not None
-        wanted = self._wanted(choice)
-        return Completions(
-            self._request, choice, wanted, marks=self._model.marks, apart=self._apart
-        )
+        kind, marks = self._adapter.completions, self._model.marks
+        assert kind is not None
+        assert marks is not None
+        return kind(self._request, choice, self._wanted(choice), marks=marks, apart=self._apart)
 
     def _relay(self, choice: int, sink: Sink) -> Relay:
         relay = Relay(
-            self._gateway.engine,
+            self._adapter,
             self._surface(choice),
             self._onward,
             f"{self._request_id}-{choice}" if choice else self._request_id,

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 
 from policies.events import ProbeResult
 from policies.session import Ask, Order, Session
-from server.engine import BadReply, Drawn, Engine
+from server.adapters.adapter import Adapter, Drawn
+from server.engine import BadReply
 from server.errors import GatewayError
 from server.metrics import Metrics
 from server.surface import Fields
@@ -21,13 +22,13 @@ class Prober:
 
     def __init__(
         self,
-        engine: Engine,
+        adapter: Adapter,
         headers: Sequence[tuple[bytes, bytes]],
         sticky: Fields,
         metrics: Metrics,
         labels: tuple[str, str],
     ) -> None:
-        self._engine = engine
+        self._adapter = adapter
         self._headers = headers
         self._sticky = sticky
         self._metrics = metrics
@@ -65,8 +66,8 @@ class Prober:
             return "bad-reply"  # the dialect has none of this name
         prompt = [*session.prompt, *session.generated[: ask.kept], *ask.closing, *inducer]
         try:
-            async with asyncio.timeout(self._engine.settings.probe_timeout):
-                return await self._engine.probe(
+            async with asyncio.timeout(self._adapter.engine.settings.probe_timeout):
+                return await self._adapter.probe(
                     self._labels[0], prompt, ask.probe, self._headers, self._sticky, ask.ending
                 )
         except TimeoutError:

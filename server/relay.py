@@ -20,9 +20,10 @@ import msgspec
 
 from policies.session import Ask, Cut, Order, Reopen, Said, Session
 from server.account import note_of, with_usage
+from server.adapters.adapter import Adapter
 from server.answer import Answer
 from server.continuation import Continuation
-from server.engine import TRANSPORT_ERRORS, Engine
+from server.engine import TRANSPORT_ERRORS, BadReply
 from server.errors import GatewayError, broken_off
 from server.metrics import Metrics
 from server.outbox import Outbox
@@ -47,7 +48,7 @@ class Relay:
 
     def __init__(
         self,
-        engine: Engine,
+        adapter: Adapter,
         surface: Surface,
         headers: Headers,
         request_id: str,
@@ -61,7 +62,8 @@ class Relay:
         self.session = session
         self.times = Times(arrived)
         self.status = 200
-        self._engine = engine
+        self._adapter = adapter
+        self._engine = adapter.engine
         self._surface = surface
         self._headers = headers
         self._request_id = request_id
@@ -71,7 +73,7 @@ class Relay:
         self._first = Chunk()
         self._pieces = 0
         self._outbox = Outbox(session, surface, sink, self.times, explicit)
-        self._prober = Prober(engine, headers, surface.sticky, metrics, labels)
+        self._prober = Prober(adapter, headers, surface.sticky, metrics, labels)
         self._needs_logprobs = session.policy.needs.logprobs > 0
         self._main: Continuation | None = None
         self._reopened: Continuation | None = None  # takes the main stream's place
@@ -97,6 +99,8 @@ class Relay:
                 await self._sink.hand_through(response)
                 return
             self._sink.open(response)
+            if self._adapter.in_place:
+                await self._ask_prompt()
             await self._follow(self._main)
             await self._end()
         finally:
@@ -172,6 +176,16 @@ class Relay:
         if not self.times.sent:
             self.times.sent = time.perf_counter()
         return await self._engine.send("POST", self._surface.path, headers, body)
+
+    async def _ask_prompt(self) -> None:
+        """The prompt's ids, beside a stream that tells none; without them no policy can judge."""
+        try:
+            async with asyncio.timeout(self._engine.settings.probe_timeout):
+                prompt = await self._adapter.prompt(self._surface.fields, self._headers)
+        except (TimeoutError, GatewayError, BadReply):
+            self._fail_open("no-prompt-ids")
+        else:
+            self.session.opened(prompt)
 
     # -- the main stream -----------------------------------------------------------------------
 
@@ -273,7 +287,10 @@ class Relay:
         try:
             if isinstance(command, Reopen):
                 return await self._reopen(command)
-            await self._resume(command)
+            if self._adapter.in_place:
+                await self._end_trace()
+            else:
+                await self._resume(command)
             return None
         except _Refused as refused:
             self._fail_open(refused.reason)
@@ -290,6 +307,16 @@ class Relay:
         self._answer = answer
         self._give_up_main(session.released, cut.edge)
         self._say(cut.said, 0)
+        self.times.resumed = time.perf_counter()
+
+    async def _end_trace(self) -> None:
+        """Have the engine end the trace in the main stream, which goes on with the answer."""
+        try:
+            async with asyncio.timeout(self._engine.settings.resume_timeout):
+                await self._adapter.end_trace(self._first.id, self._labels[0], self._headers)
+        except (TimeoutError, GatewayError, BadReply):
+            raise _Refused("resume-failed") from None
+        self.session.closing_in_place()
         self.times.resumed = time.perf_counter()
 
     async def _reopen(self, reopen: Reopen) -> Order | None:

@@ -7,34 +7,43 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
+from msgspec import Raw
 
 from policies.dialect import Dialect, Marks, candidates
 from policies.events import Probe
 from policies.markers import Ids
 from policies.uncertainty import TOP
-from server.engine import BadReply, Engine, Model
+from server.adapters.adapter import Adapter, Headers
+from server.chat import ENDPOINT as CHAT
+from server.completions import ENDPOINT as COMPLETIONS
+from server.config import Settings
+from server.engine import TRANSPORT_ERRORS, BadReply, Engine, Model
 from server.errors import GatewayError
 from server.sse import EventSplitter, data_of
-from server.wire import Chunk, decode_chunk, given
+from server.surface import Fields
+from server.wire import Chunk, given
 
-__all__ = ["Report", "examine", "served"]
+__all__ = ["Report", "authorization", "examine", "served"]
 
 log = logging.getLogger("adjourn.selftest")
 
 _HEADERS = [(b"content-type", b"application/json")]
 _MESSAGES = [{"role": "user", "content": "Hi"}]
+_CHAT_CUTS = {"token ids", "resuming from token ids", "ending a trace in place"}
+_TEXT_CUTS = {"token ids of raw completions"}
 
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """``models`` by id; ``missing`` maps what the engine can't do to what is off for it."""
+    """``engine``: its kind and version. ``models`` by id; ``missing`` maps what the engine can't do
+    to what is off for it."""
 
-    version: str
+    engine: str
     models: Mapping[str, Model]
     missing: Mapping[str, str] = field(default_factory=dict)
 
@@ -50,9 +59,9 @@ class Report:
     def can_tell_logprobs(self) -> bool:
         return "log-probabilities" not in self.missing
 
-    @property
-    def can_cut(self) -> bool:
-        return not {"token ids", "resuming from token ids"} & set(self.missing)
+    def can_cut(self, endpoint: str) -> bool:
+        needed = _CHAT_CUTS if endpoint == CHAT else _TEXT_CUTS
+        return not needed & set(self.missing)
 
 
 class _Card(msgspec.Struct):
@@ -66,7 +75,7 @@ class _Cards(msgspec.Struct):
 
 async def served(engine: Engine) -> set[str]:
     """Ids of the models that the engine serves now. Raises GatewayError and BadReply."""
-    return {card.id for card in await _cards(engine, _authorization(engine))}
+    return {card.id for card in await _cards(engine, authorization(engine.settings))}
 
 
 async def _cards(engine: Engine, headers: Sequence[tuple[bytes, bytes]]) -> list[_Card]:
@@ -76,37 +85,34 @@ async def _cards(engine: Engine, headers: Sequence[tuple[bytes, bytes]]) -> list
     return msgspec.json.decode(content, type=_Cards).data
 
 
-async def examine(engine: Engine, dialects: Mapping[str, Dialect], forced: str | None) -> Report:
+async def examine(
+    adapter: Adapter, version: str, dialects: Mapping[str, Dialect], forced: str | None
+) -> Report:
     """Ask everything. Raises GatewayError where the engine is not there."""
-    headers = [*_HEADERS, *_authorization(engine)]
-    cards = await _cards(engine, headers)
-    status, content = await engine.get("/version", headers)
-    version = "unknown"
-    if status == 200:
-        with contextlib.suppress(msgspec.MsgspecError, AttributeError):
-            version = str(msgspec.json.decode(content).get("version", version))
+    headers = [*_HEADERS, *authorization(adapter.engine.settings)]
     missing: dict[str, str] = {}
-    models = {}
-    for card in cards:
-        marks = await _marks(engine, card.id, dialects, forced, headers, missing)
-        skeleton: dict[str, Any] = {}
+    models: dict[str, Model] = {}
+    for card in await _cards(adapter.engine, headers):
+        marks = await _marks(adapter, card.id, dialects, forced, headers, missing)
+        chat: dict[str, Any] = {}
         text: dict[str, Any] = {}
-        if card is cards[0]:
-            skeleton = await _talk(engine, card.id, marks, headers, missing)
-            text = await _complete(engine, card.id, headers)
-        models[card.id] = Model(card.id, card.max_model_len, marks, skeleton, text)
+        if not models:
+            talk = _Talk(adapter, card.id, marks, headers, missing)
+            chat, text = await talk.hold()
+        models[card.id] = Model(card.id, card.max_model_len, marks, chat, text)
     for what, off in missing.items():
-        log.warning("the engine lacks %s: %s", what, off)
-    return Report(version, models, missing)
+        log.warning("the engine (%s) lacks %s: %s", adapter.name, what, off)
+    return Report(f"{adapter.name} {version}", models, missing)
 
 
-def _authorization(engine: Engine) -> list[tuple[bytes, bytes]]:
-    key = engine.settings.upstream_api_key
+def authorization(settings: Settings) -> list[tuple[bytes, bytes]]:
+    """The header that carries the gateway's own key."""
+    key = settings.upstream_api_key
     return [(b"authorization", f"Bearer {key}".encode())] if key else []
 
 
 async def _marks(
-    engine: Engine,
+    adapter: Adapter,
     model: str,
     dialects: Mapping[str, Dialect],
     forced: str | None,
@@ -117,7 +123,7 @@ async def _marks(
     before one that doesn't."""
 
     async def ids(text: str) -> Ids:
-        return tuple(await engine.tokenize(model, text, headers))
+        return tuple(await adapter.tokenize(model, text, headers))
 
     try:
         known: dict[str, Ids] = {}
@@ -134,77 +140,142 @@ async def _marks(
     return None
 
 
-async def _talk(
-    engine: Engine,
-    model: str,
-    marks: Marks | None,
-    headers: Sequence[tuple[bytes, bytes]],
-    missing: dict[str, str],
-) -> dict[str, Any]:
-    """Try the three calls; returns the keys of an unstreamed reply."""
-    request = {"model": model, "messages": _MESSAGES, "max_tokens": 2, "temperature": 0}
-    skeleton: dict[str, Any] = {}
-    try:
-        content = await engine.post("/v1/chat/completions", msgspec.json.encode(request), headers)
-        skeleton = msgspec.json.decode(content)
-    except (GatewayError, BadReply, msgspec.MsgspecError) as error:
-        missing["chat completions"] = f"nothing can be stopped ({error})"
-        return {}
-    streamed = {**request, "stream": True, "return_token_ids": True, "include_reasoning": True}
-    chunks = await _stream(engine, streamed, headers)
-    prompt = next((c.prompt_token_ids for c in chunks if c.prompt_token_ids), None)
-    if prompt is None or not any(c.choices and c.choices[0].token_ids for c in chunks):
-        missing["token ids"] = "nothing can be stopped (return_token_ids brings none)"
-        return skeleton
-    if marks is not None:
-        resumed = [*prompt, *marks.start, *marks.closing]
-        body = {**streamed, "kv_transfer_params": {"prompt_token_ids": resumed}}
-        chunks = await _stream(engine, body, headers)
-        echoed = next((c.prompt_token_ids for c in chunks if c.prompt_token_ids), None)
-        if echoed != resumed:
-            missing["resuming from token ids"] = "nothing can be stopped (they are not honoured)"
-        elif any(c.choices and c.choices[0].delta.thought for c in chunks):
-            missing["a reasoning parser"] = "answers behind a cut would be taken for reasoning"
-    try:
-        await engine.probe(model, prompt, Probe(max_tokens=1), headers, {})
-    except (GatewayError, BadReply) as error:
-        missing["token-id probes"] = f"policies that probe are off ({error})"
-    if marks is not None:
+class _Talk:
+    """One conversation with a model, in which everything is tried once."""
+
+    def __init__(
+        self,
+        adapter: Adapter,
+        model: str,
+        marks: Marks | None,
+        headers: Headers,
+        missing: dict[str, str],
+    ) -> None:
+        self._adapter = adapter
+        self._model = model
+        self._marks = marks
+        self._headers = headers
+        self._missing = missing
+        self._chat = {"model": model, "messages": _MESSAGES, "max_tokens": 2, "temperature": 0}
+        self._text = {"model": model, "prompt": "Hi", "max_tokens": 2, "temperature": 0}
+
+    async def hold(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """The keys of an unstreamed chat, and those of a raw completion."""
+        missing = self._missing
+        chat = await self._whole(CHAT, self._chat)
+        text = await self._whole(COMPLETIONS, self._text)
+        if not chat:
+            missing["chat completions"] = "nothing can be stopped"
+            return {}, text
+        prompt = await self._try_chat()
+        if (completions := self._adapter.completions) is not None:
+            same = {} if prompt is None else completions.resuming(prompt)
+            prompt = await self._try_text(same, prompt) or prompt
+        if prompt is not None:
+            await self._try_probes(prompt)
+        await self._try_logprobs(CHAT if _CHAT_CUTS.isdisjoint(missing) else COMPLETIONS)
+        return chat, text
+
+    async def _try_chat(self) -> list[int] | None:
+        """Whether a chat can be cut; the ids of its prompt."""
+        adapter, missing = self._adapter, self._missing
+        chunks = await self._stream(CHAT, {})
+        prompt = _echoed(chunks)
+        if adapter.in_place:
+            with contextlib.suppress(GatewayError, BadReply):
+                fields = {key: Raw(msgspec.json.encode(value)) for key, value in self._chat.items()}
+                prompt = await adapter.prompt(fields, self._headers)
+        if prompt is None or not any(c.choices and c.choices[0].token_ids for c in chunks):
+            missing["token ids"] = "no chat can be stopped: its stream brings none"
+        elif adapter.in_place:
+            await self._try_in_place()
+        elif self._marks is not None:
+            resumed = [*prompt, *self._marks.start, *self._marks.closing]
+            chunks = await self._stream(CHAT, adapter.chat.resuming(resumed))
+            if _echoed(chunks) != resumed:
+                missing["resuming from token ids"] = "no chat can be stopped: they are not honoured"
+            elif any(c.choices and c.choices[0].delta.thought for c in chunks):
+                missing["a reasoning parser"] = "answers behind a cut would be taken for reasoning"
+        return prompt
+
+    async def _try_in_place(self) -> None:
+        # One that lives until it is closed here.
+        adapter = self._adapter
+        stream = {**self._chat, "stream": True, "max_tokens": 2048, "ignore_eos": True}
+        body = msgspec.json.encode(stream | adapter.chat.asking)
         try:
-            probe = Probe(inducer="", max_tokens=1, closing=False, ending=True)
-            await engine.probe(model, prompt, probe, headers, {}, marks.closing[:1])
+            response = await adapter.engine.send("POST", CHAT, self._headers, body)
+            try:
+                splitter = EventSplitter()
+                async for data in response.stream:  # type: ignore[union-attr]
+                    for chunk in _read(splitter.feed(data), adapter.chat.decode):
+                        await adapter.end_trace(chunk.id, self._model, self._headers)
+                        return
+            finally:
+                await response.aclose()
+            error = "the stream is empty"
+        except (GatewayError, BadReply, msgspec.MsgspecError, *TRANSPORT_ERRORS) as caught:
+            error = str(caught)
+        self._missing["ending a trace in place"] = f"no chat can be stopped ({error})"
+
+    async def _try_text(self, same: Fields, prompt: list[int] | None) -> list[int] | None:
+        """Whether a raw completion can be cut; the ids of its prompt."""
+        chunks = await self._stream(COMPLETIONS, same)
+        echoed = _echoed(chunks)
+        told = any(c.choices and c.choices[0].token_ids for c in chunks)
+        if not told or echoed is None or (prompt is not None and echoed != prompt):
+            self._missing["token ids of raw completions"] = "no raw completion can be stopped"
+        return echoed
+
+    async def _try_probes(self, prompt: list[int]) -> None:
+        adapter, missing, headers = self._adapter, self._missing, self._headers
+        try:
+            await adapter.probe(self._model, prompt, Probe(max_tokens=1), headers, {})
         except (GatewayError, BadReply) as error:
-            missing["log-probabilities of chosen tokens"] = f"`margin` is off ({error})"
-    chunks = await _stream(engine, {**streamed, "logprobs": True, "top_logprobs": TOP}, headers)
-    if not any(c.choices and given(c.choices[0].logprobs) for c in chunks):
-        missing["log-probabilities"] = "policies that need them with each token are off"
-    return skeleton
+            missing["token-id probes"] = f"policies that probe are off ({error})"
+        if self._marks is not None:
+            try:
+                probe = Probe(inducer="", max_tokens=1, closing=False, ending=True)
+                end = self._marks.closing[:1]
+                await adapter.probe(self._model, prompt, probe, headers, {}, end)
+            except (GatewayError, BadReply) as error:
+                missing["log-probabilities of chosen tokens"] = f"`margin` is off ({error})"
+
+    async def _try_logprobs(self, endpoint: str) -> None:
+        chat = {"logprobs": Raw(b"true"), "top_logprobs": Raw(b"%d" % TOP)}
+        text = {"logprobs": Raw(b"%d" % TOP)}
+        chunks = await self._stream(endpoint, chat if endpoint == CHAT else text)
+        if not any(c.choices and given(c.choices[0].logprobs) for c in chunks):
+            self._missing["log-probabilities"] = "policies that need them with each token are off"
+
+    async def _whole(self, endpoint: str, request: Mapping[str, Any]) -> dict[str, Any]:
+        with contextlib.suppress(GatewayError, BadReply, msgspec.MsgspecError):
+            body = msgspec.json.encode(request)
+            content = await self._adapter.engine.post(endpoint, body, self._headers)
+            return msgspec.json.decode(content, type=dict[str, Any])
+        return {}
+
+    async def _stream(self, endpoint: str, extra: Fields) -> list[Chunk]:
+        """Nothing where it is refused or cannot be read."""
+        adapter = self._adapter
+        surface = adapter.chat if endpoint == CHAT else adapter.completions
+        if surface is None:
+            return []
+        request = self._chat if endpoint == CHAT else self._text
+        body = msgspec.json.encode({**request, "stream": True, **surface.asking, **extra})
+        try:
+            content = await adapter.engine.post(endpoint, body, self._headers)
+            return list(_read(EventSplitter().feed(content), surface.decode))
+        except (GatewayError, BadReply, msgspec.MsgspecError):
+            return []
 
 
-async def _complete(
-    engine: Engine, model: str, headers: Sequence[tuple[bytes, bytes]]
-) -> dict[str, Any]:
-    """The keys of an unstreamed raw completion."""
-    request = {"model": model, "prompt": "Hi", "max_tokens": 1}
-    with contextlib.suppress(GatewayError, BadReply, msgspec.MsgspecError):
-        content = await engine.post("/v1/completions", msgspec.json.encode(request), headers)
-        return msgspec.json.decode(content, type=dict[str, Any])
-    return {}
-
-
-async def _stream(
-    engine: Engine, request: dict[str, Any], headers: Sequence[tuple[bytes, bytes]]
-) -> list[Chunk]:
-    try:
-        content = await engine.post("/v1/chat/completions", msgspec.json.encode(request), headers)
-    except (GatewayError, BadReply):
-        return []
-    chunks = []
-    for event in EventSplitter().feed(content):
+def _read(events: Iterable[bytes], decode: Callable[[bytes], Chunk]) -> Iterator[Chunk]:
+    for event in events:
         data = data_of(event)
         if data and data != b"[DONE]":
-            try:
-                chunks.append(decode_chunk(data))
-            except msgspec.MsgspecError:
-                return []
-    return chunks
+            yield decode(data)
+
+
+def _echoed(chunks: Iterable[Chunk]) -> list[int] | None:
+    return next((chunk.prompt_token_ids for chunk in chunks if chunk.prompt_token_ids), None)

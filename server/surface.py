@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 from msgspec import Raw
 
@@ -36,7 +36,7 @@ NOTHING = Wanted()
 class Surface(Protocol):
     """One choice of a response, in the shape of one endpoint."""
 
-    path: str
+    path: ClassVar[str]
     """Where the main stream and the answer behind a cut are asked for."""
 
     limit: int | None
@@ -90,13 +90,15 @@ class Surface(Protocol):
 class OpenAI:
     """What OpenAI's two endpoints have in common: one choice of them, the ``choice``-th of ``n``.
 
-    ``apart``: the client's stop strings are for the answer's own call. ``flags`` are asked for on
-    top of what the client asks for.
+    ``apart``: the client's stop strings are for the answer's own call. ``asking``: what an engine
+    is asked for on top of what the client asks for, so that its stream tells all that is to be
+    known.
     """
 
-    def __init__(
-        self, request: Asked, choice: int, wanted: Wanted, apart: bool, *flags: str
-    ) -> None:
+    path: ClassVar[str]
+    asking: ClassVar[Fields]
+
+    def __init__(self, request: Asked, choice: int, wanted: Wanted, apart: bool) -> None:
         self.limit = request.limit
         self._model = request.model
         self._wanted = wanted
@@ -104,7 +106,7 @@ class OpenAI:
         self._stop = self._fields.pop("stop", None) if apart else None
         self._hide_ids = not request.return_token_ids
         self._note_on_usage = request.include_usage or not request.stream
-        self._fields |= dict.fromkeys(("stream", "return_token_ids", *flags), Raw(b"true"))
+        self._fields |= {"stream": Raw(b"true"), **self.asking}
         if not request.stream:
             self._fields["stream_options"] = Raw(b'{"include_usage":true}')
         self._fields.pop("n", None)
@@ -145,5 +147,18 @@ class OpenAI:
         raise NotImplementedError
 
     def _behind(self, prompt: Sequence[int], left: int | None) -> Fields:
-        """The fields that ask for a stream from these ids."""
+        """The fields that ask for a stream from these ids, of ``left`` tokens."""
+        fields = self.resuming(prompt)
+        if left is not None:
+            fields |= dict.fromkeys(self._limits, Raw(b"%d" % left))
+        return fields
+
+    @staticmethod
+    def resuming(prompt: Sequence[int]) -> Fields:
+        """What has an engine go on from these ids."""
+        raise NotImplementedError
+
+    @property
+    def _limits(self) -> Sequence[str]:
+        """The fields that limit a response's tokens."""
         raise NotImplementedError

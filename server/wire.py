@@ -173,7 +173,16 @@ def with_bias(given: msgspec.Raw, token: int, bias: float) -> msgspec.Raw:
 
 def with_index(event: bytes, index: int) -> bytes:
     """The event of a response's first choice as that of its ``index``-th."""
-    return event.replace(b'"choices":[{"index":0', b'"choices":[{"index":%d' % index, 1)
+    if index == 0:
+        return event
+    first = b'"choices":[{"index":'
+    if first + b"0" in event:
+        return event.replace(first + b"0", first + b"%d" % index, 1)
+    # llama.cpp begins a choice with another key, and others may.
+    chunk = msgspec.json.decode(data_of(event) or b"{}")
+    for choice in chunk.get("choices", ()):
+        choice["index"] = index
+    return event_of(msgspec.json.encode(chunk))
 
 
 def with_key(data: bytes, key: str, value: Any) -> bytes:

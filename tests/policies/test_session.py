@@ -393,6 +393,39 @@ def test_a_refused_cut_is_undone() -> None:
     assert (made.trigger.action, made.muted, made.stopped) == ("refused", "resume-failed", False)
 
 
+def test_a_trace_that_ends_in_place() -> None:
+    """Nothing is taken back: what came meanwhile and comes until the marker is thought, is the
+    client's, and was no trace's natural length."""
+    made = session(EAGER)
+    fed(made, (".", 50), (" Wait", 51), (" a", 52))
+    assert isinstance(made.probed(result(1, "7", 0.99)), Cut)
+    made.feed(" bit", (53,), 0.0)
+    assert made.released == 1
+    made.closing_in_place()
+    assert (made.state, made.released, made.stopped) == (State.THINKING, 4, True)
+    assert fed(made, (" Wait", 54), (" more.", 55)) == [None, None]
+    assert made.released == 6
+    made.feed("", (END, ANSWER), 0.0, answering=True)
+    made.feed("", (ANSWER,), 0.0, answering=True, ending="stop")
+    assert (made.state, made.released) == (State.ANSWERING, 8)
+    assert kinds(made) == {"reasoning": 6, "marker": 1, "answer": 2, "probe": 2}
+    assert made.trigger is not None
+    assert (made.trigger.action, made.trigger.position, made.muted) == ("carried-out", 1, None)
+    assert made.trigger.after is None
+
+
+def test_a_trace_that_ended_before_it_was_ended() -> None:
+    """The model was faster than the engine's word: its marker and answer stand among what came
+    meanwhile."""
+    made = session(EAGER)
+    fed(made, (".", 50), (" Wait", 51), (" a", 52))
+    made.probed(result(1, "7", 0.99))
+    made.feed("", (END, ANSWER), 0.0, answering=True)
+    made.closing_in_place()
+    assert (made.state, made.released) == (State.ANSWERING, 4)
+    assert kinds(made) == {"reasoning": 3, "marker": 1, "answer": 1, "probe": 2}
+
+
 def test_a_cut_stays_at_the_end() -> None:
     """What was cut off is never released, the end included."""
     made = session(EAGER)

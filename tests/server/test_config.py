@@ -67,6 +67,7 @@ def test_every_key_can_be_set_in_the_environment(
     """Each key by its variable, mappings as JSON."""
     values: dict[str, Any] = {
         "upstream": ("http://engine:1", "http://engine:1/"),
+        "engine": ("sglang", "sglang"),
         "policy": ("loop", "loop"),
         "mode": ("observe", "observe"),
         "hold_out": ("0.5", 0.5),

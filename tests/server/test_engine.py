@@ -11,8 +11,10 @@ import httpx
 import pytest
 
 from policies.events import Probe
+from server.adapters.adapter import Drawn
+from server.adapters.vllm import VLLM
 from server.config import Settings
-from server.engine import BadReply, Drawn, Engine, forwarded_headers
+from server.engine import BadReply, Engine, forwarded_headers
 
 LOGPROBS = {"tokens": ["4", "2", "}"], "token_logprobs": [-0.1, -0.2, -0.3]}
 CHOICE = {"text": "42}", "logprobs": LOGPROBS, "finish_reason": "stop"}
@@ -35,8 +37,8 @@ def asked(
         return httpx.Response(status, content=json.dumps(reply).encode())
 
     async def draw() -> Drawn:
-        engine = Engine(Settings(), httpx.MockTransport(answer))
-        return await engine.probe("m", [5, 6, 7], probe, [], extra or {}, ending)
+        adapter = VLLM(Engine(Settings(), httpx.MockTransport(answer)))
+        return await adapter.probe("m", [5, 6, 7], probe, [], extra or {}, ending)
 
     drawn = asyncio.run(draw())
     assert seen[0].url.path == "/v1/completions"

@@ -10,7 +10,8 @@ import pytest
 
 from policies.dialect import Marks, builtin
 from policies.markers import NOWHERE, Ids, Mark
-from server.engine import BadReply, Engine
+from server.adapters.adapter import Adapter
+from server.engine import BadReply
 from server.selftest import _marks
 
 THINK = ("<think>", "</think>", "<tool_call>")
@@ -18,7 +19,7 @@ HARMONY = ("<|start|>", "<|end|>", "<|channel|>", "<|message|>", "assistant", "a
 
 
 class Vocabulary:
-    """The one call of an engine that is made here. What is no word is its characters."""
+    """The one call of an adapter that is made here. What is no word is its characters."""
 
     def __init__(self, words: Sequence[str], *, unknown: bool = False) -> None:
         self.words = sorted(words, key=len, reverse=True)
@@ -37,8 +38,8 @@ class Vocabulary:
 def told(
     model: str, words: Sequence[str], forced: str | None = None, **options: Any
 ) -> Marks | None:
-    engine = cast(Engine, Vocabulary(words, **options))
-    return asyncio.run(_marks(engine, model, builtin(), forced, [], {}))
+    adapter = cast(Adapter, Vocabulary(words, **options))
+    return asyncio.run(_marks(adapter, model, builtin(), forced, [], {}))
 
 
 @pytest.mark.parametrize(
@@ -131,5 +132,5 @@ def test_an_engine_that_will_not_tell() -> None:
             raise BadReply("no")
 
     missing: dict[str, str] = {}
-    found = asyncio.run(_marks(cast(Engine, Silent()), "x", builtin(), None, [], missing))
+    found = asyncio.run(_marks(cast(Adapter, Silent()), "x", builtin(), None, [], missing))
     assert (found, list(missing)) == (None, ["/tokenize"])

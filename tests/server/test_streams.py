@@ -20,6 +20,7 @@ from policies.budget import Budget
 from policies.never import Never
 from policies.policy import Policy
 from policies.session import Session
+from server.adapters.vllm import VLLM
 from server.chat import Chat
 from server.choose import read_chat
 from server.config import Settings
@@ -130,10 +131,10 @@ def run(
     wire = Wire(main, answer or [])
 
     async def live() -> None:
-        engine = Engine(settings, wire)
+        adapter = VLLM(Engine(settings, wire))
         labels = ("m", session.policy.name)
         relay = Relay(
-            engine, Chat(request), [], "r", session, sink, metrics, labels, False, 0.0
+            adapter, Chat(request), [], "r", session, sink, metrics, labels, False, 0.0
         )  # fmt: skip
         await relay.run()
 

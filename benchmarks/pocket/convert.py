@@ -1,0 +1,113 @@
+"""The pocket model as a GGUF file, which llama.cpp runs: by the Python of ``scripts/llama``.
+
+    .llama/bin/python -m benchmarks.pocket.convert FILE
+
+The weights and the chat template are those beside this file; nothing is trained or rounded.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import gguf
+import numpy
+
+__all__ = ["convert"]
+
+MODEL = Path(__file__).parent / "model"
+# llama.cpp knows pre-tokenizers by name, and none is just ours. This one parts digits as ours does;
+# the pieces that it would part and ours does not are made tokens that are found before it.
+_PRE_TOKENIZER = "starcoder"
+_WHOLE = (" + ", " - ", " * ", " = ", "\n\n")
+_LAYER = {
+    "input_layernorm": "attn_norm",
+    "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v",
+    "self_attn.o_proj": "attn_output",
+    "self_attn.q_norm": "attn_q_norm",
+    "self_attn.k_norm": "attn_k_norm",
+    "post_attention_layernorm": "ffn_norm",
+    "mlp.gate_proj": "ffn_gate",
+    "mlp.up_proj": "ffn_up",
+    "mlp.down_proj": "ffn_down",
+}
+_REST = {"embed_tokens": "token_embd", "norm": "output_norm"}
+
+
+def convert(target: Path) -> None:
+    """Write the model to ``target``."""
+    config = json.loads((MODEL / "config.json").read_text("utf-8"))
+    writer = gguf.GGUFWriter(str(target), "qwen3")
+    writer.add_name("pocket")
+    writer.add_context_length(config["max_position_embeddings"])
+    writer.add_embedding_length(config["hidden_size"])
+    writer.add_block_count(config["num_hidden_layers"])
+    writer.add_feed_forward_length(config["intermediate_size"])
+    writer.add_head_count(config["num_attention_heads"])
+    writer.add_head_count_kv(config["num_key_value_heads"])
+    writer.add_key_length(config["head_dim"])
+    writer.add_value_length(config["head_dim"])
+    writer.add_rope_freq_base(config["rope_parameters"]["rope_theta"])
+    writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
+    _add_tokenizer(writer, config)
+    for name, values in _tensors((MODEL / "model.safetensors").read_bytes()):
+        writer.add_tensor(_named(name), values)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def _add_tokenizer(writer: gguf.GGUFWriter, config: dict) -> None:
+    vocabulary = json.loads((MODEL / "tokenizer.json").read_text("utf-8"))
+    settings = json.loads((MODEL / "tokenizer_config.json").read_text("utf-8"))
+    spelled = {_spelled(text): text for text in _WHOLE}
+    tokens = [""] * config["vocab_size"]
+    kinds = [gguf.TokenType.NORMAL] * config["vocab_size"]
+    for token, number in vocabulary["model"]["vocab"].items():
+        tokens[number] = spelled.get(token, token)
+        if token in spelled:
+            kinds[number] = gguf.TokenType.USER_DEFINED
+    for added in vocabulary["added_tokens"]:
+        tokens[added["id"]] = added["content"]
+        special = gguf.TokenType.CONTROL if added["special"] else gguf.TokenType.USER_DEFINED
+        kinds[added["id"]] = special
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre(_PRE_TOKENIZER)
+    writer.add_token_list(tokens)
+    writer.add_token_types(kinds)
+    writer.add_token_merges([" ".join(pair) for pair in vocabulary["model"]["merges"]])
+    writer.add_eos_token_id(config["eos_token_id"])
+    writer.add_pad_token_id(config["pad_token_id"])
+    writer.add_add_bos_token(False)
+    writer.add_chat_template(settings["chat_template"])
+
+
+def _spelled(text: str) -> str:
+    """As a byte-level vocabulary writes it."""
+    return text.replace(" ", "\u0120").replace("\n", "\u010a")
+
+
+def _named(name: str) -> str:
+    parts = name.removesuffix(".weight").removeprefix("model.").split(".", 2)
+    if parts[0] == "layers":
+        return f"blk.{parts[1]}.{_LAYER[parts[2]]}.weight"
+    return f"{_REST[parts[0]]}.weight"
+
+
+def _tensors(data: bytes):
+    """Names and values of a safetensors file of bfloat16, which is the upper half of a float32."""
+    length = int.from_bytes(data[:8], "little")
+    for name, entry in json.loads(data[8 : 8 + length]).items():
+        if name == "__metadata__":
+            continue
+        begin, end = (8 + length + offset for offset in entry["data_offsets"])
+        halves = numpy.frombuffer(data[begin:end], dtype="<u2").astype("<u4") << 16
+        yield name, halves.view("<f4").reshape(entry["shape"])
+
+
+if __name__ == "__main__":
+    convert(Path(sys.argv[1]))

@@ -1,0 +1,89 @@
+"""What differs between engines: an *adapter* for each kind, which declares what it can do."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from policies.events import Probe
+from server.chat import ENDPOINT as CHAT
+from server.chat import Chat
+from server.completions import Completions
+from server.engine import Engine
+from server.surface import Fields
+
+__all__ = ["Adapter", "Drawn", "Headers"]
+
+Headers = Sequence[tuple[bytes, bytes]]
+
+
+@dataclass(frozen=True, slots=True)
+class Drawn:
+    """What a probe brought. ``prefilled``: prompt tokens that the cache did not hold. ``decoded``:
+    tokens that it took. ``top`` and ``ending`` as in a ProbeResult."""
+
+    text: str
+    tokens: tuple[str, ...]
+    logprobs: tuple[float, ...]
+    finished: bool
+    prefilled: int
+    decoded: int
+    top: tuple[tuple[float, ...], ...] = ()
+    ending: float | None = None
+
+
+class Adapter(ABC):
+    """The calls to an engine of one kind. They raise GatewayError where it is not there and
+    BadReply where it answers with something else.
+
+    ``chat``, ``completions``: these endpoints as it speaks them; None where it speaks none that
+    could be judged.
+    ``in_place``: the engine ends a trace within the running stream. Then no second stream follows
+    a cut: nothing that was decoded is taken back, no answer is drawn apart or beyond the
+    response's own, and a trace that ended is not opened again.
+    """
+
+    name: ClassVar[str]
+    chat: ClassVar[type[Chat]] = Chat
+    completions: ClassVar[type[Completions] | None] = Completions
+    in_place: ClassVar[bool] = False
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+
+    def speaks(self, endpoint: str) -> bool:
+        return endpoint == CHAT or self.completions is not None
+
+    @abstractmethod
+    async def version(self, headers: Headers) -> str | None:
+        """What the engine calls itself; None where it is of another kind."""
+
+    @abstractmethod
+    async def tokenize(self, model: str, text: str, headers: Headers) -> list[int]:
+        """Ids of a fixed text, without the special tokens that a prompt begins with."""
+
+    @abstractmethod
+    async def probe(
+        self,
+        model: str,
+        prompt: Sequence[int],
+        probe: Probe,
+        headers: Headers,
+        extra: Mapping[str, Any],
+        ending: Sequence[int] = (),
+    ) -> Drawn:
+        """Draw greedily from these ids. ``extra``: what must be the same on all calls of a
+        request. ``ending``: ids that are scored behind them, for a probe that asks for it.
+
+        Raises BadReply where log-probabilities are missing.
+        """
+
+    async def prompt(self, fields: Fields, headers: Headers) -> list[int]:
+        """The ids of a chat's prompt, where its stream does not tell them."""
+        raise NotImplementedError
+
+    async def end_trace(self, stream: str, model: str, headers: Headers) -> None:
+        """Have the engine end the trace of a running stream, named by its id, ``in_place``."""
+        raise NotImplementedError
