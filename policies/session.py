@@ -709,10 +709,11 @@ class Session:
         """The resumed stream brought ``tokens`` of the answer."""
         self.ledger.answer += tokens
 
-    def closed_again(self, ids: Sequence[int], lost: int) -> None:
+    def closed_again(self, ids: Sequence[int], lost: int, *, told: bool = True) -> None:
         """The answer opened a trace, which was closed with ``ids``; a new answer goes on, and
-        ``lost`` tokens of the old one are nobody's."""
-        self.closing = tuple(ids)
+        ``lost`` tokens of the old one are nobody's. ``told``: the client has the first closing
+        sequence."""
+        self.closing = (*(() if told else self.closing), *ids)
         self.ledger.wasted += lost
         self.ledger.closing += len(ids)
 

@@ -155,13 +155,8 @@ class Completions(OpenAI):
 
     def closed(self, event: bytes, choice: Choice, closing: Sequence[int]) -> bytes:
         """With the closing sequence before the text, and its ids before the ids."""
-        marks = self._marks
         if closing:
-            text = marks.dialect.closing
-            spared = tuple(closing) == marks.closing_on_newline != marks.closing
-            again = tuple(closing[: len(marks.start)]) == marks.start
-            opened = marks.dialect.start[0] if again else ""
-            self._closing = opened + (text.removeprefix("\n") if spared else text)
+            self._closing = self._spelled(tuple(closing))
             chunk = msgspec.json.decode(data_of(event) or b"{}")
             told = chunk["choices"][0]
             told["text"] = self._closing + told["text"]
@@ -169,6 +164,21 @@ class Completions(OpenAI):
             event = event_of(msgspec.json.encode(chunk))
         self._first_answer = choice
         return event
+
+    def _spelled(self, ids: tuple[int, ...]) -> str:
+        """The text of closing sequences, and of the marker of a trace that was opened again."""
+        marks, text = self._marks, ""
+        whole, opened = marks.dialect.closing, marks.dialect.start[0]
+        spellings = (
+            (marks.closing, whole),
+            (marks.closing_on_newline, whole.removeprefix("\n")),
+            (marks.start, opened),
+        )
+        while ids:
+            found = ((known, said) for known, said in spellings if ids[: len(known)] == known)
+            known, said = next(found, (ids[:1], ""))
+            ids, text = ids[len(known) :], text + said
+        return text
 
 
 def stops_apart(prompt: Any, marks: Marks) -> bool:

@@ -473,7 +473,7 @@ class Relay:
             return False
         self._metrics.escapes.labels(*labels, "ended").inc()
         self._metrics.aborts.labels("cut").inc()
-        session.closed_again(marker, len(answer.held_ids))
+        session.closed_again(marker, len(answer.held_ids), told=not answer.closing_due)
         await answer.response.aclose()
         self._answer = following
         return True

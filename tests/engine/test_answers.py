@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import httpx
 import pytest
 
 from tests.engine.talk import PROBLEMS, ask, joined
-from tests.exchange import metric
+from tests.exchange import CHAT, metric
 
 pytestmark = pytest.mark.engine
 
@@ -73,3 +74,75 @@ def test_usage_on_every_chunk(vllm: str, real: str) -> None:
     cut = counts(real, adjourn={"policy": "budget", "max": 40})
     assert cut == sorted(cut)
     assert cut[-1] < whole[-1]
+
+
+WORDS = ["alpha", "beta"]
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({"structured_outputs": {"choice": WORDS}}, WORDS),
+        ({"structured_outputs": {"regex": "(yes|no)"}}, ["yes", "no"]),
+        ({"guided_choice": WORDS}, None),
+    ],
+)
+def test_a_grammar_holds_behind_a_cut(
+    real: str, fields: dict[str, Any], expected: list[str] | None
+) -> None:
+    """And on no token of the trace before it; a field that the engine does not know changes
+    nothing."""
+    reply = ask(real, PROBLEMS[0], adjourn={"policy": "budget", "max": 40}, **fields)
+    assert reply["adjourn"]["stopped"]
+    assert len(message(reply)["reasoning"]) > 40
+    content = message(reply)["content"]
+    assert content in expected if expected else "\\boxed{" in content
+
+
+def token(vllm: str, text: str) -> int:
+    asked = {"model": "pocket", "prompt": text, "add_special_tokens": False}
+    (only,) = httpx.post(f"{vllm}/tokenize", json=asked).json()["tokens"]
+    return int(only)
+
+
+def test_a_bias_holds_behind_a_cut(vllm: str, real: str) -> None:
+    """What the client forbids stands in neither trace nor answer."""
+    fields = {"adjourn": {"policy": "budget", "max": 40}, "max_tokens": 300}
+    free = ask(real, PROBLEMS[0], **fields)
+    bound = ask(real, PROBLEMS[0], logit_bias={str(token(vllm, "boxed")): -100}, **fields)
+    assert "boxed" in message(free)["content"]
+    assert bound["adjourn"]["stopped"]
+    assert "boxed" not in message(bound)["content"] + message(bound)["reasoning"]
+
+
+def test_penalties_hold_behind_a_cut(vllm: str, real: str) -> None:
+    """They go to both calls; the answer's counts begin anew, so its first token is as without."""
+    fields = {"adjourn": {"policy": "budget", "max": 40}, "max_tokens": 200, "logprobs": True}
+    free, bound = (
+        ask(real, PROBLEMS[0], frequency_penalty=penalty, **fields) for penalty in (0, 2)
+    )
+    assert bound["adjourn"]["stopped"]
+    assert message(bound)["content"]
+    assert message(bound)["reasoning"] != message(free)["reasoning"]
+
+
+def test_a_seed_draws_the_same_trace_again(real: str) -> None:
+    """As far as both were kept: where a cut falls depends on how many tokens came at once."""
+    fields = {"seed": 7, "temperature": 0.9, "adjourn": {"policy": "budget", "max": 40}}
+    first, second = (ask(real, PROBLEMS[1], **fields) for _ in range(2))
+    assert first["adjourn"]["stopped"]
+    traces = sorted((message(first)["reasoning"], message(second)["reasoning"]), key=len)
+    assert traces[1].startswith(traces[0])
+    if traces[0] == traces[1]:
+        assert message(first)["content"] == message(second)["content"]
+
+
+@pytest.mark.parametrize("kind", ["image_url", "input_audio"])
+def test_what_a_text_model_says_to_a_picture(vllm: str, real: str, kind: str) -> None:
+    """The engine's own refusal, unmodified."""
+    part = {"type": kind, kind: {"url": "data:image/png;base64,AA==", "data": "", "format": "wav"}}
+    asked = {"model": "pocket", "messages": [{"role": "user", "content": [part]}]}
+    direct, ours = (httpx.post(url + CHAT, json=asked, timeout=60) for url in (vllm, real))
+    assert 400 <= direct.status_code < 600
+    assert (direct.status_code, direct.content) == (ours.status_code, ours.content)
+    assert ours.headers["x-adjourn-passed-through"] == "not-text"

@@ -175,16 +175,20 @@ def test_an_escape_is_ended(escapes: Both, stream: bool) -> None:
     """Behind the cut the model thinks again: that trace is closed, and the answer is clean."""
     _, ours = escapes
     before = metric(ours, "adjourn_escapes_total", action="ended")
-    reply = ask(ours, "escapes-tiny", stream=stream, stream_options=None)
+    reply = ask(ours, "escapes-tiny", stream=stream, return_token_ids=True)
     if stream:
         message, last = streamed(reply)
+        choices = [c for chunk in events(reply.content)[:-1] for c in chunk["choices"]]
+        ids = [token for choice in choices for token in choice.get("token_ids") or ()]
     else:
         last = reply.json()
-        message = last["choices"][0]["message"]
+        message, ids = last["choices"][0]["message"], last["choices"][0]["token_ids"]
     assert metric(ours, "adjourn_escapes_total", action="ended") == before + 1
     assert metric(ours, "adjourn_fail_open_total") == 0
     assert message["content"] == "".join(ANSWERED)
-    assert last["adjourn"]["tokens"]["closing"] > 4
+    told = last["adjourn"]["tokens"]
+    assert told["closing"] > 4
+    assert len(ids) == sum(told[kind] for kind in KINDS)
 
 
 def test_the_same_model_escapes_without_a_gateway(escapes: Both) -> None:

@@ -84,7 +84,16 @@ def test_ids_that_nobody_asked_for_are_hidden() -> None:
 
 
 @pytest.mark.parametrize(
-    ("closing", "text"), [(CLOSING, "\n</think>\n\n7"), (CLOSING_ON_NEWLINE, "</think>\n\n7")]
+    ("closing", "text"),
+    [
+        (CLOSING, "\n</think>\n\n7"),
+        (CLOSING_ON_NEWLINE, "</think>\n\n7"),
+        ((START, *CLOSING), "<think>\n</think>\n\n7"),
+        (
+            (*CLOSING_ON_NEWLINE, START, *CLOSING),
+            "</think>\n\n<think>\n</think>\n\n7",
+        ),
+    ],
 )
 def test_the_closing_sequence_is_text_too(closing: tuple[int, ...], text: str) -> None:
     """A client reads it before the answer, as it would read the model's own marker."""

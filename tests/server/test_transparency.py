@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
+
 import httpx
 import pytest
 
-from tests.exchange import CHAT, body, chat, normal, raw_stream, sent
+from tests.exchange import CHAT, body, chat, metric, normal, raw_stream, sent
 
 SCENARIOS = {
     "plain": {},
@@ -132,3 +134,39 @@ def test_what_cannot_be_judged_is_handed_through_and_said(
     asked = body(**{"standin": {"tokens": 3}, **fields})
     reply = httpx.post(adjourn + CHAT, json=asked)
     assert reply.headers["x-adjourn-passed-through"] == reason
+
+
+PICTURE = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AA==", "detail": "low"}}
+SOUND = {"type": "input_audio", "input_audio": {"data": "AA==", "format": "wav"}}
+FILM = {"type": "video_url", "video_url": {"url": "data:video/mp4;base64,AA=="}}
+CALL = {"id": "1", "type": "function", "function": {"name": "look", "arguments": "{}"}}
+
+
+@pytest.mark.parametrize("streamed", [True, False])
+@pytest.mark.parametrize(
+    "messages",
+    [
+        [{"role": "user", "content": [{"type": "text", "text": "What is it?"}, PICTURE, PICTURE]}],
+        [{"role": "user", "content": [SOUND]}],
+        [{"role": "user", "content": [FILM]}, {"role": "user", "content": "And that?"}],
+        [
+            {"role": "user", "content": "Look."},
+            {"role": "assistant", "content": None, "tool_calls": [CALL]},
+            {"role": "tool", "tool_call_id": "1", "content": [PICTURE]},
+        ],
+    ],
+    ids=["images", "audio", "an earlier video", "a tool's image"],
+)
+def test_images_and_sounds_are_handed_through(
+    adjourn: str, standin: str, messages: list[object], streamed: bool
+) -> None:
+    """An engine drops the ids of such a request without a word, so nothing of it is cut: the body
+    arrives as it was written, the reply is the engine's, and the reason is counted."""
+    before = metric(adjourn, "adjourn_passed_through_total", reason="not-text")
+    asked = body(messages=messages, stream=streamed, unknown={"kept": [1]}, standin={"tokens": 5})
+    direct, ours = (httpx.post(url + CHAT, json=asked) for url in (standin, adjourn))
+    assert normal(direct.content) == normal(ours.content)
+    assert ours.headers["x-adjourn-passed-through"] == "not-text"
+    theirs, through = (json.loads(request["body"]) for request in sent(standin)[-2:])
+    assert theirs == through
+    assert metric(adjourn, "adjourn_passed_through_total", reason="not-text") == before + 1
