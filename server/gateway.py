@@ -13,10 +13,12 @@ from policies.appraisal import Appraiser
 from policies.dialect import builtin, override
 from policies.policy import Policy
 from policies.registry import parse
+from policies.sampling import Sampling
 from server.choose import Asked
 from server.completions import stops_apart
 from server.config import Settings
 from server.engine import BadReply, Engine, Model
+from server.equality import Equality
 from server.errors import GatewayError
 from server.metrics import Metrics
 from server.selftest import Report, examine, served
@@ -39,6 +41,7 @@ class Gateway:
     ) -> None:
         self.settings = settings
         self.engine = Engine(settings, transport)
+        self.equality = Equality()
         self.metrics = Metrics()
         self.default = None if settings.policy == "off" else parse(settings.policy)
         self.dialects = override(builtin(), settings.dialects)
@@ -75,6 +78,8 @@ class Gateway:
             return "no-dialect"
         if not self.report.can_cut:
             return "engine-cannot-resume"
+        if isinstance(policy, Sampling) and asked is not None and asked.choices > 1:
+            return "several-choices"  # it answers with one
         needs = policy.needs
         if needs.probes and not self.report.can_probe:
             return "engine-cannot-probe"
@@ -136,5 +141,6 @@ class Gateway:
                 log.warning("%s: %s", model.id, warnings[self.default.name])
 
     async def aclose(self) -> None:
+        await self.equality.aclose()
         with contextlib.suppress(Exception):
             await self.engine.aclose()
