@@ -3,7 +3,8 @@
 The one place of this room that is not the standard library's alone: equivalence of LaTeX is a
 library's business (``pip install adjourn[math]``). It is loaded when it is first needed, takes
 some 60 MB and may take its time, so whoever must not wait runs ``python -m policies.mathematics``
-beside itself: a line of JSON in, ``[one, other]``, a line out, ``true`` or ``false``.
+beside itself: it says when it is ``ready``, then to each line of JSON, ``[one, other]``, ``true``
+or ``false``.
 """
 
 from __future__ import annotations
@@ -59,6 +60,8 @@ def equal(one: str, other: str) -> bool:
 
 
 def _serve() -> None:
+    equal("x^2", "x*x")  # loads it
+    print("ready", flush=True)
     for line in sys.stdin:
         one, other = json.loads(line)
         print(json.dumps(equal(one, other)), flush=True)

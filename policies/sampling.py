@@ -49,8 +49,9 @@ class Closed:
 
 @dataclass(frozen=True, slots=True)
 class Sureness:
-    """A whole window of a trace's tokens, up to ``position``. ``confidence``: in nats, the mean
-    over them of the negative mean log-probability of the most probable tokens at each place."""
+    """A trace is less sure than it was. ``confidence``: in nats, the least mean, over as many
+    tokens in a row as the policy's ``span``, of the negative mean log-probability of the most
+    probable tokens at each place; of a shorter trace, over all of it when it has ended."""
 
     trace: int
     confidence: float

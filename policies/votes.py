@@ -56,6 +56,8 @@ class Windows:
     that brought no answer at all is the last.
     """
 
+    heaviest = 1.0  # what one vote can weigh
+
     def __init__(self, size: int, most: int) -> None:
         self.size = size
         self.most = most
@@ -112,4 +114,4 @@ class Windows:
         """Whether the leader has more than all others could still come to."""
         first, second, *_ = [*self.votes.ranked, 0.0, 0.0]
         left = self.most - self.opened + self._running
-        return first - second > left
+        return first - second > left * self.heaviest

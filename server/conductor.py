@@ -19,6 +19,8 @@ import httpx
 
 from policies.answers import Classes
 from policies.first_finish import FirstFinishSampler
+from policies.meter import Meter
+from policies.policy import Policy
 from policies.sampling import (
     Answered,
     Begun,
@@ -31,6 +33,7 @@ from policies.sampling import (
     Open,
     Sampler,
     Sampling,
+    Sureness,
 )
 from policies.session import State
 from server.account import note_of, tokens_of
@@ -175,11 +178,21 @@ class Conductor:
                 await self._sink.hand_through(response)
 
     def look(self, lane: Lane) -> None:
-        state = lane.session.state
-        if not lane.closed and state in (State.ANSWERING, State.DONE):
+        if lane.outcome is not None:
+            return
+        closed = lane.session.state in (State.ANSWERING, State.DONE)
+        if isinstance(lane.policy, Meter) and not lane.closed:
+            self._measure(lane, lane.policy, closed)
+        if closed and not lane.closed:
             lane.closed = True
             position = lane.session.ledger.reasoning
             self._show(Closed(lane.index, position, time.perf_counter()))
+
+    def _measure(self, lane: Lane, meter: Meter, closed: bool) -> None:
+        lowest = meter.lowest if meter.whole or closed else None
+        if lowest is not None and lowest != lane.lowest:
+            lane.lowest = lowest
+            self._show(Sureness(lane.index, lowest, meter.position, time.perf_counter()))
 
     async def write(self, events: list[bytes]) -> None:
         await self._sink.write(events)
@@ -200,13 +213,16 @@ class Conductor:
             self._failed(lane)
 
     async def _answered(self, lane: Lane) -> None:
-        answer, ledger = lane.answer(), lane.session.ledger
+        text, answer = lane.answer()
+        certainty = None
         if answer:
             async with self._labelling:
                 lane.label = await self._equality.label(self._classes, answer)
+            if self._policy.asks and lane.relay is not None:
+                certainty = await lane.relay.certainty(text)
         lane.outcome = "answered"
-        now = time.perf_counter()
-        self._show(Answered(lane.index, answer, lane.label, ledger.net, now))
+        net, now = lane.session.ledger.net, time.perf_counter()
+        self._show(Answered(lane.index, answer, lane.label, net, now, certainty))
 
     def _failed(self, lane: Lane) -> None:
         if lane.outcome is None:
@@ -256,7 +272,10 @@ class Conductor:
                     raise TypeError(f"{command!r} is no command")
 
     def _open(self) -> None:
-        lane = Lane(self, len(self._lanes))
+        trace: Policy = self._policy.trace
+        if self._policy.span:
+            trace = Meter(trace, self._policy.span)
+        lane = Lane(self, len(self._lanes), trace)
         lane.relay = self._start(lane.index, lane)
         self._lanes.append(lane)
         lane.task = asyncio.ensure_future(self._carry(lane))
@@ -300,9 +319,11 @@ class Conductor:
         note["traces"] = [self._note_of(lane) for lane in self._lanes]
         return note
 
-    @staticmethod
-    def _note_of(lane: Lane) -> dict[str, Any]:
+    def _note_of(self, lane: Lane) -> dict[str, Any]:
         note = {"outcome": lane.outcome, **note_of(lane.session)}
+        note["policy"] = self._policy.trace.name
         if lane.label is not None:
             note["answer"] = lane.label
+        if lane.lowest is not None:
+            note["lowest"] = round(lane.lowest, 6)
         return note

@@ -13,6 +13,7 @@ from policies.mathematics import doubtful, installed
 
 __all__ = ["Equality"]
 
+_LOADING = 30.0
 _SECONDS = 5.0
 
 
@@ -39,8 +40,9 @@ class Equality:
         async with self._turn:
             answered = False
             try:
+                process = self._process or await self._start()
                 async with asyncio.timeout(_SECONDS):
-                    said = await self._ask(json.dumps([one, other]).encode())
+                    said = await _ask(process, json.dumps([one, other]).encode())
                 answered = said in (b"true", b"false")
                 return said == b"true"
             except (TimeoutError, OSError):
@@ -49,18 +51,13 @@ class Equality:
                 if not answered:
                     await self.aclose()  # what it may still say would be taken for the next answer
 
-    async def _ask(self, question: bytes) -> bytes:
-        if self._process is None:
-            self._process = await asyncio.create_subprocess_exec(
-                sys.executable, "-m", "policies.mathematics",
-                stdin=PIPE, stdout=PIPE, stderr=DEVNULL,
-            )  # fmt: skip
-        process = self._process
-        assert process.stdin is not None
-        assert process.stdout is not None
-        process.stdin.write(question + b"\n")
-        await process.stdin.drain()
-        return (await process.stdout.readline()).strip()
+    async def _start(self) -> Process:
+        self._process = process = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "policies.mathematics", stdin=PIPE, stdout=PIPE, stderr=DEVNULL
+        )
+        async with asyncio.timeout(_LOADING):
+            await _line(process)
+        return process
 
     async def aclose(self) -> None:
         process, self._process = self._process, None
@@ -68,3 +65,15 @@ class Equality:
             with contextlib.suppress(ProcessLookupError):
                 process.kill()
             await process.wait()
+
+
+async def _ask(process: Process, question: bytes) -> bytes:
+    assert process.stdin is not None
+    process.stdin.write(question + b"\n")
+    await process.stdin.drain()
+    return await _line(process)
+
+
+async def _line(process: Process) -> bytes:
+    assert process.stdout is not None
+    return (await process.stdout.readline()).strip()

@@ -125,11 +125,13 @@ class Judged(Abandonable):
             gateway.settings.keep_alive,
         )
 
-    def _session(self) -> Session:
+    def _session(self, sink: Sink | Lane) -> Session:
         policy, settings, marks = self._policy, self._gateway.settings, self._model.marks
         assert marks is not None
+        if isinstance(policy, Sampling):
+            policy = sink.policy if isinstance(sink, Lane) else policy.trace
         session = Session(
-            policy.trace if isinstance(policy, Sampling) else policy,
+            policy,
             marks,
             self._appraiser,
             observe=not self._enforce,
@@ -166,7 +168,7 @@ class Judged(Abandonable):
         )
 
     def _relay(self, choice: int, sink: Sink | Lane) -> Relay:
-        session = self._session()
+        session = self._session(sink)
         relay = Relay(
             self._gateway.engine,
             self._surface(choice),

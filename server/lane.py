@@ -11,6 +11,7 @@ import httpx
 import msgspec
 
 from policies.answers import final_answer
+from policies.policy import Policy
 from policies.session import Session, State
 from server.errors import GatewayError
 from server.sinks import joined
@@ -43,19 +44,21 @@ class Race(Protocol):
 
 
 class Lane:
-    """Where the relay of one trace writes. ``outcome`` is None while it runs; ``tell`` begins to
-    hand on what is kept, and from then on all that comes."""
+    """Where the relay of one trace, which runs this policy, writes. ``outcome`` is None while it
+    runs; ``tell`` begins to hand on what is kept, and from then on all that comes."""
 
     began = False  # an error is the client's only where no trace is left
 
-    def __init__(self, race: Race, index: int) -> None:
+    def __init__(self, race: Race, index: int, policy: Policy) -> None:
         self.index = index
+        self.policy = policy
         self.relay: Relay | None = None
         self.task: asyncio.Task[None] | None = None
         self.outcome: Outcome | None = None
         self.error: GatewayError | None = None
         self.closed = False
         self.label: int | None = None
+        self.lowest: float | None = None
         self._race = race
         self._kept: list[bytes] = []
         self._answer_from = 0
@@ -121,15 +124,15 @@ class Lane:
             event = event_of(msgspec.json.encode(chunk | {"adjourn": self._race.note()}))
         return event
 
-    def answer(self) -> str:
-        """What the whole answer says: its tool calls, else its last box, else all of it."""
+    def answer(self) -> tuple[str, str]:
+        """(the whole answer's text, what it says): its tool calls, else its last box, else all."""
         message = joined(self._kept[self._answer_from :])
-        if calls := message.get("tool_calls"):
-            return msgspec.json.encode([_called(call) for call in calls]).decode()
         text = message.get("content") or message.get("text") or ""
         for marker in self.session.marks.dialect.end:
             text = text.rpartition(marker)[2]
-        return final_answer(text)
+        if calls := message.get("tool_calls"):
+            return text, msgspec.json.encode([_called(call) for call in calls]).decode()
+        return text, final_answer(text)
 
 
 def _called(call: dict[str, Any]) -> dict[str, Any]:

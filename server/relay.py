@@ -102,6 +102,10 @@ class Relay:
         finally:
             await self._close()
 
+    async def certainty(self, answer: str) -> float | None:
+        """How sure the model is, in [0, 1], that the whole answer is correct."""
+        return await self._prober.certainty(self.session, answer)
+
     async def _follow(self, main: Continuation) -> None:
         await self._pumped(main)
         while self._answer is None and (following := self._reopened) is not None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from typing import Any
 
 import pytest
@@ -12,8 +12,11 @@ from hypothesis import strategies as st
 from policies.adaptive_consistency import beta, dirichlet
 from policies.anytime_consistency import Wagers
 from policies.early_consistency import control
+from policies.events import Stop, Thought
+from policies.meter import Meter
+from policies.never import Never
 from policies.registry import BadPolicy, parse
-from policies.sampling import Answered, Begun, Choose, Closed, Failed, GiveUp, Open, Sampling
+from policies.sampling import Answered, Begun, Choose, Closed, Failed, Open, Sampling
 from tests.policies.racing import Race
 
 VOTING = (
@@ -211,6 +214,9 @@ def test_a_hard_question_gets_more_traces_at_first() -> None:
         "adaptive-consistency(threshold=1.0)",
         "difficulty-adaptive(easy=9)",
         "anytime-consistency(alpha=0.0)",
+        "self-certainty(threshold=0.0)",
+        "group-confidence(warmup=9, max=3)",
+        "group-confidence(percentile=101.0)",
     ],
 )
 def test_what_makes_no_sense_is_refused(specification: str) -> None:
@@ -227,9 +233,79 @@ def test_it_runs_over_a_policy_of_one_trace() -> None:
     assert parse("early-consistency", {"window": 3}) == parse("early-consistency(window=3)")
 
 
-def test_what_is_given_up_is_heard_of_no_more() -> None:
-    """The driver's own promise, on which the samplers rely."""
-    race = Race(sampling("first-finish(traces=3)"), [0, 1, 2])
-    race.run([2])
-    assert not any(isinstance(command, GiveUp) for _, command in race.log)
-    assert len(race.came) == 1
+CERTAINTIES = st.lists(st.none() | st.floats(0, 1), min_size=12, max_size=12)
+
+
+@given(answers=ANSWERS, certainties=CERTAINTIES, order=ORDERS)
+def test_the_first_certain_answer_ends_it(
+    answers: list[int | None], certainties: list[float | None], order: list[int]
+) -> None:
+    """Else the class with the largest sum of certainties is chosen, by its surest trace."""
+    race = Race(sampling("self-certainty(window=3, max=12)"), answers, certainties=certainties)
+    choice = race.run(order)
+    if choice is None:
+        assert set(race.came.values()) <= {None}
+        return
+    assert answers[choice.trace] is not None
+    sure = [t for t in race.came if answers[t] is not None and (certainties[t] or 0) >= 0.8]
+    assert sure == ([choice.trace] if choice.reason == "certain" else [])
+    weights: dict[int | None, float] = defaultdict(float)
+    for trace, label in race.came.items():
+        if label is not None:
+            certainty = certainties[trace]
+            weights[label] += 0.5 if certainty is None else certainty
+    if choice.reason != "certain":
+        assert weights[answers[choice.trace]] == pytest.approx(max(weights.values()))
+
+
+LOWS = st.lists(st.floats(0.1, 20), min_size=12, max_size=12)
+GROUP = "group-confidence(warmup=4, batch=2, max=12, percentile=50)"
+
+
+@given(answers=ANSWERS, lows=LOWS, order=ORDERS)
+def test_the_warm_up_sets_the_bar(
+    answers: list[int | None], lows: list[float], order: list[int]
+) -> None:
+    """No trace of it is given up; behind it exactly those below the bar are, and none votes."""
+    race = Race(sampling(GROUP), answers, lows)
+    choice = race.run(order)
+    assert race.opened <= 12
+    assert all(trace >= 4 for trace in race.given_up)
+    if choice is None:
+        assert {answers[trace] for trace in range(4)} == {None}
+        return
+    bar = sorted(lows[:4])[2]
+    assert all(lows[trace] < bar for trace in race.given_up)
+    assert all(lows[trace] >= bar for trace in race.came if trace >= 4)
+    assert answers[choice.trace] is not None
+
+
+def test_consensus_ends_the_vote() -> None:
+    """By weight: two votes that are nearly all of it are enough."""
+    lows = [9.0, 0.1, 9.0, 9.0] + [9.0] * 8
+    race = Race(sampling("group-confidence(warmup=4, percentile=25)"), [1, 2, 1, 1] * 3, lows)
+    choice = race.run([0])
+    assert choice is not None
+    assert (choice.reason, choice.votes, race.opened) == ("consensus", 3, 4)
+
+
+@given(st.lists(st.floats(-20, 0), min_size=1, max_size=60), st.integers(1, 20))
+def test_the_meter_knows_the_lowest_mean(logprobs: list[float], span: int) -> None:
+    """As if all windows were looked at anew; of a shorter trace its mean."""
+    meter = Meter(Never(), span)
+    for position, logprob in enumerate(logprobs, 1):
+        meter.observe(Thought("x", (1,), position, 0.0, ((logprob,),)))
+    confidences = [-logprob for logprob in logprobs]
+    windows = [confidences[i : i + span] for i in range(len(confidences) - span + 1)]
+    means = [sum(window) / span for window in windows]
+    lowest = min(means, default=sum(confidences) / len(confidences))
+    assert meter.lowest == pytest.approx(lowest, abs=1e-9)
+    assert meter.whole == (len(logprobs) >= span)
+
+
+def test_the_meter_is_the_policy_that_it_stands_around() -> None:
+    """Which stops as it would alone, and sees only what it asked for."""
+    meter = Meter(parse("budget(max=10, grace=0)"), 4)
+    told = [meter.observe(Thought("a", (1,), n, 0.0, ((-1.0,),))) for n in range(1, 12)]
+    assert any(isinstance(command, Stop) for command in told)
+    assert meter.needs.logprobs == 20

@@ -42,7 +42,7 @@ def test_nothing_is_started_for_plain_answers() -> None:
 
 def test_one_that_takes_too_long_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
     """The answers are then taken for different, and the next question finds another process."""
-    monkeypatch.setattr(equality, "_SECONDS", 0.01)
+    monkeypatch.setattr(equality, "_LOADING", 0.01)
 
     async def label() -> tuple[list[int], bool]:
         judge, classes = Equality(), Classes()

@@ -260,3 +260,24 @@ def test_a_policy_over_traces_is_a_members_policy_never(adjourn: str) -> None:
     reply = chat(adjourn, adjourn={"policy": "any_of(first-finish, loop)"})
     assert reply.status_code == 400
     assert "goes around it" in reply.json()["error"]["message"]
+
+
+def test_the_model_is_asked_of_each_answer(adjourn: str, standin: str) -> None:
+    """Behind its exact trace and the question; the first sure one ends it, and tokens are told."""
+    scenarios = [{**scenario, "trial_logprob": -0.1} for scenario in answers("1", "2", "3")]
+    fields = race(*scenarios)
+    policy = {"policy": "self-certainty", "window": 3, "threshold": 0.5}
+    note = chat(adjourn, **fields, adjourn=policy).json()["adjourn"]
+    assert note["policy"] == "self-certainty"
+    assert note["reason"] in ("certain", "majority")
+    assert note["tokens"]["probe"] > 0
+
+
+def test_confidence_is_measured_and_not_shown(adjourn: str) -> None:
+    """Log-probabilities that only the policy asked for do not reach the client."""
+    policy = {"policy": "group-confidence", "warmup": 3, "window": 8, "max": 6}
+    reply = chat(adjourn, **race(SHORT, SHORT, SHORT), adjourn=policy).json()
+    note = reply["adjourn"]
+    assert (note["reason"], note["votes"]) == ("consensus", 3)
+    assert all(trace["lowest"] > 0 for trace in note["traces"])
+    assert reply["choices"][0]["logprobs"] is None
