@@ -5,7 +5,8 @@ leader can no longer be overtaken; the majority of all answers is the response.
 Control: with a ``target``, the answers of the first window tell how the model's answers are spread
 (each class's share, with half a vote for every class and half a one for the unseen), and the
 cheapest (window, max) is taken, in expected traces, under which the chance that the most likely
-answer is not the one chosen is at most 1 - ``target``; where none is, the most careful one.
+answer is not the one chosen is at most 1 - ``target``; where none is, the cheapest of the most
+careful ones.
 Source: Early-Stopping Self-Consistency (ESC), arXiv 2401.10480.
 Cost: ``window`` traces at least, ``max`` at most.
 """
@@ -80,7 +81,7 @@ def control(counts: Sequence[int], target: float, most: int, opened: int = 0) ->
     if good:
         _, _, window, windows = min(good)
     else:
-        _, _, window, windows = min(choices, key=lambda choice: (choice[1], choice[0]))
+        _, _, window, windows = min(choices, key=lambda choice: (round(choice[1], 2), choice[0]))
     return window, opened + window * windows
 
 

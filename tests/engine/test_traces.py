@@ -90,3 +90,33 @@ def test_the_winner_is_the_trace_that_the_engine_would_have_drawn(vllm: str, rea
     chosen = reply["adjourn"]["chosen"]
     direct = ask(vllm, PROBLEMS[3], **{**SAMPLED, "seed": SAMPLED["seed"] + chosen})
     assert direct["choices"] == reply["choices"]
+
+
+def test_the_model_is_asked_whether_an_answer_is_correct(vllm: str, real: str) -> None:
+    """One scored token an answer, whatever this model makes of the question."""
+    errors = metric(real, "adjourn_fail_open_total")
+    policy = {"policy": "self-certainty", "window": 2, "max": 2}
+    note = ask(real, PROBLEMS[4], adjourn=policy, **SAMPLED)["adjourn"]
+    answered = [trace for trace in note["traces"] if "answer" in trace]
+    assert note["tokens"]["probe"] >= len(answered) > 0
+    assert metric(real, "adjourn_fail_open_total") == errors
+
+
+def test_confidence_is_measured_on_the_stream(vllm: str, real: str) -> None:
+    """Of each trace, over windows of its tokens; traces below the bar are ended early."""
+    policy = {
+        "policy": "group-confidence(warmup=3, batch=3, max=6)",
+        "window": 32,
+        "percentile": 90.0,
+        "consensus": 1.0,
+    }
+    reply = ask(real, PROBLEMS[5], adjourn=policy, **{**SAMPLED, "temperature": 1.0})
+    note = reply["adjourn"]
+    lows = [trace["lowest"] for trace in note["traces"] if trace["outcome"] != "given-up"]
+    assert len(set(lows)) > 1
+    assert all(0 < low < 40 for low in lows)
+    bar = max(trace["lowest"] for trace in note["traces"][:3])
+    given_up = [trace for trace in note["traces"][3:] if trace["outcome"] == "given-up"]
+    assert all(trace.get("lowest", 0.0) < bar for trace in given_up)
+    assert reply["choices"][0]["logprobs"] is None
+    until(lambda: running(vllm) == 0)
