@@ -157,6 +157,11 @@ class Conductor:
             self._metrics.traces.labels(*self._labels, outcome).inc()
             if lane is not self.chosen:
                 lane.session.ledger = lane.session.ledger.forfeited
+            lane.relay = lane.task = None
+        # What is left must not keep each other: the collector would find it late.
+        self._lanes.clear()
+        self.chosen = self._refusal = None
+        del self._start
 
     # -- what the lanes tell -------------------------------------------------------------------
 

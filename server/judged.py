@@ -27,6 +27,7 @@ from server.responses import Abandonable
 from server.sinks import Assembler, Sink, StreamSink
 from server.spelling import spelt
 from server.surface import Surface, Wanted
+from server.times import Times
 
 if TYPE_CHECKING:
     from server.gateway import Gateway
@@ -83,7 +84,8 @@ class Judged(Abandonable):
         self._hold_out = held_out(request.conversation, policy, settings.salt, settings.hold_out)
         self._sessions: list[Session] = []
         self._relays: list[Relay] = []
-        self._conductor: Conductor | None = None
+        self._raced = False
+        self._told: Times | None = None  # of the trace that won
         self._sink: StreamSink | Assembler | None = None
 
     @property
@@ -103,8 +105,7 @@ class Judged(Abandonable):
             else Assembler(send, self._extra, self._skeleton, self._request.silence)
         )
         if isinstance(self._policy, Sampling) and self._enforce and not self._request.greedy:
-            self._conductor = self._conducted(self._policy, self._sink)
-            return await self._conductor.run()
+            return await self._race(self._policy, self._sink)
         if self._request.choices == 1:
             relay = self._relay(0, self._sink)
             await relay.run()
@@ -112,10 +113,11 @@ class Judged(Abandonable):
         chorus = Chorus(self._sink, self._request.choices, self.metrics)
         return await chorus.run([self._relay(i, part) for i, part in enumerate(chorus.parts)])
 
-    def _conducted(self, policy: Sampling, sink: Sink) -> Conductor:
+    async def _race(self, policy: Sampling, sink: Sink) -> int:
+        self._raced = True
         self._request.explicit = True  # there is always something to tell
         gateway = self._gateway
-        return Conductor(
+        conductor = Conductor(
             policy,
             sink,
             self._relay,
@@ -124,6 +126,10 @@ class Judged(Abandonable):
             (self.labels[1], self.labels[2]),
             gateway.settings.keep_alive,
         )
+        try:
+            return await conductor.run()
+        finally:
+            self._told = conductor.told
 
     def _session(self, sink: Sink | Lane) -> Session:
         policy, settings, marks = self._policy, self._gateway.settings, self._model.marks
@@ -190,7 +196,7 @@ class Judged(Abandonable):
         self._note_times()
         self.metrics.probe_price.labels(*self.labels[1:]).set(self._appraiser.price)
         for choice, session in enumerate(self._sessions):
-            if choice and self._conductor is None:
+            if choice and not self._raced:
                 session.ledger.prompt = 0  # the choices share it
             self._note_tokens(session)
             self._note_trigger(session)
@@ -199,12 +205,12 @@ class Judged(Abandonable):
     def _note_times(self) -> None:
         labels, metrics = self.labels[1:], self.metrics
         told = [relay.times for relay in self._relays if relay.times.first_write]
-        if self._conductor is not None:
-            told = [] if self._conductor.told is None else [self._conductor.told]
+        if self._raced:
+            told = [] if self._told is None else [self._told]
         if told and self._request.stream:
             times = min(told, key=lambda times: times.first_write)
             metrics.first_token.labels(*labels).observe(times.first_write - times.arrived)
-        if told and self._request.stream and self._conductor is None:
+        if told and self._request.stream and not self._raced:
             added = times.sent - times.arrived + times.first_write - times.first_read
             metrics.added.labels(labels[0]).observe(added)
         for times in (relay.times for relay in self._relays):
