@@ -35,7 +35,7 @@ conformance: .venv-dev engine  ## install all, then point other people's clients
 check: .venv-dev  ## formatting, lint and types
 	@scripts/check
 
-bench: .venv-dev engine  ## quality, latency and overhead, into benchmarks/results
+bench: .venv-dev engine  ## quality, votes, latency and overhead, into benchmarks/results
 	@scripts/bench
 
 pocket: .venv-dev engine  ## train the pocket model anew (about an hour)

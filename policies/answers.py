@@ -1,20 +1,37 @@
-"""Read a trial answer out of what a probe drew, and tell whether two answers are the same."""
+"""Read an answer out of what a model wrote, and tell whether two answers mean the same."""
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections.abc import Sequence
 from fractions import Fraction
+from functools import lru_cache
 
-__all__ = ["confidence", "hesitant", "own_tokens", "same", "trial_answer"]
+__all__ = [
+    "Classes",
+    "canonical",
+    "confidence",
+    "final_answer",
+    "hesitant",
+    "own_tokens",
+    "same",
+    "trial_answer",
+]
 
 _HESITATION = re.compile(
     r"\b(?:wait|hmm+|but|however|alternatively|maybe|perhaps|not sure|unsure|let me)\b",
     re.IGNORECASE,
 )
 _WRAPPED = re.compile(r"\\(?:text|mathrm|mbox)\s*\{([^{}]*)\}")
-_DECORATION = re.compile(r"\\[,;! ]|[\s$]+")
+_DECORATION = re.compile(r"\\[,;! ]|\\left(?![a-z])|\\right(?![a-z])|\*\*|[\s$]+")
+_NAMED = re.compile(r"\banswer(?: is|:)[:\s]*", re.IGNORECASE)
+_NAME = re.compile(r"^[a-z]=(?=[-+.\d\\])")  # "x=5" names what it says
+_CHOICE = re.compile(r"(?:option|choice)?\(?([a-j])[).:]?")
+_FENCE = re.compile(r"^```\w*\n|\n?```$")
+_GROUP = re.compile(r"(\(|\[|\\\{)([^()\[\]\"]*)(\)|\]|\\\})")
+_FRACTION = re.compile(r"(-?)\\[dt]?frac\{(-?\d+)\}\{(\d+)\}")
 
 
 def trial_answer(drawn: str) -> str:
@@ -72,30 +89,108 @@ def hesitant(text: str) -> bool:
     return _HESITATION.search(text) is not None
 
 
+def final_answer(text: str) -> str:
+    """What an answer's text says: the content of its last box, else what its last "answer is" or
+    "answer:" names, else all of it."""
+    _, box, boxed = text.rpartition("\\boxed{")
+    if box:
+        return trial_answer(boxed)
+    rest = ""
+    for named in _NAMED.finditer(text):
+        rest = text[named.end() :]
+    return (rest.partition("\n")[0] or text).strip()
+
+
 def same(one: str, other: str) -> bool:
-    """Whether two answers mean the same: as numbers where both are, else as normalised text."""
-    a, b = _normal(one), _normal(other)
-    if a == b:
-        return True
-    x, y = _number(a), _number(b)
-    return x is not None and x == y
+    """Whether two answers plainly mean the same."""
+    return canonical(one) == canonical(other)
 
 
-def _normal(answer: str) -> str:
-    text = _DECORATION.sub("", _WRAPPED.sub(r"\1", answer))
-    return text.rstrip(".").casefold()
+@lru_cache(maxsize=4096)
+def canonical(answer: str) -> str:
+    """The one spelling of what an answer means: a number in lowest terms, a choice as its letter,
+    JSON with its keys in order, a tuple or set by its parts, all else as text without its dress.
+
+    Linear in the answer's length and without side effects; what is the same only by algebra is
+    ``policies.mathematics``'s.
+    """
+    text = _DECORATION.sub("", _WRAPPED.sub(r"\1", answer)).rstrip(".").casefold()
+    text = _NAME.sub("", text.replace("\\%", "%"))
+    if choice := _CHOICE.fullmatch(text):
+        return choice[1]
+    return _parts(text) or _json(answer) or _number(text)
 
 
-def _number(text: str) -> Fraction | None:
-    fraction = re.fullmatch(r"(-?)\\d?frac\{(-?\d+)\}\{(\d+)\}", text)
-    if fraction:
-        text = f"{fraction[1]}{fraction[2]}/{fraction[3]}".replace("--", "")
-    text = re.sub(r"(?<=\d),(?=\d{3}\b)", "", text)
-    if len(text) > 64:  # an exponent or a digit string made to be slow
-        return None
-    if re.fullmatch(r"[-+]?\d+(?:\.\d+)?(?:/\d+)?|[-+]?\.\d+", text) is None:
+def _json(answer: str) -> str | None:
+    """Of an object or a list, where the answer is one; a fence around it is no part of it."""
+    text = _FENCE.sub("", answer.strip()).strip()
+    if text[:1] not in ("{", "["):
         return None
     try:
-        return Fraction(text)
-    except (ValueError, ZeroDivisionError):
+        document = json.loads(text, parse_float=_whole)
+        return json.dumps(document, sort_keys=True, separators=(",", ":"))
+    except (ValueError, RecursionError):
         return None
+
+
+def _whole(written: str) -> int | float:
+    number = float(written)
+    return int(number) if number.is_integer() else number
+
+
+def _parts(text: str) -> str | None:
+    """Of a tuple, interval or set: each part by its meaning, those of a set in order."""
+    found = _GROUP.fullmatch(text)
+    if found is None or "," not in found[2]:
+        return None
+    opening, inside, closing = found.groups()
+    parts = [_number(part) for part in inside.split(",")]
+    if opening == "\\{":
+        parts = sorted(set(parts))
+    return opening + ",".join(parts) + closing
+
+
+def _number(text: str) -> str:
+    """A number in lowest terms; any other text as it is."""
+    spelled = text
+    fraction = _FRACTION.fullmatch(text)
+    if fraction:
+        spelled = f"{fraction[1]}{fraction[2]}/{fraction[3]}".replace("--", "")
+    spelled = re.sub(r"(?<=\d),(?=\d{3}\b)", "", spelled)
+    if len(spelled) > 64:  # an exponent or a digit string made to be slow
+        return text
+    if re.fullmatch(r"[-+]?\d+(?:\.\d*)?(?:/\d+)?|[-+]?\.\d+", spelled) is None:
+        return text
+    try:
+        return str(Fraction(spelled))
+    except (ValueError, ZeroDivisionError):
+        return text
+
+
+class Classes:
+    """Answers of one request by what they mean: each class has a number, in order of appearance.
+
+    ``find`` knows what is plainly the same; who can tell more asks about ``candidates`` before
+    ``add`` makes a class of its own.
+    """
+
+    def __init__(self) -> None:
+        self._numbers: dict[str, int] = {}
+        self._first: list[str] = []
+
+    def find(self, answer: str) -> int | None:
+        return self._numbers.get(canonical(answer))
+
+    @property
+    def candidates(self) -> list[str]:
+        """The first answer of each class, by its number."""
+        return list(self._first)
+
+    def add(self, answer: str, like: int | None = None) -> int:
+        """The answer's class: that which it is ``like``, else a known or a new one."""
+        key = canonical(answer)
+        if like is None:
+            like = self._numbers.get(key, len(self._first))
+        if like == len(self._first):
+            self._first.append(answer)
+        return self._numbers.setdefault(key, like)

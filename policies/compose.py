@@ -26,6 +26,7 @@ from policies.events import (
     Stop,
 )
 from policies.policy import Needs, Policy, Stopper
+from policies.sampling import Sampling
 
 __all__ = ["AllOf", "AnyOf"]
 
@@ -37,6 +38,8 @@ class _Composition:
     def __post_init__(self) -> None:
         if not self.policies:
             raise ValueError("a composition needs at least one policy")
+        if any(isinstance(policy, Sampling) for policy in self.policies):
+            raise ValueError("it composes policies of one trace; one over several goes around it")
 
     @property
     def needs(self) -> Needs:

@@ -35,6 +35,16 @@ class Ledger:
         return self.reasoning + self.marker + self.closing + self.answer
 
     @property
+    def forfeited(self) -> Ledger:
+        """The same where the client got nothing of it; the prompt is another response's."""
+        wasted = self.completion + self.wasted
+        return Ledger(probe=self.probe, wasted=wasted, prefilled=self.prefilled)
+
+    def __add__(self, other: Ledger) -> Ledger:
+        names = self.__dataclass_fields__
+        return Ledger(**{name: getattr(self, name) + getattr(other, name) for name in names})
+
+    @property
     def net(self) -> int:
         """All that was spent for this response."""
         return self.completion + self.probe + self.wasted

@@ -9,7 +9,7 @@ import msgspec
 from policies.ledger import Ledger
 from policies.session import Session
 
-__all__ = ["note_of", "with_usage"]
+__all__ = ["note_of", "tokens_of", "with_usage"]
 
 _KINDS = ("prompt", "reasoning", "answer", "marker", "closing", "probe", "wasted")
 
@@ -29,8 +29,12 @@ def note_of(session: Session) -> dict[str, Any]:
     if session.extended:
         note["extended"] = session.extended
     note["probes"] = session.probes
-    note["tokens"] = {kind: getattr(session.ledger, kind) for kind in _KINDS}
+    note["tokens"] = tokens_of(session.ledger)
     return note
+
+
+def tokens_of(ledger: Ledger) -> dict[str, int]:
+    return {kind: getattr(ledger, kind) for kind in _KINDS}
 
 
 def with_usage(data: bytes, ledger: Ledger) -> bytes:

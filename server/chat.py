@@ -67,9 +67,7 @@ class Chat(OpenAI):
     def _limits(self) -> Sequence[str]:
         return [name for name in _LIMITS if name in self._fields] or _LIMITS[:1]
 
-    @staticmethod
-    def decode(data: bytes) -> Chunk:
-        return decode_chunk(data)
+    decode = staticmethod(decode_chunk)
 
     def answers(self, choice: Choice) -> bool:
         return bool(choice.delta.content) or given(choice.delta.tool_calls)

@@ -34,7 +34,8 @@ class Asked:
     """A request that was read. ``fields`` are its top-level values as they came, less ``adjourn``.
 
     ``policy`` is None where it is off. ``explicit``: the client chose it, and so is told what
-    was done even where nothing was. ``untouchable`` names why no policy may act on it.
+    was done even where nothing was. ``greedy``: every trace of it would be the same.
+    ``untouchable`` names why no policy may act on it.
     """
 
     fields: dict[str, Raw]
@@ -50,6 +51,7 @@ class Asked:
     limit: int | None
     choices: int
     seed: int | None
+    greedy: bool
     stops: bool
     prompt: Any = None
     """A raw completion's: a text or ids."""
@@ -228,6 +230,7 @@ def _asked(
         limit=_whole(known.limit),
         choices=int(known.n or 1),
         seed=_whole(known.seed),
+        greedy=known.temperature == 0,
         stops=bool(known.stop),
     )
 

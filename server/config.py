@@ -97,6 +97,11 @@ class Settings(BaseSettings):
     idle_timeout: float = Field(
         600.0, gt=0, description="Longest silence of the engine in a response, in seconds."
     )
+    keep_alive: float = Field(
+        5.0,
+        gt=0,
+        description="Seconds between comments on a stream whose traces still race.",
+    )
     probe_timeout: float = Field(5.0, gt=0, description="Seconds after which a probe is given up.")
     resume_timeout: float = Field(
         10.0, gt=0, description="Seconds for the answer to begin behind a cut, else no cut."

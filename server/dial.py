@@ -15,6 +15,7 @@ from policies.compose import AllOf, AnyOf
 from policies.convergence import Convergence
 from policies.deer import Deer
 from policies.policy import Policy
+from policies.sampling import Sampling
 
 __all__ = ["PATIENCE", "dialed", "turned"]
 
@@ -55,12 +56,16 @@ def dialed(policy: Policy, level: str | None, ceiling: int | None) -> Policy:
         policy = _patient(policy, PATIENCE[level])
     if ceiling is None:
         return policy
+    if isinstance(policy, Sampling):
+        return replace(policy, policies=(dialed(policy.trace, None, ceiling),))
     grace = min(_GRACE, ceiling // 4)
     return AnyOf((policy, Budget(max=max(ceiling - grace, 1), grace=grace)))
 
 
 def _patient(policy: Policy, patience: float) -> Policy:
     match policy:
+        case Sampling(policies=(trace,)):
+            return replace(policy, policies=(_patient(trace, patience),))
         case AnyOf() | AllOf():
             return type(policy)(tuple(_patient(member, patience) for member in policy.policies))
         case Deer():

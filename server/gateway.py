@@ -13,6 +13,7 @@ from policies.appraisal import Appraiser
 from policies.dialect import builtin, override
 from policies.policy import Policy
 from policies.registry import parse
+from policies.sampling import Sampling
 from server.adapters.adapter import Adapter
 from server.adapters.recognise import recognised
 from server.adapters.vllm import VLLM
@@ -21,6 +22,7 @@ from server.choose import Asked
 from server.completions import stops_apart
 from server.config import Settings
 from server.engine import BadReply, Engine, Model
+from server.equality import Equality
 from server.errors import GatewayError
 from server.metrics import Metrics
 from server.selftest import Report, authorization, examine, served
@@ -44,6 +46,7 @@ class Gateway:
         self.settings = settings
         self.engine = Engine(settings, transport)
         self.adapter: Adapter = VLLM(self.engine)  # until it was asked
+        self.equality = Equality()
         self.metrics = Metrics()
         self.default = None if settings.policy == "off" else parse(settings.policy)
         self.dialects = override(builtin(), settings.dialects)
@@ -84,6 +87,8 @@ class Gateway:
             return "no-dialect"
         if not (self.adapter.speaks(endpoint) and self.report.can_cut(endpoint)):
             return "engine-cannot-resume"
+        if isinstance(policy, Sampling) and asked is not None and asked.choices > 1:
+            return "several-choices"  # it answers with one
         needs, in_place = policy.needs, self.adapter.in_place
         if in_place and (needs.extends or needs.bias):
             return "engine-cannot-reopen"
@@ -154,5 +159,6 @@ class Gateway:
                 log.warning("%s: %s", model.id, warnings[self.default.name])
 
     async def aclose(self) -> None:
+        await self.equality.aclose()
         with contextlib.suppress(Exception):
             await self.engine.aclose()

@@ -12,16 +12,20 @@ from starlette.types import Send
 
 from policies.ledger import Ledger
 from policies.policy import Policy
+from policies.sampling import Sampling
 from policies.session import Session
 from server.chat import ENDPOINT as CHAT
 from server.choose import Asked
 from server.chorus import Chorus
+from server.conductor import Conductor
 from server.engine import Model
+from server.lane import Lane
 from server.relay import Relay
 from server.responses import Abandonable
 from server.sinks import Assembler, Sink, StreamSink
 from server.spelling import spelt
 from server.surface import Surface, Wanted
+from server.times import Times
 
 if TYPE_CHECKING:
     from server.gateway import Gateway
@@ -42,7 +46,8 @@ def held_out(conversation: str, policy: Policy, salt: str, share: float) -> bool
 
 
 class Judged(Abandonable):
-    """A response under a policy: a relay and a session for each of its choices."""
+    """A response under a policy: a relay and a session for each of its choices, or of the traces
+    that compete for its only one."""
 
     def __init__(
         self,
@@ -67,29 +72,20 @@ class Judged(Abandonable):
         self._request_id = request_id
         self._extra = extra
         self._appraiser = gateway.appraiser(model.id, policy)
-        enforce = settings.mode == "enforce" and request.policy is not None
+        self._policy = policy
+        self._enforce = enforce = settings.mode == "enforce" and request.policy is not None
         chat = endpoint == CHAT
-        resumes = enforce and not self._adapter.in_place
-        self._apart = request.stops and resumes
+        self._resumes = enforce and not self._adapter.in_place
+        self._apart = request.stops and self._resumes
         self._is_chat = chat
         self._skeleton = (
             spelt(model.skeleton, settings.reasoning_field) if chat else model.text_skeleton
         )
-        hold_out = held_out(request.conversation, policy, settings.salt, settings.hold_out)
-        self._sessions = [
-            Session(
-                policy,
-                model.marks,
-                self._appraiser,
-                observe=not enforce,
-                hold_out=hold_out,
-                apart=self._apart,
-                # Who asks for so many tokens of raw text gets them and no more.
-                rescue=resumes and chat and settings.rescue_tokens > 0,
-            )
-            for _ in range(request.choices)
-        ]
+        self._hold_out = held_out(request.conversation, policy, settings.salt, settings.hold_out)
+        self._sessions: list[Session] = []
         self._relays: list[Relay] = []
+        self._raced = False
+        self._told: Times | None = None  # of the trace that won
         self._sink: StreamSink | Assembler | None = None
 
     @property
@@ -108,12 +104,50 @@ class Judged(Abandonable):
             if self._request.stream
             else Assembler(send, self._extra, self._skeleton, self._request.silence)
         )
+        if isinstance(self._policy, Sampling) and self._enforce and not self._request.greedy:
+            return await self._race(self._policy, self._sink)
         if self._request.choices == 1:
             relay = self._relay(0, self._sink)
             await relay.run()
             return relay.status
         chorus = Chorus(self._sink, self._request.choices, self.metrics)
         return await chorus.run([self._relay(i, part) for i, part in enumerate(chorus.parts)])
+
+    async def _race(self, policy: Sampling, sink: Sink) -> int:
+        self._raced = True
+        self._request.explicit = True  # there is always something to tell
+        gateway = self._gateway
+        conductor = Conductor(
+            policy,
+            sink,
+            self._relay,
+            gateway.equality,
+            self.metrics,
+            (self.labels[1], self.labels[2]),
+            gateway.settings.keep_alive,
+        )
+        try:
+            return await conductor.run()
+        finally:
+            self._told = conductor.told
+
+    def _session(self, sink: Sink | Lane) -> Session:
+        policy, settings, marks = self._policy, self._gateway.settings, self._model.marks
+        assert marks is not None
+        if isinstance(policy, Sampling):
+            policy = sink.policy if isinstance(sink, Lane) else policy.trace
+        session = Session(
+            policy,
+            marks,
+            self._appraiser,
+            observe=not self._enforce,
+            hold_out=self._hold_out,
+            apart=self._apart,
+            # Who asks for so many tokens of raw text gets them and no more.
+            rescue=self._resumes and self._is_chat and settings.rescue_tokens > 0,
+        )
+        self._sessions.append(session)
+        return session
 
     def _wanted(self, choice: int) -> Wanted:
         session = self._sessions[choice]
@@ -138,13 +172,14 @@ class Judged(Abandonable):
         assert marks is not None
         return kind(self._request, choice, self._wanted(choice), marks=marks, apart=self._apart)
 
-    def _relay(self, choice: int, sink: Sink) -> Relay:
+    def _relay(self, choice: int, sink: Sink | Lane) -> Relay:
+        session = self._session(sink)
         relay = Relay(
             self._adapter,
             self._surface(choice),
             self._onward,
             f"{self._request_id}-{choice}" if choice else self._request_id,
-            self._sessions[choice],
+            session,
             sink,
             self.metrics,
             self.labels[1:],
@@ -160,7 +195,7 @@ class Judged(Abandonable):
         self._note_times()
         self.metrics.probe_price.labels(*self.labels[1:]).set(self._appraiser.price)
         for choice, session in enumerate(self._sessions):
-            if choice:
+            if choice and not self._raced:
                 session.ledger.prompt = 0  # the choices share it
             self._note_tokens(session)
             self._note_trigger(session)
@@ -169,9 +204,12 @@ class Judged(Abandonable):
     def _note_times(self) -> None:
         labels, metrics = self.labels[1:], self.metrics
         told = [relay.times for relay in self._relays if relay.times.first_write]
+        if self._raced:
+            told = [] if self._told is None else [self._told]
         if told and self._request.stream:
             times = min(told, key=lambda times: times.first_write)
             metrics.first_token.labels(*labels).observe(times.first_write - times.arrived)
+        if told and self._request.stream and not self._raced:
             added = times.sent - times.arrived + times.first_write - times.first_read
             metrics.added.labels(labels[0]).observe(added)
         for times in (relay.times for relay in self._relays):

@@ -131,6 +131,14 @@ class Metrics:
             "policy",
             "action",
         )
+        self.traces = counter(
+            "traces",
+            "Traces of policies over several, by what became of them: chosen (the client got it), "
+            "answered (it only had a vote), given-up, failed.",
+            "model",
+            "policy",
+            "outcome",
+        )
         self.probes = counter(
             "probes",
             "Probes, by outcome: ok, error, timeout, bad-reply.",
@@ -175,7 +183,7 @@ class Metrics:
         build.labels(__version__).set(1)
         for reason in ("down", "broken", "truncated", "timeout"):
             self.upstream_errors.labels(reason)
-        for reason in ("cut", "reopened", "client-left"):
+        for reason in ("cut", "reopened", "lost", "client-left"):
             self.aborts.labels(reason)
         for phase in ("sending", "before-first-token", "streaming", "unstreamed"):
             self.disconnects.labels(phase)

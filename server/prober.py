@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import Sequence
 
-from policies.events import ProbeResult
+from policies.events import Probe, ProbeResult
 from policies.session import Ask, Order, Session
 from server.adapters.adapter import Adapter, Drawn
 from server.engine import BadReply
@@ -58,6 +59,35 @@ class Prober:
             ending=drawn.ending,
         )
         return session.probed(result, prefilled=drawn.prefilled, decoded=drawn.decoded)
+
+    async def certainty(self, session: Session, answer: str) -> float | None:
+        """P("Yes") behind the whole answer and the question whether it is correct; None where the
+        engine did not say. The trace is its exact ids, the answer its text's."""
+        marks, ledger = session.marks, session.ledger
+        began = time.perf_counter()
+        try:
+            async with asyncio.timeout(self._adapter.engine.settings.probe_timeout):
+                said = await self._adapter.tokenize(self._labels[0], answer, self._headers)
+                kept = session.generated[: ledger.reasoning + ledger.marker]
+                prompt = [*session.prompt, *kept, *session.closing, *said]
+                drawn = await self._adapter.probe(
+                    self._labels[0],
+                    [*prompt, *marks.inducers["correct"]],
+                    Probe("correct", 1, ending=True),
+                    self._headers,
+                    self._sticky,
+                    marks.inducers["yes"],
+                )
+        except (TimeoutError, BadReply, GatewayError) as error:
+            outcome = "timeout" if isinstance(error, TimeoutError) else "error"
+            self._metrics.probes.labels(*self._labels, outcome).inc()
+            self._metrics.fail_open.labels(self._labels[1], f"probe-{outcome}").inc()
+            return None
+        self._metrics.probes.labels(*self._labels, "ok").inc()
+        self._metrics.probe_seconds.labels(*self._labels).observe(time.perf_counter() - began)
+        ledger.probe += drawn.decoded
+        ledger.prefilled += drawn.prefilled
+        return None if drawn.ending is None else math.exp(drawn.ending)
 
     async def _draw(self, session: Session, ask: Ask) -> Drawn | str:
         """What the engine drew, or what became of the probe."""

@@ -106,6 +106,10 @@ class Relay:
         finally:
             await self._close()
 
+    async def certainty(self, answer: str) -> float | None:
+        """How sure the model is, in [0, 1], that the whole answer is correct."""
+        return await self._prober.certainty(self.session, answer)
+
     async def _follow(self, main: Continuation) -> None:
         await self._pumped(main)
         while self._answer is None and (following := self._reopened) is not None:
@@ -123,9 +127,8 @@ class Relay:
         try:
             await self._pump
         except asyncio.CancelledError:
-            task = asyncio.current_task()
             given_up = self._answer is not None or self._reopened is not None
-            if not given_up or (task is not None and task.cancelling()):
+            if not given_up or _cancelling():
                 raise
         while self._beside and self.session.waiting:
             # The main stream ended while another was being opened.
@@ -482,6 +485,12 @@ class Relay:
         """An event that was made here."""
         if event is not None:
             self._outbox.put(number, event, self._decode(data_of(event) or b"{}"))
+
+
+def _cancelling() -> bool:
+    """Whether who runs here is to end. A frame that kept its task would be kept by it."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
 
 
 class _Refused(Exception):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Mapping, Sequence
+from collections.abc import Awaitable, Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 import httpx
@@ -13,7 +13,7 @@ from server.engine import forwarded_headers
 from server.errors import GatewayError
 from server.sse import data_of
 
-__all__ = ["Assembler", "Sink", "StreamSink", "reply_headers"]
+__all__ = ["Assembler", "Sink", "StreamSink", "joined", "reply_headers"]
 
 _STREAM_HEADERS = (
     (b"cache-control", b"no-cache"),
@@ -234,6 +234,20 @@ class _Choice:
             message["tool_calls"] = [self._calls[index] for index in sorted(self._calls)]
         choice = {**self._choice, "message": _filled(message, shape.get("message", {}))}
         return _filled(choice, shape)
+
+
+def joined(events: Iterable[bytes]) -> dict[str, Any]:
+    """What the events of one choice say: a message, or a text among its choice's keys."""
+    choice = _Choice()
+    for event in events:
+        data = data_of(event)
+        if data is None or data == b"[DONE]":
+            continue
+        for said in msgspec.json.decode(data).get("choices") or ():
+            choice.add(said)
+    document = choice.document({}, None)
+    message: dict[str, Any] = document.get("message", document)
+    return message
 
 
 def _join(target: dict[str, Any], key: str, value: Any) -> None:

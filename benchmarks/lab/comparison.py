@@ -23,6 +23,7 @@ from benchmarks.lab.replay import sweep
 from benchmarks.lab.report import notes, table
 from benchmarks.lab.tape import Tapes
 from policies.registry import BadPolicy, parse
+from policies.sampling import Sampling
 
 __all__ = ["compare"]
 
@@ -48,7 +49,9 @@ def compare(
     console = console or _console()
     names = list(dict.fromkeys(name for line in specifications for name in expand(line)))
     for name in names:
-        foretold(parse(name))
+        if isinstance(policy := parse(name), Sampling):
+            raise BadPolicy(f"{name}: runs over several traces, and each is replayed by itself")
+        foretold(policy)
     tapes = Tapes(traces)
     for name in names:
         if parse(name).needs.logprobs > tapes.logprobs:

@@ -12,8 +12,9 @@ from rich.text import Text
 
 from benchmarks.lab.intervals import Estimate
 from benchmarks.lab.points import Point
-from benchmarks.lab.tape import Tapes, answer_of
-from policies.answers import same
+from benchmarks.lab.tape import Tapes
+from policies.answers import final_answer
+from policies.mathematics import equal
 
 __all__ = ["agreement", "notes", "table"]
 
@@ -106,7 +107,7 @@ def agreement(tapes: Tapes, least: float = 0.0) -> tuple[int, int]:
         if served.ending == "stop"
     ]
     pairs = [(served, trial) for served, trial in pairs if trial.confidence >= least]
-    agreed = sum(same(answer_of(served.answer), trial.answer) for served, trial in pairs)
+    agreed = sum(equal(final_answer(served.answer), trial.answer) for served, trial in pairs)
     return agreed, len(pairs)
 
 

@@ -13,17 +13,18 @@ from typing import Any
 from benchmarks.lab import values
 from benchmarks.lab.plan import kind
 from benchmarks.lab.traces import BadTraces, Drawn, Opened, Piece, Place, Served, Trace, load
-from policies.answers import confidence, same, trial_answer
+from policies.answers import confidence, final_answer, trial_answer
 from policies.appraisal import Appraiser
 from policies.cues import CueScanner
 from policies.dialect import Marks
 from policies.events import Probe, ProbeFailed, ProbeResult
 from policies.ledger import Ledger
 from policies.markers import NOWHERE
+from policies.mathematics import equal
 from policies.never import Never
 from policies.session import Session, State
 
-__all__ = ["SLACK", "Feed", "Found", "Run", "Tape", "Tapes", "Trial", "answer_of"]
+__all__ = ["SLACK", "Feed", "Found", "Run", "Tape", "Tapes", "Trial"]
 
 SLACK = 32
 """Tokens: what was drawn so little before a place stands in for what was not drawn there."""
@@ -31,12 +32,6 @@ Logprobs = tuple[tuple[float, ...], ...]
 Feed = tuple[str, tuple[int, ...], float, bool, str | None, Logprobs]
 """A piece as a session takes it: text, ids, time, whether it answers, the finish reason, and the
 log-probabilities of its tokens."""
-
-
-def answer_of(text: str) -> str:
-    """What an answer's text says: the content of its last box, else all of it."""
-    _, box, rest = text.rpartition("\\boxed{")
-    return trial_answer(rest) if box else text.strip()
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +114,7 @@ class Tape:
         self.opening = 0
         self.ledger = self._whole(marks)
         self.runs = self._runs(marks)
-        self.answer = answer_of("".join(piece.answer for piece in self.pieces))
+        self.answer = final_answer("".join(piece.answer for piece in self.pieces))
         behind = dropwhile(lambda piece: not piece.answering, self.pieces)
         self.answer_tokens = sum(len(piece.ids) for piece in behind)
         self._draws = self._read(event for event in trace.events if isinstance(event, Drawn))
@@ -173,7 +168,7 @@ class Tape:
 
     def right(self, answer: str) -> bool:
         """Against the gold answer; without one, against the trace's own."""
-        return same(answer, self.answer if self.gold is None else self.gold)
+        return equal(answer, self.answer if self.gold is None else self.gold)
 
     def trial(self, position: int) -> Trial:
         """The one at ``position``, or at the last place before it; an empty one before all."""
@@ -184,7 +179,7 @@ class Tape:
         """The position of the first place from which the trial answer is the final one for good."""
         found = None
         for trial in reversed(self.trials):
-            if not same(trial.answer, self.answer):
+            if not equal(trial.answer, self.answer):
                 break
             found = trial.position
         return found

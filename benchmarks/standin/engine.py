@@ -111,7 +111,7 @@ class Engine:
 
     def chat(self, connection: Connection, body: dict[str, Any]) -> None:
         self._check_model(body)
-        scenario = self.scenario.updated(body.get("standin") or {})
+        scenario = self.scenario.updated(body.get("standin") or {}).seeded(body.get("seed"))
         name = f"chatcmpl-{connection.headers.get('x-request-id') or uuid4().hex[:16]}"
         chat = Chat.read(body, name, scenario, self.max_model_len)
         self.begin("chats")

@@ -50,6 +50,7 @@ class Scenario:
     tiny_writes: bool = False  # in pieces of random size
     split_utf8: bool = False  # cut within each character that has several bytes
     seed: int = 0  # of the random sizes
+    by_seed: tuple[tuple[int, Mapping[str, Any]], ...] = ()  # what differs for a request's seed
 
     def updated(self, given: Mapping[str, Any]) -> Scenario:
         """With the fields of a request's `standin`."""
@@ -60,6 +61,10 @@ class Scenario:
             key: tuple(value) if isinstance(value, list) else value for key, value in given.items()
         }
         return replace(self, **changes)
+
+    def seeded(self, seed: Any) -> Scenario:
+        """For a request with this seed."""
+        return self.updated(next((fields for own, fields in self.by_seed if own == seed), {}))
 
     def thought(self) -> list[int]:
         """The reasoning's ids."""

@@ -315,6 +315,7 @@ async def put_through(gateway: str) -> None:
             load.chat("overloaded", {"status": 503}),
             load.chat("several", n=200),
             load.chat("off", adjourn={"policy": "off"}),
+            load.chat("raced", adjourn={"policy": "first-finish", "traces": 2}),
             load.chat("unknown", model="nobody"),
             load.chat("wrong", messages="not a list"),
             load.leave("early", late),
@@ -361,7 +362,10 @@ def test_a_panel_shows_something(
     scraped: Scraped, panel: dict[str, Any], target: dict[str, Any]
 ) -> None:
     """Its expression parses and brings numbers, for all models and policies and for one."""
-    for variables in ({}, {"model": "(standin|other)", "policy": "(deer|budget|none)"}):
+    for variables in (
+        {},
+        {"model": "(standin|other)", "policy": "(deer|budget|first-finish|none)"},
+    ):
         values = scraped.values(target["expr"], **variables)
 
         assert values

@@ -132,3 +132,16 @@ def test_words_that_are_put_in_are_text(vllm: str, real: str) -> None:
     assert reply["usage"]["completion_tokens"] == len(choice["token_ids"])
     told = {"model": "pocket", "tokens": choice["token_ids"]}
     assert httpx.post(f"{vllm}/detokenize", json=told).json()["prompt"].startswith(choice["text"])
+
+
+def test_raw_completions_race_too(vllm: str, real: str) -> None:
+    """One trace's text, as the engine would have drawn it with that trace's seed."""
+    prompt = prompt_of(vllm, PROBLEMS[2])
+    sampled = {"temperature": 0.6, "seed": 21}
+    raced = complete(real, prompt, adjourn={"policy": "first-finish", "traces": 3}, **sampled)
+    seed = 21 + raced["adjourn"]["chosen"]
+    direct = plain(complete(vllm, prompt, **{**sampled, "seed": seed}))
+    assert direct == plain(raced)
+    vote = {"policy": "early-consistency", "window": 2, "max": 4}
+    note = complete(real, prompt, adjourn=vote, **sampled)["adjourn"]
+    assert all(isinstance(trace.get("answer"), int) for trace in note["traces"])

@@ -2,26 +2,47 @@
 
 ``inputs`` of a recording are a session's calls in order; ``outcome`` is what ``replay`` makes of
 them. ``python -m tests.golden NAME`` prints a replay, to be read before it is kept.
-A step is (command, state after it, pieces released so far).
+A step is (command, state after it, pieces released so far). Recordings in ``races`` are those of
+policies over several traces: events, and the commands that answer each.
 """
 
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, astuple
 from pathlib import Path
 from typing import Any
 
+from policies import sampling
 from policies.registry import parse
+from policies.sampling import Sampling
 from policies.session import Ask, Cut, Order, Reopen, Session
 from tests.policies.lab import MARKS, Generous, result
 
-__all__ = ["recordings", "replay"]
+__all__ = ["races", "recordings", "replay", "rerun"]
 
 
 def recordings() -> dict[str, dict[str, Any]]:
     """Every recording by its name."""
-    files = sorted(Path(__file__).parent.glob("*.json"))
+    return _read(Path(__file__).parent)
+
+
+def races() -> dict[str, dict[str, Any]]:
+    return _read(Path(__file__).parent / "races")
+
+
+def rerun(recording: dict[str, Any]) -> list[Any]:
+    """The commands that answer each event of a race."""
+    policy = parse(recording["policy"])
+    assert isinstance(policy, Sampling)
+    sampler = policy.sample()
+    told = [sampler.observe(getattr(sampling, name)(*args)) for name, *args in recording["events"]]
+    written = [[[type(c).__name__, *astuple(c)] for c in commands] for commands in told]
+    return list(json.loads(json.dumps(written)))
+
+
+def _read(folder: Path) -> dict[str, dict[str, Any]]:
+    files = sorted(folder.glob("*.json"))
     return {file.stem: json.loads(file.read_text("utf-8")) for file in files}
 
 

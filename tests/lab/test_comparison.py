@@ -171,3 +171,9 @@ def test_a_missing_library_is_named(tmp_path: Path) -> None:
     ran = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert ran.returncode == 2
     assert "adjourn[lab]" in ran.stderr
+
+
+def test_a_policy_over_several_traces_is_refused(tmp_path: Path) -> None:
+    """Each trace is replayed by itself, and would pass for a race of one."""
+    with pytest.raises(BadPolicy, match="over several traces"):
+        compare(tmp_path / "none.jsonl", ["first-finish"], 0.01)

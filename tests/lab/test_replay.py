@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 
 from benchmarks.lab import replay
 from benchmarks.lab.replay import Outcome, play
-from benchmarks.lab.tape import SLACK, Run, Tape, answer_of
+from benchmarks.lab.tape import SLACK, Run, Tape
 from benchmarks.lab.traces import Drawn, Piece, Place, Trace
+from policies.answers import final_answer
 from policies.appraisal import Appraiser
 from policies.events import Probe, ProbeFailed, ProbeResult
 from policies.registry import parse
@@ -131,7 +132,7 @@ def test_the_answer_at_a_cut_is_the_last_one_drawn() -> None:
 )
 def test_an_answer_is_its_last_box(text: str, answer: str) -> None:
     """Else all that was said."""
-    assert answer_of(text) == answer
+    assert final_answer(text) == answer
 
 
 def test_a_truncated_trace_is_not_whole() -> None:

@@ -8,7 +8,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from policies.answers import confidence, hesitant, same, trial_answer
+from policies.answers import (
+    Classes,
+    confidence,
+    final_answer,
+    hesitant,
+    same,
+    trial_answer,
+)
 
 _PLAIN = st.text("ab1 \\", max_size=5)
 _NESTED = st.recursive(
@@ -129,6 +136,15 @@ def test_doubts(text: str) -> None:
         ("10\\,000", "10000"),
         (".5", "0.5"),
         ("+3", "3"),
+        ("x = 5", "5"),
+        ("**42**", "42"),
+        ("(A)", "a."),
+        ("Option B", "\\text{(B)}"),
+        ("(\\frac{1}{2}, 3)", "\\left(0.5, 3\\right)"),
+        ("\\{2, 1, 1\\}", "\\{1,2\\}"),
+        ("[1/2, 3]", "[0.5, 3]"),
+        ('{"a": 1.0, "b": [true]}', '```json\n{"b": [true], "a": 1}\n```'),
+        ("50\\%", "50%"),
     ],
 )
 def test_answers_that_mean_the_same(one: str, other: str) -> None:
@@ -149,12 +165,64 @@ def test_answers_that_mean_the_same(one: str, other: str) -> None:
         ("1", ""),
         ("9" * 100, "9" * 99),
         ("1e3", "1000"),
+        ("(1, 2)", "(2, 1)"),
+        ("(1, 2)", "[1, 2]"),
+        ('{"a": "B"}', '{"a": "b"}'),
+        ('{"a": 1}', '{"a": true}'),
+        ("2*3", "23"),
+        ("Option B", "Option C"),
+        ("50%", "50"),
     ],
 )
 def test_answers_that_differ(one: str, other: str) -> None:
     """What is not plainly the same is another answer."""
     assert not same(one, other)
     assert not same(other, one)
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        ("So \\boxed{1}, or rather \\boxed{\\frac{1}{2}}.", "\\frac{1}{2}"),
+        ("The answer is 7.\nDone.", "7."),
+        ("Answer: B", "B"),
+        ("It is what it is.", "It is what it is."),
+        ("the answer is 3? No, the answer is: 4", "4"),
+        ("", ""),
+    ],
+)
+def test_what_a_whole_answer_says(text: str, answer: str) -> None:
+    """Its last box, else what it calls the answer last, else all of it."""
+    assert final_answer(text) == answer
+
+
+@given(st.text(max_size=80), st.text(max_size=80))
+def test_equality_is_an_equivalence(one: str, other: str) -> None:
+    """Whatever the texts: a spelling means itself, and to spell it anew changes nothing."""
+    assert same(one, one)
+    assert same(one, other) == same(other, one)
+
+
+@given(st.lists(st.sampled_from(["1", "1.0", "2", "\\frac{4}{2}", "x", "$x$"]), max_size=20))
+def test_classes_are_numbered_as_they_appear(answers: list[str]) -> None:
+    """Equal answers share a number, and no number is passed over."""
+    classes = Classes()
+    labels = [classes.add(answer) for answer in answers]
+    assert list(dict.fromkeys(labels)) == list(range(len(set(labels))))
+    for one, a in zip(labels, answers, strict=True):
+        for other, b in zip(labels, answers, strict=True):
+            assert (one == other) == same(a, b)
+    assert len(classes.candidates) == len(set(labels))
+
+
+def test_a_class_takes_in_what_is_like_it() -> None:
+    """What only somebody else could tell is known from then on."""
+    classes = Classes()
+    classes.add("\\sqrt{8}")
+    assert classes.find("2\\sqrt{2}") is None
+    assert classes.add("2\\sqrt{2}", like=0) == 0
+    assert classes.find("$2\\sqrt{2}$") == 0
+    assert classes.candidates == ["\\sqrt{8}"]
 
 
 @given(st.integers(-(10**9), 10**9))

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from policies.session import State
-from tests.golden import recordings, replay
+from tests.golden import races, recordings, replay, rerun
 
 
 @pytest.mark.parametrize(("name", "recording"), recordings().items(), ids=list(recordings()))
@@ -15,6 +15,12 @@ def test_a_recorded_request_replays(name: str, recording: dict[str, Any]) -> Non
     """Commands, states, released pieces, ledger and trigger are those that were recorded."""
     replayed = replay(recording)
     assert recording["outcome"] == replayed
+
+
+@pytest.mark.parametrize(("name", "race"), races().items(), ids=list(races()))
+def test_a_recorded_race_reruns(name: str, race: dict[str, Any]) -> None:
+    """A policy over several traces opens, gives up and chooses as it did."""
+    assert race["outcome"] == rerun(race)
 
 
 def test_the_recordings_cover_the_tables_states() -> None:

@@ -13,6 +13,7 @@ from policies.budget import Budget
 from policies.compose import AllOf, AnyOf
 from policies.convergence import Convergence
 from policies.deer import Deer
+from policies.first_finish import FirstFinish
 from policies.loop import Loop
 from policies.policy import Policy
 from server.choose import read_chat
@@ -97,6 +98,14 @@ def test_a_ceiling_is_never_passed(ceiling: int) -> None:
     budget = policy.policies[1]
     assert isinstance(budget, Budget)
     assert budget.max + budget.grace <= max(ceiling, 1)
+
+
+def test_it_turns_what_each_of_several_traces_runs() -> None:
+    """The patience is that of its policy, and the ceiling that of each trace."""
+    turned = dialed(FirstFinish((Budget(max=100),)), "low", 1000)
+    assert isinstance(turned, FirstFinish)
+    assert turned.trace == dialed(Budget(max=100), "low", 1000)
+    assert dialed(FirstFinish(), "low", None) == FirstFinish()
 
 
 @pytest.mark.parametrize(

@@ -10,8 +10,10 @@ import httpx
 import pytest
 
 from server.app import create_app
+from server.conductor import Conductor
 from server.config import Settings
 from server.judged import Judged
+from server.lane import Lane
 from server.relay import Relay
 from server.responses import WithRawSend
 from tests.exchange import CHAT, body
@@ -32,13 +34,22 @@ async def _leftovers(upstream: str, fields: dict[str, Any]) -> list[str]:
             reply = await client.post(CHAT, json=body(standin={"tokens": 50}, **fields))
             assert reply.status_code == 200
             await asyncio.sleep(0)  # what is done is let go of in the loop's next round
-            kinds = (Judged, Relay)
+            kinds = (Judged, Relay, Lane, Conductor)
             return [type(o).__name__ for o in gc.get_objects() if isinstance(o, kinds)]
         finally:
             gc.enable()
 
 
-@pytest.mark.parametrize("fields", [{}, {"stream": True}, {"n": 2, "temperature": 1}])
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {},
+        {"stream": True},
+        {"n": 2, "temperature": 1},
+        {"adjourn": {"policy": "first-finish"}},
+        {"stream": True, "adjourn": {"policy": "early-consistency(deer, window=2, max=2)"}},
+    ],
+)
 def test_a_request_is_gone_when_it_is_over(standin: str, fields: dict[str, Any]) -> None:
     """Nothing of it waits for the collector, which looks rarely: it would be memory by then."""
     assert asyncio.run(_leftovers(standin, fields)) == []

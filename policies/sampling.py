@@ -1,0 +1,158 @@
+"""What a policy over several traces of one request is: events in, commands out.
+
+A *sampling policy* is a frozen dataclass of options like any other, over at most one policy that
+each trace runs by itself: ``early-consistency(deer)``. ``sample()`` makes a *sampler*, the state
+machine of one request. It is shown what its traces come to and answers with commands; after a
+``Choose`` it is asked no more. Traces are numbered from 0 in the order in which they are opened.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Protocol
+
+from policies.never import Never
+from policies.policy import Needs, Policy, Stopper
+
+__all__ = [
+    "Answered",
+    "Begun",
+    "Choose",
+    "Closed",
+    "Command",
+    "Event",
+    "Failed",
+    "GiveUp",
+    "Open",
+    "Sampler",
+    "Sampling",
+    "Sureness",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Begun:
+    """The request is there. ``at``, here and below: seconds of the driver's monotonic clock."""
+
+    at: float
+
+
+@dataclass(frozen=True, slots=True)
+class Closed:
+    """A trace ended its thinking, by itself or by a cut, after ``position`` tokens."""
+
+    trace: int
+    position: int
+    at: float
+
+
+@dataclass(frozen=True, slots=True)
+class Sureness:
+    """A trace is less sure than it was. ``confidence``: in nats, the least mean, over as many
+    tokens in a row as the policy's ``span``, of the negative mean log-probability of the most
+    probable tokens at each place; of a shorter trace, over all of it when it has ended."""
+
+    trace: int
+    confidence: float
+    position: int
+    at: float
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """A trace has its whole answer. ``label`` numbers what the answer means: equal answers have
+    the same one; None where there is none. ``tokens``: all that was decoded for it. ``certainty``
+    in [0, 1]: the model's own, where the policy asks for it and got it."""
+
+    trace: int
+    answer: str
+    label: int | None
+    tokens: int
+    at: float
+    certainty: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """A trace broke off; it will have no answer."""
+
+    trace: int
+    at: float
+
+
+Event = Begun | Closed | Sureness | Answered | Failed
+
+
+@dataclass(frozen=True, slots=True)
+class Open:
+    """Begin so many traces more."""
+
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
+class GiveUp:
+    """End these at the engine; nothing more will be heard of them."""
+
+    traces: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Choose:
+    """This trace is the response; all others that still run are given up. ``reason`` is a word of
+    a small fixed set, ``confidence`` in [0, 1] where the policy has one, ``votes`` how many
+    answers mean the same as this one's."""
+
+    trace: int
+    reason: str
+    confidence: float | None = None
+    votes: int = 1
+
+
+Command = Open | GiveUp | Choose
+
+
+class Sampler(Protocol):
+    """The state of one request under a sampling policy."""
+
+    def observe(self, event: Event) -> Sequence[Command]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """Options that all have in common: the policy that each trace runs, if any.
+
+    ``asks``: the model is asked of each answer whether it is correct. ``span``: tokens of a
+    trace over which its ``Sureness`` is taken, 0 for none.
+    """
+
+    name: ClassVar[str] = ""
+    asks: ClassVar[bool] = False
+    policies: tuple[Policy, ...] = ()
+
+    def __post_init__(self) -> None:
+        if len(self.policies) > 1:
+            raise ValueError("each trace runs one policy: compose several with any_of")
+        if any(isinstance(policy, Sampling) for policy in self.policies):
+            raise ValueError("it runs over traces, and cannot run over policies that do so too")
+
+    @property
+    def trace(self) -> Policy:
+        """What each trace runs by itself."""
+        return self.policies[0] if self.policies else Never()
+
+    @property
+    def span(self) -> int:
+        return 0
+
+    @property
+    def needs(self) -> Needs:
+        return self.trace.needs
+
+    def start(self) -> Stopper:
+        """As a policy of one trace it is what each trace runs."""
+        return self.trace.start()
+
+    def sample(self) -> Sampler:
+        raise NotImplementedError

@@ -1,0 +1,45 @@
+"""Votes over traces that were drawn before: who is told, and what it cost."""
+
+from __future__ import annotations
+
+from benchmarks.votes import Ballot, Sample, majority, vote
+from policies.registry import parse
+from policies.sampling import Sampling
+
+
+def voted(policy: str, *samples: Sample) -> Ballot:
+    parsed = parse(policy)
+    assert isinstance(parsed, Sampling)
+    return vote(parsed, samples)
+
+
+def sample(label: int | None, reasoning: int) -> Sample:
+    return Sample(label, label == 0, reasoning, reasoning + 10)
+
+
+def test_losers_of_a_race_cost_what_they_ran() -> None:
+    """As long as the winner thought; the winner all that it decoded."""
+    ballot = voted("first-finish(traces=3)", sample(1, 300), sample(0, 100), sample(1, 200))
+    assert ballot == Ballot(right=True, net=100 + 110 + 100, traces=3)
+
+
+def test_a_unanimous_window_costs_its_traces() -> None:
+    """And no more."""
+    alike = [sample(0, 100), sample(0, 200), *[sample(1, 50)] * 4]
+    assert voted("early-consistency(window=2, max=6)", *alike) == Ballot(True, 110 + 210, 2)
+
+
+def test_a_settled_vote_ends_what_still_runs() -> None:
+    """The second window's slow trace is ended when the fast one has settled it."""
+    samples = [sample(0, 100), sample(1, 100), sample(0, 100), sample(0, 900)]
+    samples[1] = Sample(0, True, 100, 110)
+    ballot = voted("adaptive-consistency(window=2, max=4, threshold=0.99)", *samples)
+    assert ballot == Ballot(True, 110 * 3 + 110, 4)
+
+
+def test_the_majority_pays_for_all() -> None:
+    """Whatever they say; without an answer nothing is right."""
+    samples = [sample(0, 10), sample(1, 10), sample(0, 10)]
+    assert majority(samples) == Ballot(True, 60, 3)
+    assert majority([sample(None, 10)]) == Ballot(False, 20, 1)
+    assert voted("early-consistency(window=2, max=4)", *[sample(None, 10)] * 4).right is False

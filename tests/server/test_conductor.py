@@ -1,0 +1,179 @@
+"""The conductor and its lanes, before relays that say what they are told to."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import httpx
+import msgspec
+import pytest
+
+from policies.sampling import Answered, Begun, Choose, Command, Event, Open, Sampling
+from policies.session import Session
+from server.conductor import Conductor
+from server.equality import Equality
+from server.errors import GatewayError, UpstreamDown
+from server.lane import Lane
+from server.metrics import Metrics
+from server.times import Times
+from server.wire import event_of
+from tests.policies.lab import MARKS, PROMPT, Generous
+
+
+class Gathering:
+    """A sink that keeps what it gets."""
+
+    def __init__(self) -> None:
+        self.began = False
+        self.events: list[bytes] = []
+        self.note: dict[str, Any] | None = None
+
+    def open(self, response: httpx.Response) -> None: ...
+
+    async def hand_through(self, response: httpx.Response) -> None: ...
+
+    async def write(self, events: list[bytes]) -> None:
+        self.began = True
+        self.events += events
+
+    async def end(self, note: dict[str, Any] | None) -> None:
+        self.note = note
+
+    async def fail(self, error: GatewayError) -> None:
+        raise error
+
+
+class Speaker:
+    """A relay whose whole response comes after so many turns of the loop."""
+
+    def __init__(self, lane: Lane, delta: dict[str, Any] | GatewayError, turns: int) -> None:
+        self.session = Session(lane.policy, MARKS, Generous())
+        self.times = Times(0.0)
+        self._lane, self._delta, self._turns = lane, delta, turns
+
+    async def run(self) -> None:
+        for _ in range(self._turns):
+            await asyncio.sleep(0)
+        if isinstance(self._delta, GatewayError):
+            raise self._delta
+        self._lane.open(httpx.Response(200))
+        self.session.opened(PROMPT[:1])
+        self.session.feed("", (7,), 0.0, answering=True)
+        chunk = {"id": f"x-{self._lane.index}", "created": 1, "adjourn": {}}
+        choice = {"index": 0, "delta": self._delta, "finish_reason": "stop"}
+        await self._lane.write([event_of(msgspec.json.encode({"choices": [choice], **chunk}))])
+        self.session.ended()
+
+
+def conducted(
+    policy: Sampling, *said: dict[str, Any] | GatewayError, turns: Sequence[int] = ()
+) -> tuple[Gathering, Metrics]:
+    sink, metrics = Gathering(), Metrics()
+
+    def start(index: int, lane: Lane) -> Any:
+        return Speaker(lane, said[index], turns[index] if turns else 1 + index)
+
+    conductor = Conductor(policy, sink, start, Equality(), metrics, ("m", policy.name), 5.0)
+    asyncio.run(conductor.run())
+    return sink, metrics
+
+
+@dataclass(frozen=True, slots=True)
+class Majority(Sampling):
+    """Waits for all of them."""
+
+    name: ClassVar[str] = "majority"
+    traces: int = 3
+
+    def sample(self) -> MajoritySampler:
+        return MajoritySampler(self.traces)
+
+
+class MajoritySampler:
+    def __init__(self, traces: int) -> None:
+        self.traces = traces
+        self.labels: dict[int, int | None] = {}
+
+    def observe(self, event: Event) -> Sequence[Command]:
+        if isinstance(event, Begun):
+            return (Open(self.traces),)
+        if isinstance(event, Answered):
+            self.labels[event.trace] = event.label
+            if len(self.labels) == self.traces:
+                told = list(self.labels.values())
+                chosen = max(self.labels, key=lambda trace: told.count(self.labels[trace]))
+                return (Choose(chosen, "majority", votes=told.count(self.labels[chosen])),)
+        return ()
+
+
+def called(arguments: str) -> dict[str, Any]:
+    function = {"name": "weather", "arguments": arguments}
+    return {"tool_calls": [{"index": 0, "id": "call-1", "type": "function", "function": function}]}
+
+
+def test_tool_calls_vote_by_what_they_call() -> None:
+    """Order and spacing of arguments are no matter; their values are."""
+    bern, other = '{"city": "Bern", "days": 2}', '{"days":2,"city":"Bern"}'
+    sink, _ = conducted(Majority(), called('{"city": "Basel"}'), called(bern), called(other))
+    assert sink.note is not None
+    assert (sink.note["chosen"], sink.note["votes"]) == (1, 2)
+
+
+def test_arguments_that_are_no_json_are_compared_as_text() -> None:
+    """And are no error."""
+    sink, _ = conducted(Majority(), called('{"ci'), called('{"ci'), called("{}"))
+    assert sink.note is not None
+    assert (sink.note["chosen"], sink.note["votes"]) == (0, 2)
+
+
+class Faulty(Majority):
+    """Fails where it is told to."""
+
+    at: ClassVar[type] = Begun
+
+    def sample(self) -> Any:
+        return self
+
+    def observe(self, event: Event) -> Sequence[Command]:
+        if isinstance(event, self.at):
+            raise RuntimeError
+        return (Open(2),) if isinstance(event, Begun) else ()
+
+
+class FaultyLate(Faulty):
+    at = Answered
+
+
+@pytest.mark.parametrize("kind", [Faulty, FaultyLate])
+def test_a_policy_that_fails_is_outlived(kind: type[Sampling]) -> None:
+    """The first trace that is there is the response; that is counted and told."""
+    sink, metrics = conducted(kind(), {"content": "1"}, {"content": "2"})
+    assert sink.note is not None
+    assert (sink.note["chosen"], sink.note["muted"]) == (0, "policy-error")
+    assert b'"content":"1"' in sink.events[0]
+    errors = metrics.registry.get_sample_value(
+        "adjourn_fail_open_total", {"policy": "majority", "reason": "policy-error"}
+    )
+    assert errors == 1
+
+
+class Silent(Faulty):
+    """Opens two and never chooses."""
+
+    at = Choose
+
+
+def test_a_policy_that_never_chooses_is_chosen_for() -> None:
+    """The first trace that answered, once none is left to wait for."""
+    sink, _ = conducted(Silent(), UpstreamDown("gone"), {"content": "2"}, turns=(1, 2))
+    assert sink.note is not None
+    assert (sink.note["chosen"], sink.note["reason"]) == (1, "last")
+
+
+def test_without_an_answer_the_error_is_the_clients() -> None:
+    """The last one's, where nothing was sent."""
+    with pytest.raises(UpstreamDown):
+        conducted(Silent(), UpstreamDown("gone"), UpstreamDown("gone"))
