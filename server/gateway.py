@@ -13,6 +13,7 @@ from policies.appraisal import Appraiser
 from policies.dialect import builtin, override
 from policies.policy import Policy
 from policies.registry import parse
+from server.apis.learned import Learned
 from server.choose import Asked
 from server.completions import stops_apart
 from server.config import Settings
@@ -51,6 +52,10 @@ class Gateway:
     @property
     def models(self) -> dict[str, Model]:
         return dict(self.report.models) if self.report else {}
+
+    @property
+    def learned(self) -> Learned:
+        return self.report.learned if self.report else Learned()
 
     @property
     def ready(self) -> bool:

@@ -8,21 +8,23 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+import httpx
 from starlette.types import Send
 
 from policies.ledger import Ledger
 from policies.policy import Policy
 from policies.session import Session
-from server.chat import ENDPOINT as CHAT
+from server.apis.retold import RetoldDocument, RetoldStream
 from server.chat import Chat
 from server.choose import Asked
 from server.chorus import Chorus
+from server.completions import ENDPOINT as COMPLETIONS
 from server.completions import Completions
 from server.engine import Model
 from server.relay import Relay
 from server.responses import Abandonable
 from server.sinks import Assembler, Sink, StreamSink
-from server.spelling import spelt
+from server.spelling import Spelling, spelt
 from server.surface import Surface, Wanted
 
 if TYPE_CHECKING:
@@ -44,12 +46,14 @@ def held_out(conversation: str, policy: Policy, salt: str, share: float) -> bool
 
 
 class Judged(Abandonable):
-    """A response under a policy: a relay and a session for each of its choices."""
+    """A response under a policy: a relay and a session for each of its choices. ``path``: the
+    endpoint and the query, as they were written."""
 
     def __init__(
         self,
         gateway: Gateway,
         endpoint: str,
+        path: str,
         request: Asked,
         policy: Policy,
         model: Model,
@@ -69,12 +73,11 @@ class Judged(Abandonable):
         self._extra = extra
         self._appraiser = gateway.appraiser(model.id, policy)
         enforce = settings.mode == "enforce" and request.policy is not None
-        chat = endpoint == CHAT
+        chat = endpoint != COMPLETIONS
         self._apart = request.stops and enforce
         self._is_chat = chat
-        self._skeleton = (
-            spelt(model.skeleton, settings.reasoning_field) if chat else model.text_skeleton
-        )
+        self._spelling: Spelling = "upstream" if request.translation else settings.reasoning_field
+        self._skeleton = spelt(model.skeleton, self._spelling) if chat else model.text_skeleton
         hold_out = held_out(request.conversation, policy, settings.salt, settings.hold_out)
         self._sessions = [
             Session(
@@ -91,6 +94,8 @@ class Judged(Abandonable):
         ]
         self._relays: list[Relay] = []
         self._sink: StreamSink | Assembler | None = None
+        self._own_path = path
+        self._status = 0  # of the engine's own endpoint, where that answered instead
 
     @property
     def began(self) -> bool:
@@ -103,17 +108,36 @@ class Judged(Abandonable):
         return "streaming" if self.began else "before-first-token"
 
     async def work(self, send: Send) -> int:
-        self._sink = (
-            StreamSink(send, self._extra)
-            if self._request.stream
-            else Assembler(send, self._extra, self._skeleton, self._request.silence)
-        )
+        self._sink = self._told_to(send)
         if self._request.choices == 1:
             relay = self._relay(0, self._sink)
             await relay.run()
-            return relay.status
+            return self._status or relay.status
         chorus = Chorus(self._sink, self._request.choices, self.metrics)
         return await chorus.run([self._relay(i, part) for i, part in enumerate(chorus.parts)])
+
+    def _told_to(self, send: Send) -> StreamSink | Assembler:
+        request, extra = self._request, self._extra
+        retold = request.translation
+        if request.stream:
+            if retold is None:
+                return StreamSink(send, extra)
+            return RetoldStream(send, extra, retold, self._untranslated)
+        shape = (self._skeleton, request.silence)
+        if retold is None:
+            return Assembler(send, extra, *shape)
+        return RetoldDocument(send, extra, *shape, retold, self._untranslated)
+
+    async def _untranslated(self) -> httpx.Response:
+        """What the engine's own endpoint says where it refused a chat."""
+        headers = [*self._onward, (b"x-request-id", f"{self._request_id}-own".encode())]
+        response = await self._gateway.engine.send(
+            "POST", self._own_path, headers, self._request.own
+        )
+        self._status = response.status_code
+        if response.status_code < 400:
+            self.metrics.fail_open.labels(self.labels[2], "translation-refused").inc()
+        return response
 
     def _wanted(self, choice: int) -> Wanted:
         session = self._sessions[choice]
@@ -129,7 +153,7 @@ class Judged(Abandonable):
             choice,
             self._wanted(choice),
             apart=self._apart,
-            spelling=self._gateway.settings.reasoning_field,
+            spelling=self._spelling,
         )
 
     def _completions(self, choice: int) -> Surface:

@@ -17,6 +17,7 @@ from policies.dialect import Dialect, Marks, candidates
 from policies.events import Probe
 from policies.markers import Ids
 from policies.uncertainty import TOP
+from server.apis.learned import Learned, learn
 from server.engine import BadReply, Engine, Model
 from server.errors import GatewayError
 from server.sse import EventSplitter, data_of
@@ -37,6 +38,7 @@ class Report:
     version: str
     models: Mapping[str, Model]
     missing: Mapping[str, str] = field(default_factory=dict)
+    learned: Learned = field(default_factory=Learned)
 
     @property
     def can_probe(self) -> bool:
@@ -97,7 +99,9 @@ async def examine(engine: Engine, dialects: Mapping[str, Dialect], forced: str |
         models[card.id] = Model(card.id, card.max_model_len, marks, skeleton, text)
     for what, off in missing.items():
         log.warning("the engine lacks %s: %s", what, off)
-    return Report(version, models, missing)
+    # Other models that an engine serves are adapters of the first.
+    learned = await learn(engine, cards[0].id, headers) if cards else Learned()
+    return Report(version, models, missing, learned)
 
 
 def _authorization(engine: Engine) -> list[tuple[bytes, bytes]]:

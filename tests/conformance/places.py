@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 from benchmarks.services import ENGINE_ARGUMENTS, engine, free_port, gateway, running
 
-__all__ = ["DIRECT", "FIRES", "GATEWAYS", "MODELS", "Places", "places"]
+__all__ = ["DIRECT", "FIRES", "GATEWAYS", "MODELS", "TOOLS", "Places", "places"]
 
 Places = dict[str, str]
 """Base URLs by name."""
@@ -18,14 +18,13 @@ GATEWAYS = {"off": "off", "never": "never", "fires": "budget(max=40)"}
 FIRES = GATEWAYS["fires"]
 MODELS = {"vllm": "pocket", "standin": "standin"}
 # Without these vLLM refuses tools, and lets a small model write blanks for ever inside a grammar.
-_ENGINE = (
-    *ENGINE_ARGUMENTS,
+TOOLS = (
     "--enable-auto-tool-choice",
     "--tool-call-parser=hermes",
-    # Some clients send no temperature.
-    '--override-generation-config={"temperature": 0}',
     '--structured-outputs-config={"backend": "xgrammar", "disable_any_whitespace": true}',
 )
+# Some clients send no temperature.
+_ENGINE = (*ENGINE_ARGUMENTS, *TOOLS, '--override-generation-config={"temperature": 0}')
 
 
 @contextlib.contextmanager

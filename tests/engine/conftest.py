@@ -1,6 +1,6 @@
 """One real engine for all, and a gateway with ``deer`` before it; nothing is held out.
 
-``ENGINE_URL`` names an engine that is up already, started as ``benchmarks.services`` starts one.
+``ENGINE_URL`` names an engine that is up already, started like the one here.
 """
 
 from __future__ import annotations
@@ -10,7 +10,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from benchmarks.services import engine, free_port, gateway
+from benchmarks.services import ENGINE_ARGUMENTS, engine, free_port, gateway
+from tests.conformance.places import TOOLS
 
 
 @pytest.fixture(scope="session")
@@ -18,11 +19,20 @@ def vllm() -> Iterator[str]:
     if running := os.environ.get("ENGINE_URL"):
         yield running
         return
-    with engine(free_port()) as url:
+    with engine(free_port(), arguments=(*ENGINE_ARGUMENTS, *TOOLS)) as url:
         yield url
 
 
 @pytest.fixture(scope="session")
 def real(vllm: str) -> Iterator[str]:
     with gateway(vllm, free_port(), "--policy", "deer", "--hold-out", "0") as url:
+        yield url
+
+
+@pytest.fixture(scope="session")
+def idle(vllm: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A gateway that judges and never does anything."""
+    config = tmp_path_factory.mktemp("idle") / "adjourn.yaml"
+    config.write_text("policy: never\nhold_out: 0\nrescue_tokens: 0\n")
+    with gateway(vllm, free_port(), "--config", str(config)) as url:
         yield url
