@@ -22,6 +22,8 @@ from server import __version__
 from server.apis.learned import Learned
 from server.apis.messages import ENDPOINT as MESSAGES
 from server.apis.messages import Messages
+from server.apis.responses import ENDPOINT as RESPONSES
+from server.apis.responses import Responses
 from server.apis.translation import Translation
 from server.chat import ENDPOINT as CHAT
 from server.choose import Asked, read_chat, read_completion, read_translated
@@ -37,7 +39,7 @@ from server.wire import Fields
 __all__ = ["create_app"]
 
 _METHODS = ["GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "HEAD"]
-_ENDPOINTS = {CHAT, COMPLETIONS, "/v1/responses", MESSAGES, "/v1/models"}
+_ENDPOINTS = {CHAT, COMPLETIONS, RESPONSES, MESSAGES, "/v1/models"}
 Read = Callable[..., Asked]
 _REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
 
@@ -113,6 +115,10 @@ def create_app(settings: Settings, transport: httpx.AsyncBaseTransport | None = 
     @app.post(MESSAGES)
     async def messages(request: Request) -> Response:
         return await judge(request, MESSAGES, translated(Messages))
+
+    @app.post(RESPONSES)
+    async def responses(request: Request) -> Response:
+        return await judge(request, RESPONSES, translated(Responses))
 
     def translated(api: Callable[[Fields, Learned], Translation]) -> Read:
         return partial(read_translated, translate=lambda fields: api(fields, gateway.learned))

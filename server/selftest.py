@@ -100,7 +100,9 @@ async def examine(engine: Engine, dialects: Mapping[str, Dialect], forced: str |
     for what, off in missing.items():
         log.warning("the engine lacks %s: %s", what, off)
     # Other models that an engine serves are adapters of the first.
-    learned = await learn(engine, cards[0].id, headers) if cards else Learned()
+    learned = Learned()
+    if cards:
+        learned = await learn(engine, cards[0].id, cards[0].max_model_len, headers)
     return Report(version, models, missing, learned)
 
 
