@@ -170,7 +170,6 @@ class Assembler:
         return error
 
     async def end(self, note: dict[str, Any] | None) -> None:
-        self.began = True
         status, body = 200, self._error
         if body is None:
             reply = self.document()
@@ -183,6 +182,7 @@ class Assembler:
             code = error.get("code") if isinstance(error, dict) else None
             status = code if isinstance(code, int) and 400 <= code < 600 else 502
             body = self.refusal(body)
+        self.began = True
         await self._send(
             {
                 "type": "http.response.start",

@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 
 from server.apis.translation import Said, SaidToolCall, Translation, error_of, named_event
+from server.errors import BadRequest, GatewayError, event_at
 from server.wire import given
 
 __all__ = ["MessageEvents"]
@@ -21,6 +22,7 @@ class MessageEvents(Translation):
 
     def __init__(self) -> None:
         self._begun = False
+        self._ended = False
         self._open: str | None = None
         self._index = 0
         self._call: str | None = None
@@ -35,7 +37,7 @@ class MessageEvents(Translation):
             self._begun = True
             events.append(_start(said))
         if not said.choices:
-            if said.usage is not None:
+            if said.usage is not None and not self._ended:
                 events += [*self._stop(), self._end(said)]
             return events
         choice = said.choices[0]
@@ -53,10 +55,14 @@ class MessageEvents(Translation):
         return events
 
     def done(self) -> list[bytes]:
-        return [*self._stop(), named_event({"type": "message_stop"})]
+        end = [] if self._ended else [*self._stop(), self._end(Said())]
+        return [*end, named_event({"type": "message_stop"})]
 
     def failed(self, kind: str, message: str, code: Any = None) -> bytes:
         return named_event({"type": "error", "error": {"type": kind, "message": message}})
+
+    def broken_off(self, error: GatewayError) -> bytes:
+        return event_at("/v1/messages", error)
 
     def refusal(self, error: bytes) -> bytes:
         kind, message, _ = error_of(error)
@@ -111,6 +117,7 @@ class MessageEvents(Translation):
         return [*events, *self._say("text", waiting), *self._stop()] if waiting else events
 
     def _end(self, said: Said) -> bytes:
+        self._ended = True
         finish, stop = self._finish
         called = bool(self._calls)
         reason, sequence = _stop_reason(
@@ -202,16 +209,13 @@ def _usage(usage: dict[str, Any] | None) -> dict[str, Any]:
 
 
 def _tool_use(call: dict[str, Any]) -> dict[str, Any]:
+    """Raises BadRequest, as the engine's own endpoint does, where there is no telling it."""
     function = call["function"]
-    arguments: Any = None
-    if _is_json(function.get("arguments") or ""):
-        arguments = msgspec.json.decode(function["arguments"])
-    return {
-        "type": "tool_use",
-        "id": call.get("id"),
-        "name": function.get("name"),
-        "input": arguments if isinstance(arguments, dict) else {},
-    }
+    try:
+        arguments = msgspec.json.decode(function["arguments"], type=dict[str, Any])
+    except msgspec.DecodeError:
+        raise BadRequest("the model's arguments of a tool are no JSON object") from None
+    return {"type": "tool_use", "id": call["id"], "name": function["name"], "input": arguments}
 
 
 def _is_json(text: str) -> bool:

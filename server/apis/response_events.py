@@ -9,6 +9,7 @@ from msgspec import Raw
 
 from server.apis.learned import Learned
 from server.apis.translation import Said, SaidToolCall, Translation, named_event
+from server.errors import GatewayError
 from server.wire import given
 
 __all__ = ["ResponseEvents"]
@@ -53,6 +54,9 @@ class ResponseEvents(Translation):
     def failed(self, kind: str, message: str, code: Any = None) -> bytes:
         code = kind if code is None else str(code)
         return self._event("error", code=code, message=message, param=None)
+
+    def broken_off(self, error: GatewayError) -> bytes:
+        return self.failed(error.kind, error.message, error.code)
 
     def _event(self, kind: str, **fields: Any) -> bytes:
         event = {**fields, "sequence_number": self._number, "type": kind}

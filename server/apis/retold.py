@@ -42,7 +42,7 @@ class RetoldStream(StreamSink):
             await super().write(told)
 
     async def fail(self, error: GatewayError) -> None:
-        await self.break_off(self._translation.failed(error.kind, error.message, error.code))
+        await self.break_off(self._translation.broken_off(error))
 
 
 class RetoldDocument(Assembler):

@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 from msgspec import Raw
 
+from server.errors import GatewayError
 from server.sse import data_of
 from server.wire import Fields, given
 
@@ -122,11 +123,16 @@ class Translation(ABC):
 
     @abstractmethod
     def failed(self, kind: str, message: str, code: Any = None) -> bytes:
-        """The event that ends a stream which cannot be finished."""
+        """The event that tells of an error which the engine's stream told of."""
+
+    @abstractmethod
+    def broken_off(self, error: GatewayError) -> bytes:
+        """The last event of a stream that the gateway cannot finish."""
 
     @abstractmethod
     def document(self, reply: dict[str, Any]) -> dict[str, Any]:
-        """A chat's unstreamed reply in the shape of this API."""
+        """A chat's unstreamed reply in the shape of this API. Raises GatewayError where it
+        cannot take it."""
 
     def refusal(self, error: bytes) -> bytes:
         """The body of an unstreamed reply where the stream brought this error."""

@@ -164,3 +164,11 @@ def test_an_error_is_vllms(vllm: str, idle: str, wrong: dict[str, Any], streamed
     direct, ours = (post(url, **wrong, stream=streamed) for url in (vllm, idle))
     assert direct.status_code >= 400
     assert (ours.status_code, ours.json()) == (direct.status_code, direct.json())
+
+
+def test_arguments_that_are_no_object(vllm: str, idle: str) -> None:
+    """A document cannot say them: an error there as here."""
+    for case in FORCED:
+        direct, ours = (post(url, **CASES[case]) for url in (vllm, idle))
+        assert direct.status_code == ours.status_code == 400
+        assert ours.json()["type"] == "error"

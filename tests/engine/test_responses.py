@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import httpx
+import openai
 import pytest
+from pydantic import BaseModel
 
 from tests.engine.talk import PROBLEMS, named_events
 from tests.exchange import metric
@@ -179,3 +181,32 @@ def test_an_error_is_vllms(vllm: str, idle: str, wrong: dict[str, Any], streamed
     direct, ours = (post(url, **wrong, stream=streamed) for url in (vllm, idle))
     assert direct.status_code >= 400
     assert (ours.status_code, ours.json()) == (direct.status_code, direct.json())
+
+
+class Number(BaseModel):
+    n: int
+
+
+def test_the_official_client(real: str) -> None:
+    """openai-python: a response, its stream put together, and one that is parsed."""
+    client = openai.OpenAI(base_url=f"{real}/v1", api_key="none", max_retries=0)
+    asked: Any = {"model": "pocket:budget(max=40)", "input": PROBLEMS[8], "temperature": 0}
+    whole = client.responses.create(**asked)
+    assert "\\boxed{" in whole.output_text
+    assert [item.type for item in whole.output] == ["reasoning", "message"]
+    with client.responses.stream(**asked) as stream:
+        kinds = [event.type for event in stream]
+        final = stream.get_final_response()
+    assert kinds.count("response.completed") == 1
+    assert "\\boxed{" in final.output_text
+    assert final.usage is not None
+    assert 0 < final.usage.output_tokens_details.reasoning_tokens < 100  # to the end of a sentence
+    parsed = client.responses.parse(**asked, text_format=Number)
+    assert isinstance(parsed.output_parsed, Number)
+
+
+def test_the_official_client_sees_an_error(real: str) -> None:
+    """Of its own class."""
+    client = openai.OpenAI(base_url=f"{real}/v1", api_key="none", max_retries=0)
+    with pytest.raises(openai.NotFoundError):
+        client.responses.create(model="nobody", input="x")
