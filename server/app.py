@@ -33,7 +33,7 @@ from server.engine import forwarded_headers
 from server.errors import BadRequest, GatewayError, TooLarge, body_at
 from server.gateway import Gateway
 from server.judged import Judged
-from server.responses import Passage
+from server.replies import Passage
 from server.wire import Fields
 
 __all__ = ["create_app"]

@@ -22,7 +22,7 @@ from server.completions import ENDPOINT as COMPLETIONS
 from server.completions import Completions
 from server.engine import Model
 from server.relay import Relay
-from server.responses import Abandonable
+from server.replies import Abandonable
 from server.sinks import Assembler, Sink, StreamSink
 from server.spelling import Spelling, spelt
 from server.surface import Surface, Wanted

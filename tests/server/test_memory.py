@@ -13,7 +13,7 @@ from server.app import create_app
 from server.config import Settings
 from server.judged import Judged
 from server.relay import Relay
-from server.responses import WithRawSend
+from server.replies import WithRawSend
 from tests.exchange import CHAT, body
 
 
