@@ -8,13 +8,12 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-import httpx
 from starlette.types import Send
 
 from policies.ledger import Ledger
 from policies.policy import Policy
 from policies.session import Session
-from server.apis.retold import RetoldDocument, RetoldStream
+from server.apis.retold import Original, RetoldDocument, RetoldStream
 from server.chat import Chat
 from server.choose import Asked
 from server.chorus import Chorus
@@ -94,8 +93,10 @@ class Judged(Abandonable):
         ]
         self._relays: list[Relay] = []
         self._sink: StreamSink | Assembler | None = None
-        self._own_path = path
-        self._status = 0  # of the engine's own endpoint, where that answered instead
+        own = (*headers, (b"x-request-id", f"{request_id}-own".encode()))
+        self._original = (
+            None if request.own is None else Original(gateway.engine, path, own, request.own)
+        )
 
     @property
     def began(self) -> bool:
@@ -112,32 +113,27 @@ class Judged(Abandonable):
         if self._request.choices == 1:
             relay = self._relay(0, self._sink)
             await relay.run()
-            return self._status or relay.status
+            return self._answered(relay.status)
         chorus = Chorus(self._sink, self._request.choices, self.metrics)
         return await chorus.run([self._relay(i, part) for i, part in enumerate(chorus.parts)])
 
     def _told_to(self, send: Send) -> StreamSink | Assembler:
-        request, extra = self._request, self._extra
-        retold = request.translation
-        if request.stream:
-            if retold is None:
-                return StreamSink(send, extra)
-            return RetoldStream(send, extra, retold, self._untranslated)
+        request, extra, original = self._request, self._extra, self._original
         shape = (self._skeleton, request.silence)
-        if retold is None:
-            return Assembler(send, extra, *shape)
-        return RetoldDocument(send, extra, *shape, retold, self._untranslated)
+        if request.translation is None or original is None:
+            return StreamSink(send, extra) if request.stream else Assembler(send, extra, *shape)
+        retold = (request.translation, original)
+        if request.stream:
+            return RetoldStream(send, extra, *retold)
+        return RetoldDocument(send, extra, *shape, *retold)
 
-    async def _untranslated(self) -> httpx.Response:
-        """What the engine's own endpoint says where it refused a chat."""
-        headers = [*self._onward, (b"x-request-id", f"{self._request_id}-own".encode())]
-        response = await self._gateway.engine.send(
-            "POST", self._own_path, headers, self._request.own
-        )
-        self._status = response.status_code
-        if response.status_code < 400:
+    def _answered(self, status: int) -> int:
+        """The status that the client got."""
+        if self._original is None or not self._original.status:
+            return status
+        if self._original.status < 400:
             self.metrics.fail_open.labels(self.labels[2], "translation-refused").inc()
-        return response
+        return self._original.status
 
     def _wanted(self, choice: int) -> Wanted:
         session = self._sessions[choice]

@@ -66,7 +66,9 @@ async def learn(engine: Engine, model: str, context: int | None, headers: Header
     if most + whole["usage"]["input_tokens"] == context:
         most = None  # all that is left
     status, _ = await engine.get(f"{_RESPONSES}/{whole['id']}", headers)
-    response = rich | {"temperature": plain["temperature"]}
+    own = ("id", "created_at")  # of that one response
+    response = {key: value for key, value in rich.items() if key not in own}
+    response["temperature"] = plain["temperature"]
     return Learned(merges, response, status == 200, context, most)
 
 

@@ -199,21 +199,23 @@ def _allowed(budget: int | None, fields: Fields) -> bool:
 
 
 def _tools(fields: Fields) -> Fields:
-    tools = choice = None
-    if "tools" in fields:
-        tools = read(fields["tools"], list[_Tool] | None)
+    tools = read(fields["tools"], list[_Tool] | None) if "tools" in fields else None
+    choice = None
     if "tool_choice" in fields:
         choice = read(fields["tool_choice"], _ToolChoice | None)
-    chat: Fields = {}
-    if tools is not None:
-        chat |= encoded(tools=[_function(tool) for tool in tools], tool_choice="auto")
+    if not tools:
+        if choice is not None and choice.type not in ("auto", "none"):
+            raise Untranslatable("unreadable")
+        return {}
+    chat = encoded(tools=[_function(tool) for tool in tools], tool_choice="auto")
     if choice is not None:
         chosen: Any = {"auto": "auto", "any": "required", "none": "none"}.get(choice.type)
-        if choice.type == "tool":
+        if choice.type == "tool" and choice.name:
             chosen = {"type": "function", "function": {"name": choice.name}}
-        chat |= encoded(
-            tool_choice=chosen, parallel_tool_calls=not choice.disable_parallel_tool_use
-        )
+        if chosen is None:
+            raise Untranslatable("unreadable")
+        apart = not choice.disable_parallel_tool_use
+        chat |= encoded(tool_choice=chosen, parallel_tool_calls=apart)
     return chat
 
 

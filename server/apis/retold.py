@@ -2,38 +2,56 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+import contextlib
+from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any
 
 import httpx
 from starlette.types import Send
 
 from server.apis.translation import Translation
+from server.engine import Engine
 from server.errors import GatewayError
 from server.sinks import Assembler, StreamSink
 
-__all__ = ["RetoldDocument", "RetoldStream"]
+__all__ = ["Original", "RetoldDocument", "RetoldStream"]
 
-Again = Callable[[], Awaitable[httpx.Response]]
-"""Asks the engine's own endpoint for the same, untranslated."""
+Headers = Sequence[tuple[bytes, bytes]]
+
+
+class Original:
+    """A request as it came, for the engine's own endpoint: what a chat is refused is refused in
+    that API's words, or not at all. ``status`` is what that endpoint answered; 0: not asked."""
+
+    def __init__(self, engine: Engine, path: str, headers: Headers, body: bytes) -> None:
+        self.status = 0
+        self._engine = engine
+        self._call = (path, headers, body)
+
+    @contextlib.asynccontextmanager
+    async def answered(self) -> AsyncIterator[httpx.Response]:
+        response = await self._engine.send("POST", *self._call)
+        self.status = response.status_code
+        try:
+            yield response
+        finally:
+            await response.aclose()
 
 
 class RetoldStream(StreamSink):
-    """The client streams. What the engine refuses it refuses in its own words."""
+    """The client streams."""
 
     def __init__(
-        self,
-        send: Send,
-        extra: Sequence[tuple[bytes, bytes]],
-        translation: Translation,
-        again: Again,
+        self, send: Send, extra: Headers, translation: Translation, original: Original
     ) -> None:
         super().__init__(send, extra)
         self._translation = translation
-        self._again = again
+        self._original = original
 
     async def hand_through(self, response: httpx.Response) -> None:
-        await _in_its_words(super().hand_through, self._again)
+        async with self._original.answered() as own:
+            self._extra = _of_original(self._extra, own.status_code)
+            await super().hand_through(own)
 
     async def write(self, events: list[bytes]) -> None:
         tell = self._translation.tell
@@ -51,18 +69,20 @@ class RetoldDocument(Assembler):
     def __init__(
         self,
         send: Send,
-        extra: Sequence[tuple[bytes, bytes]],
+        extra: Headers,
         skeleton: Mapping[str, Any],
         silence: str | None,
         translation: Translation,
-        again: Again,
+        original: Original,
     ) -> None:
         super().__init__(send, extra, skeleton, silence)
         self._translation = translation
-        self._again = again
+        self._original = original
 
     async def hand_through(self, response: httpx.Response) -> None:
-        await _in_its_words(super().hand_through, self._again)
+        async with self._original.answered() as own:
+            self._extra = _of_original(self._extra, own.status_code)
+            await super().hand_through(own)
 
     def document(self) -> dict[str, Any]:
         return self._translation.document(super().document())
@@ -71,11 +91,9 @@ class RetoldDocument(Assembler):
         return self._translation.refusal(error)
 
 
-async def _in_its_words(
-    hand_through: Callable[[httpx.Response], Awaitable[None]], again: Again
-) -> None:
-    response = await again()
-    try:
-        await hand_through(response)
-    finally:
-        await response.aclose()
+def _of_original(extra: Headers, status: int) -> list[tuple[bytes, bytes]]:
+    """The headers of a reply that no policy judged after all."""
+    if status >= 400:
+        return list(extra)
+    kept = [header for header in extra if header[0] != b"x-adjourn-policy"]
+    return [*kept, (b"x-adjourn-passed-through", b"translation-refused")]

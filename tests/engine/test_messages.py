@@ -42,6 +42,7 @@ CASES: dict[str, dict[str, Any]] = {
     "tool that may be called": {"tools": [TOOL]},
     "tool that must be called": {"tools": [TOOL], "tool_choice": {"type": "any"}},
     "tool by name": {"tools": [TOOL], "tool_choice": {"type": "tool", "name": "judge"}},
+    "no tools at all": {"tools": [], "tool_choice": {"type": "auto"}},
     "no tool": {"tools": [TOOL], "tool_choice": {"type": "none"}},
     "stop sequence": LONG | {"stop_sequences": ["boxed"]},
     "limit in the trace": {"max_tokens": 5},

@@ -17,7 +17,7 @@ from server.replies import WithRawSend
 from tests.exchange import CHAT, body
 
 
-async def _leftovers(upstream: str, fields: dict[str, Any]) -> list[str]:
+async def _leftovers(upstream: str, path: str, fields: dict[str, Any]) -> list[str]:
     app = create_app(Settings(upstream=upstream, policy="deer"))  # type: ignore[arg-type]
     transport = httpx.ASGITransport(WithRawSend(app))
     async with (
@@ -29,7 +29,7 @@ async def _leftovers(upstream: str, fields: dict[str, Any]) -> list[str]:
         gc.collect()
         gc.disable()
         try:
-            reply = await client.post(CHAT, json=body(standin={"tokens": 50}, **fields))
+            reply = await client.post(path, json=body(standin={"tokens": 50}, **fields))
             assert reply.status_code == 200
             await asyncio.sleep(0)  # what is done is let go of in the loop's next round
             kinds = (Judged, Relay)
@@ -38,7 +38,16 @@ async def _leftovers(upstream: str, fields: dict[str, Any]) -> list[str]:
             gc.enable()
 
 
-@pytest.mark.parametrize("fields", [{}, {"stream": True}, {"n": 2, "temperature": 1}])
-def test_a_request_is_gone_when_it_is_over(standin: str, fields: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    ("path", "fields"),
+    [
+        (CHAT, {}),
+        (CHAT, {"stream": True}),
+        (CHAT, {"n": 2, "temperature": 1}),
+        ("/v1/messages", {"max_tokens": 99}),
+        ("/v1/messages", {"max_tokens": 99, "stream": True}),
+    ],
+)
+def test_a_request_is_gone_when_it_is_over(standin: str, path: str, fields: dict[str, Any]) -> None:
     """Nothing of it waits for the collector, which looks rarely: it would be memory by then."""
-    assert asyncio.run(_leftovers(standin, fields)) == []
+    assert asyncio.run(_leftovers(standin, path, fields)) == []

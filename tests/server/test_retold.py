@@ -23,7 +23,7 @@ from policies.session import Session
 from server.apis.learned import Learned
 from server.apis.messages import Messages
 from server.apis.responses import Responses
-from server.apis.retold import RetoldDocument, RetoldStream
+from server.apis.retold import Original, RetoldDocument, RetoldStream
 from server.apis.translation import Translation
 from server.chat import Chat
 from server.choose import Asked, read_translated
@@ -32,7 +32,7 @@ from server.engine import Engine
 from server.errors import GatewayError
 from server.metrics import Metrics
 from server.relay import Relay
-from tests.exchange import events
+from tests.exchange import CHAT, events
 from tests.policies.lab import MARKS, Generous
 from tests.server.test_streams import DONE, GROUPS, PLACES, Wire, chunk, cut, told
 
@@ -96,24 +96,24 @@ def respond(
     answer: list[bytes] | None = None,
     policy: Policy | None = None,
     streamed: bool = True,
+    wire: httpx.AsyncBaseTransport | None = None,
     **fields: Any,
 ) -> Client:
     """One response, from the engine's bytes to the client's."""
     request, client = asked(api, stream=streamed, **fields), Client()
     assert request.translation is not None
-    wire = Wire(main, answer or [])
+    wire = wire or Wire(main, answer or [])
     session = Session(policy or Never(), MARKS, Generous())
-
-    async def again() -> httpx.Response:
-        return httpx.Response(404, content=b"its own words")
 
     async def live() -> None:
         engine, metrics = Engine(Settings(), wire), Metrics()
-        extra = (client.send, [])
+        assert request.own is not None
+        extra = [(b"x-adjourn-policy", b"never")]
+        retold = (request.translation, Original(engine, "/own", [], request.own))
         sink = (
-            RetoldStream(*extra, request.translation, again)
+            RetoldStream(client.send, extra, *retold)
             if streamed
-            else RetoldDocument(*extra, {}, None, request.translation, again)
+            else RetoldDocument(client.send, extra, {}, None, *retold)
         )
         chat = Chat(request)
         relay = Relay(engine, chat, [], "r", session, sink, metrics, ("m", "p"), False, 0.0)
@@ -382,3 +382,31 @@ def test_the_prompt_is_what_was_counted() -> None:
     assert tell("responses", stream_of([], "stop"))[0]["response"]["max_output_tokens"] == 91
     limited = respond("responses", stream_of([], "stop"), max_output_tokens=7)
     assert limited.events[0]["response"]["max_output_tokens"] == 7
+
+
+class Refuses(httpx.AsyncBaseTransport):
+    """An engine that takes no chat, and answers its own endpoint with ``status``."""
+
+    def __init__(self, status: int) -> None:
+        self._status = status
+        self.asked: list[tuple[str, bytes]] = []
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        self.asked.append((request.url.path, await request.aread()))
+        chat = request.url.path == CHAT
+        return httpx.Response(400 if chat else self._status, content=b"its own words")
+
+
+@pytest.mark.parametrize("api", APIS)
+@pytest.mark.parametrize("streamed", [True, False])
+@pytest.mark.parametrize("status", [400, 429, 200])
+def test_what_a_chat_is_refused(api: str, streamed: bool, status: int) -> None:
+    """The same is asked of the API's own endpoint, as it came; if that takes it, it is said that
+    no policy judged it."""
+    wire = Refuses(status)
+    client = respond(api, [], streamed=streamed, wire=wire)
+    assert (client.status, client.body) == (status, b"its own words")
+    assert [path for path, _ in wire.asked] == [CHAT, "/own"]
+    assert json.loads(wire.asked[1][1]) == {"model": "m", "stream": streamed, **APIS[api][0]}
+    assert (b"x-adjourn-policy" in client.headers) == (status >= 400)
+    assert (b"x-adjourn-passed-through" in client.headers) == (status < 400)
