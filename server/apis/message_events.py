@@ -13,8 +13,20 @@ from server.wire import given
 
 __all__ = ["MessageEvents"]
 
-_DELTAS = {"thinking": "thinking_delta", "text": "text_delta", "tool_use": "input_json_delta"}
-_KEYS = {"thinking": "thinking", "text": "text", "tool_use": "partial_json"}
+_encode = msgspec.json.encode
+# What stands before the text of a delta, of which there is one a token.
+_DELTAS = {
+    kind: (
+        b"event: content_block_delta\n"
+        b'data: {"type":"content_block_delta","delta":{"type":"%b","%b":' % (delta, key)
+    )
+    for kind, delta, key in (
+        ("thinking", b"thinking_delta", b"thinking"),
+        ("signature", b"signature_delta", b"signature"),
+        ("text", b"text_delta", b"text"),
+        ("tool_use", b"input_json_delta", b"partial_json"),
+    )
+}
 
 
 class MessageEvents(Translation):
@@ -27,8 +39,8 @@ class MessageEvents(Translation):
         self._index = 0
         self._call: str | None = None
         self._calls: dict[int, str] = {}
-        self._arguments = ""  # of the latest call
-        self._waiting = ""
+        self._arguments: list[str] = []  # of the latest call
+        self._waiting: list[str] = []
         self._finish: tuple[str | None, str | int | None] = (None, None)
 
     def told(self, said: Said) -> list[bytes]:
@@ -47,7 +59,7 @@ class MessageEvents(Translation):
             events += self._say("thinking", thought)
         if content := choice.delta.content:
             if self._open == "tool_use":
-                self._waiting += content
+                self._waiting.append(content)
             else:
                 events += self._say("text", content)
         for call in choice.delta.tool_calls or ():
@@ -72,9 +84,8 @@ class MessageEvents(Translation):
     def _say(self, kind: str, text: str) -> list[bytes]:
         events: list[bytes] = []
         if self._open != kind:
-            key = _KEYS[kind]
-            events = [*self._stop(), self._start({"type": kind, key: ""})]
-        events.append(self._delta(_DELTAS[kind], _KEYS[kind], text))
+            events = [*self._stop(), self._start({"type": kind, kind: ""})]
+        events.append(self._delta(kind, text))
         return events
 
     def _call_on(self, call: SaidToolCall) -> list[bytes]:
@@ -87,11 +98,11 @@ class MessageEvents(Translation):
                 events = self._stop()
                 block = {"type": "tool_use", "id": call.id, "name": function.name, "input": {}}
                 events.append(self._start(block))
-                self._call, self._arguments = call.id, ""
+                self._call, self._arguments = call.id, []
         arguments = function.arguments if function is not None else None
         if arguments and self._call is not None and self._calls.get(call.index) == self._call:
-            self._arguments += arguments
-            events.append(self._delta("input_json_delta", "partial_json", arguments))
+            self._arguments.append(arguments)
+            events.append(self._delta("tool_use", arguments))
         return events
 
     def _start(self, block: dict[str, Any]) -> bytes:
@@ -99,9 +110,8 @@ class MessageEvents(Translation):
         event = {"type": "content_block_start", "content_block": block, "index": self._index}
         return named_event(event)
 
-    def _delta(self, kind: str, key: str, text: str) -> bytes:
-        delta = {"type": kind, key: text}
-        return named_event({"type": "content_block_delta", "delta": delta, "index": self._index})
+    def _delta(self, kind: str, text: str) -> bytes:
+        return b'%b%b},"index":%d}\n\n' % (_DELTAS[kind], _encode(text), self._index)
 
     def _stop(self) -> list[bytes]:
         """The end of the open block, and the text that waited for it."""
@@ -109,11 +119,11 @@ class MessageEvents(Translation):
             return []
         events: list[bytes] = []
         if self._open == "thinking":
-            events.append(self._delta("signature_delta", "signature", uuid.uuid4().hex))
+            events.append(self._delta("signature", uuid.uuid4().hex))
         events.append(named_event({"type": "content_block_stop", "index": self._index}))
         self._index += 1
         self._open = self._call = None
-        waiting, self._waiting = self._waiting, ""
+        waiting, self._waiting = "".join(self._waiting), []
         return [*events, *self._say("text", waiting), *self._stop()] if waiting else events
 
     def _end(self, said: Said) -> bytes:
@@ -121,7 +131,7 @@ class MessageEvents(Translation):
         finish, stop = self._finish
         called = bool(self._calls)
         reason, sequence = _stop_reason(
-            finish or "stop", stop, called, called and _is_json(self._arguments)
+            finish or "stop", stop, called, called and _is_json("".join(self._arguments))
         )
         event: dict[str, Any] = {
             "type": "message_delta",

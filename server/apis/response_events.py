@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import uuid
+from functools import cached_property
 from typing import Any
 
+import msgspec
 from msgspec import Raw
 
 from server.apis.learned import Learned
@@ -13,6 +15,8 @@ from server.errors import GatewayError
 from server.wire import given
 
 __all__ = ["ResponseEvents"]
+
+_encode = msgspec.json.encode
 
 
 class ResponseEvents(Translation):
@@ -109,8 +113,10 @@ class ResponseEvents(Translation):
     def _add(self, text: str) -> list[bytes]:
         item = self._item
         assert item is not None
-        item.text += text
-        return [self._event(item.delta, delta=text, **item.more, **self._place(item))]
+        item.texts.append(text)
+        event = item.delta_event % (_encode(text), len(self._output), self._number)
+        self._number += 1
+        return [event]
 
     def _place(self, item: _Item) -> dict[str, Any]:
         place = {"item_id": item.id, "output_index": len(self._output)}
@@ -168,8 +174,23 @@ class _Item:
 
     def __init__(self, text: str = "") -> None:
         self.id = f"{self.prefix}_{uuid.uuid4().hex[:16]}"
-        self.text = text
+        self.texts = [text]
         self.more: dict[str, Any] = {}
+
+    @cached_property
+    def delta_event(self) -> bytes:
+        """An event of one delta, of which there is one a token: its text, the item's place and the
+        event's number are left open."""
+        place = {"item_id": self.id, **self.more}
+        if self.part is not None:
+            place["content_index"] = 0
+        place["type"] = self.delta
+        open_to = b'{"delta":%b,"output_index":%d,"sequence_number":%d,'
+        return b"event: %b\ndata: %b%b\n\n" % (self.delta.encode(), open_to, _encode(place)[1:])
+
+    @property
+    def text(self) -> str:
+        return "".join(self.texts)
 
     @property
     def opened(self) -> dict[str, Any]:
