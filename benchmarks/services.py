@@ -40,6 +40,8 @@ ENGINE_ARGUMENTS = (
     "--enable-prompt-tokens-details",
     "--enable-auto-tool-choice",
     "--tool-call-parser=hermes",
+    # Or a small model writes blanks for ever inside a grammar.
+    '--structured-outputs-config={"backend": "xgrammar", "disable_any_whitespace": true}',
     "--disable-uvicorn-access-log",
     # A model this small leaves nothing for a worker process to do but to spin, and on two cores
     # that starves the API server: it delivers a second's tokens in one lump.

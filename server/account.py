@@ -49,4 +49,7 @@ def with_usage(data: bytes, ledger: Ledger) -> bytes:
         details["reasoning_tokens"] = ledger.reasoning
     if isinstance(details := usage.get("prompt_tokens_details"), dict):
         details["cached_tokens"] = min(details.get("cached_tokens") or 0, ledger.prompt)
+        if created := details.get("created_cache_tokens"):
+            left = ledger.prompt - details["cached_tokens"]
+            details["created_cache_tokens"] = min(created, left)
     return msgspec.json.encode(chunk)

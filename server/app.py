@@ -8,6 +8,7 @@ import re
 import time
 import uuid
 from collections.abc import AsyncIterator, Callable
+from functools import partial
 
 import httpx
 import msgspec
@@ -18,20 +19,27 @@ from starlette.responses import JSONResponse
 
 from policies.never import Never
 from server import __version__
+from server.apis.habits import Habits
+from server.apis.messages import ENDPOINT as MESSAGES
+from server.apis.messages import Messages
+from server.apis.responses import ENDPOINT as RESPONSES
+from server.apis.responses import Responses
+from server.apis.translation import Translation
 from server.chat import ENDPOINT as CHAT
-from server.choose import Asked, read_chat, read_completion
+from server.choose import Asked, read_chat, read_completion, read_translated
 from server.completions import ENDPOINT as COMPLETIONS
 from server.config import Settings
 from server.engine import forwarded_headers
 from server.errors import BadRequest, GatewayError, TooLarge, body_at
 from server.gateway import Gateway
 from server.judged import Judged
-from server.responses import Passage
+from server.replies import Passage
+from server.wire import Fields
 
 __all__ = ["create_app"]
 
 _METHODS = ["GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "HEAD"]
-_ENDPOINTS = {CHAT, COMPLETIONS, "/v1/responses", "/v1/messages", "/v1/models"}
+_ENDPOINTS = {CHAT, COMPLETIONS, RESPONSES, MESSAGES, "/v1/models"}
 Read = Callable[..., Asked]
 _REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
 
@@ -104,6 +112,17 @@ def create_app(settings: Settings, transport: httpx.AsyncBaseTransport | None = 
     async def complete(request: Request) -> Response:
         return await judge(request, COMPLETIONS, read_completion)
 
+    @app.post(MESSAGES)
+    async def messages(request: Request) -> Response:
+        return await judge(request, MESSAGES, translated(Messages))
+
+    @app.post(RESPONSES)
+    async def responses(request: Request) -> Response:
+        return await judge(request, RESPONSES, translated(Responses))
+
+    def translated(api: Callable[[Fields, Habits], Translation]) -> Read:
+        return partial(read_translated, translate=lambda fields: api(fields, gateway.habits))
+
     async def judge(request: Request, endpoint: str, read: Read) -> Response:
         arrived = time.perf_counter()
         body = await _body(request, settings.max_body_bytes)
@@ -114,10 +133,7 @@ def create_app(settings: Settings, transport: httpx.AsyncBaseTransport | None = 
     async def anything(request: Request) -> Response:
         arrived = time.perf_counter()
         body = await _body(request, settings.max_body_bytes)
-        # As it was written: decoding and encoding it again would make it another.
-        path = request.scope["raw_path"].decode("ascii")
-        if query := request.scope["query_string"]:
-            path += "?" + query.decode("ascii")
+        path = _written(request)
         headers = _authorized(settings, forwarded_headers(request.headers.raw))
         labels = (_endpoint(request.url.path), "other", "none")
         return Passage(
@@ -141,6 +157,7 @@ def _answer(
     if "x-session-id" not in request.headers:
         headers.append((b"x-session-id", asked.conversation.encode()))
     extra = [(b"x-request-id", request_id.encode())]
+    path = _written(request)
     policy = asked.policy
     if policy is None and endpoint == CHAT and gateway.settings.reasoning_field != "upstream":
         policy = Never()  # no stop, but the client's reading of reasoning
@@ -150,18 +167,34 @@ def _answer(
             name = "off" if asked.policy is None else policy.name
             extra.append((b"x-adjourn-policy", name.encode()))
             return Judged(
-                gateway, endpoint, asked, policy, model, headers, request_id, extra, arrived
+                gateway,
+                endpoint,
+                path,
+                asked,
+                policy,
+                model,
+                headers,
+                request_id,
+                extra,
+                arrived,
             )
         gateway.metrics.passed.labels(label, reason).inc()
         extra.append((b"x-adjourn-passed-through", str(reason).encode()))
     else:
         extra.append((b"x-adjourn-policy", b"off"))
     headers.append((b"x-request-id", request_id.encode()))
-    content = msgspec.json.encode(asked.fields)
+    content = msgspec.json.encode(asked.fields) if asked.own is None else asked.own
     labels = (endpoint, label, "off" if policy is None else "passed-through")
     return Passage(
-        gateway.metrics, labels, arrived, gateway.engine, "POST", endpoint, headers, content, extra
+        gateway.metrics, labels, arrived, gateway.engine, "POST", path, headers, content, extra
     )
+
+
+def _written(request: Request) -> str:
+    """Path and query: decoding and encoding them again would make them others."""
+    path: str = request.scope["raw_path"].decode("ascii")
+    query: str = request.scope["query_string"].decode("ascii")
+    return f"{path}?{query}" if query else path
 
 
 def _authorized(

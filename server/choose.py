@@ -16,11 +16,12 @@ from msgspec import Raw
 
 from policies.policy import Policy
 from policies.registry import LONGEST, BadPolicy, parse
+from server.apis.translation import Translation, Untranslatable
 from server.config import Settings
 from server.dial import dialed, turned
 from server.errors import BadRequest
 
-__all__ = ["Asked", "read_chat", "read_completion"]
+__all__ = ["Asked", "read_chat", "read_completion", "read_translated"]
 
 _CHOICES = 128
 _TEXT_LIMIT = 16  # tokens of a raw completion that sets none
@@ -55,6 +56,9 @@ class Asked:
     stops: bool
     prompt: Any = None
     """A raw completion's: a text or ids."""
+    translation: Translation | None = None
+    own: bytes | None = None
+    """What another API's request is handed through as; ``fields`` are a chat's then."""
 
     @property
     def silence(self) -> str | None:
@@ -100,6 +104,7 @@ class _Known(msgspec.Struct):
     conversation: Any = None
     prompt_cache_key: Any = None
     metadata: Any = None
+    previous_response_id: Any = None
     user: Any = None
     adjourn: dict[str, Any] | None = None
 
@@ -131,10 +136,29 @@ class _TextBody(_Known):
         return self.prompt
 
 
+class _OwnBody(_Known):
+    """Of another API, as far as it has names in common."""
+
+    messages: Any = None
+    input: Any = None
+
+    @property
+    def limit(self) -> float | None:
+        return self.max_tokens
+
+    @property
+    def first(self) -> Any:
+        turns = self.messages if isinstance(self.messages, list) else self.input
+        if not isinstance(turns, list):
+            return turns
+        return next((t["content"] for t in turns if isinstance(t, dict) and "content" in t), None)
+
+
 _decode_fields = msgspec.json.Decoder(dict[str, Raw]).decode
 _decode_chat = msgspec.json.Decoder(_ChatBody).decode
 _decode_text = msgspec.json.Decoder(_TextBody).decode
-_Body = TypeVar("_Body", _ChatBody, _TextBody)
+_decode_own = msgspec.json.Decoder(_OwnBody).decode
+_Body = TypeVar("_Body", _ChatBody, _TextBody, _OwnBody)
 
 
 def read_chat(
@@ -174,6 +198,37 @@ def read_completion(
     return asked
 
 
+def read_translated(
+    body: bytes,
+    headers: Mapping[str, str],
+    settings: Settings,
+    default: Policy | None,
+    models: Mapping[str, Any],
+    translate: Callable[[dict[str, Raw]], Translation],
+) -> Asked:
+    """The same of a request of another API, which ``translate`` makes a chat's or refuses with
+    Untranslatable."""
+    own, read = _read(body, _decode_own)
+    known: _OwnBody | _ChatBody = read
+    translation, untouchable, fields = None, None, dict(own)
+    try:
+        translation = translate(own)
+    except Untranslatable as refused:
+        untouchable = refused.reason
+    else:
+        fields = translation.chat
+        known = _read(msgspec.json.encode(own | fields), _decode_chat)[1]
+    asked = _asked(fields, known, headers, settings, default, models)
+    if isinstance(known, _ChatBody):
+        untouchable = asked.untouchable or _not_text(known.messages)
+    asked.untouchable, asked.translation = untouchable, translation
+    asked.own = body
+    if "adjourn" in own or own.get("model") != fields.get("model"):
+        kept = {n: fields[n] if n == "model" else v for n, v in own.items() if n != "adjourn"}
+        asked.own = msgspec.json.encode(kept)
+    return asked
+
+
 def _read(body: bytes, decode: Callable[[bytes], _Body]) -> tuple[dict[str, Raw], _Body]:
     """The top-level fields, and those of them that are known. Raises BadRequest."""
     try:
@@ -196,7 +251,7 @@ def _read(body: bytes, decode: Callable[[bytes], _Body]) -> tuple[dict[str, Raw]
 
 def _asked(
     fields: dict[str, Raw],
-    known: _ChatBody | _TextBody,
+    known: _ChatBody | _TextBody | _OwnBody,
     headers: Mapping[str, str],
     settings: Settings,
     default: Policy | None,
@@ -272,7 +327,7 @@ def _policy(
         raise BadRequest(str(error), param="adjourn", code="bad_policy") from None
 
 
-def _untouchable(known: _ChatBody | _TextBody, settings: Settings) -> str | None:
+def _untouchable(known: _ChatBody | _TextBody | _OwnBody, settings: Settings) -> str | None:
     choices = known.n or 1
     if not 1 <= choices <= _CHOICES or (choices > 1 and known.temperature == 0):
         return "several-choices"  # the engine refuses them, or they are its own affair
@@ -299,7 +354,7 @@ def _not_text(messages: Sequence[_Message]) -> str | None:
     return None
 
 
-def _conversation(headers: Mapping[str, str], known: _ChatBody | _TextBody) -> str:
+def _conversation(headers: Mapping[str, str], known: _ChatBody | _TextBody | _OwnBody) -> str:
     """What stays the same over a conversation's requests, and fit for a header: the client's own
     id, else its user and first user message."""
     for name in _SESSION_HEADERS:
@@ -307,7 +362,8 @@ def _conversation(headers: Mapping[str, str], known: _ChatBody | _TextBody) -> s
             return session
     metadata = known.metadata if isinstance(known.metadata, dict) else {}
     named = (known.session_id, known.conversation, *(metadata.get(key) for key in _SESSION_KEYS))
-    own = next((name for name in (*named, known.prompt_cache_key) if name), None)
+    latest = (known.prompt_cache_key, known.previous_response_id)
+    own = next((name for name in (*named, *latest) if name), None)
     if own is None:
         own = [known.user or metadata.get("user_id"), known.first]
     return hashlib.blake2b(msgspec.json.encode(own), digest_size=16).hexdigest()

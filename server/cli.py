@@ -85,7 +85,7 @@ def serve(
     import uvicorn
 
     from server.app import create_app
-    from server.responses import WithRawSend
+    from server.replies import WithRawSend
 
     settings = _load(
         config,

@@ -17,8 +17,10 @@ from policies.sampling import Sampling
 from server.adapters.adapter import Adapter
 from server.adapters.recognise import recognised
 from server.adapters.vllm import VLLM
+from server.apis.habits import Habits
 from server.chat import ENDPOINT as CHAT
 from server.choose import Asked
+from server.completions import ENDPOINT as COMPLETIONS
 from server.completions import stops_apart
 from server.config import Settings
 from server.engine import BadReply, Engine, Model
@@ -61,6 +63,10 @@ class Gateway:
         return dict(self.report.models) if self.report else {}
 
     @property
+    def habits(self) -> Habits:
+        return self.report.habits if self.report else Habits()
+
+    @property
     def ready(self) -> bool:
         return self.up and not self.draining
 
@@ -87,6 +93,8 @@ class Gateway:
             return "no-dialect"
         if not (self.adapter.speaks(endpoint) and self.report.can_cut(endpoint)):
             return "engine-cannot-resume"
+        if endpoint not in (CHAT, COMPLETIONS) and not self.adapter.retold:
+            return "unexamined-api"
         if isinstance(policy, Sampling) and asked is not None and asked.choices > 1:
             return "several-choices"  # it answers with one
         needs, in_place = policy.needs, self.adapter.in_place

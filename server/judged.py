@@ -14,16 +14,17 @@ from policies.ledger import Ledger
 from policies.policy import Policy
 from policies.sampling import Sampling
 from policies.session import Session
-from server.chat import ENDPOINT as CHAT
+from server.apis.retold import Original, RetoldDocument, RetoldStream
 from server.choose import Asked
 from server.chorus import Chorus
+from server.completions import ENDPOINT as COMPLETIONS
 from server.conductor import Conductor
 from server.engine import Model
 from server.lane import Lane
 from server.relay import Relay
-from server.responses import Abandonable
+from server.replies import Abandonable
 from server.sinks import Assembler, Sink, StreamSink
-from server.spelling import spelt
+from server.spelling import Spelling, spelt
 from server.surface import Surface, Wanted
 from server.times import Times
 
@@ -47,12 +48,13 @@ def held_out(conversation: str, policy: Policy, salt: str, share: float) -> bool
 
 class Judged(Abandonable):
     """A response under a policy: a relay and a session for each of its choices, or of the traces
-    that compete for its only one."""
+    that compete for its only one. ``path``: the endpoint and the query, as they were written."""
 
     def __init__(
         self,
         gateway: Gateway,
         endpoint: str,
+        path: str,
         request: Asked,
         policy: Policy,
         model: Model,
@@ -74,19 +76,22 @@ class Judged(Abandonable):
         self._appraiser = gateway.appraiser(model.id, policy)
         self._policy = policy
         self._enforce = enforce = settings.mode == "enforce" and request.policy is not None
-        chat = endpoint == CHAT
+        chat = endpoint != COMPLETIONS
         self._resumes = enforce and not self._adapter.in_place
         self._apart = request.stops and self._resumes
         self._is_chat = chat
-        self._skeleton = (
-            spelt(model.skeleton, settings.reasoning_field) if chat else model.text_skeleton
-        )
+        self._spelling: Spelling = "upstream" if request.translation else settings.reasoning_field
+        self._skeleton = spelt(model.skeleton, self._spelling) if chat else model.text_skeleton
         self._hold_out = held_out(request.conversation, policy, settings.salt, settings.hold_out)
         self._sessions: list[Session] = []
         self._relays: list[Relay] = []
         self._raced = False
         self._told: Times | None = None  # of the trace that won
         self._sink: StreamSink | Assembler | None = None
+        own = (*headers, (b"x-request-id", f"{request_id}-own".encode()))
+        self._original = (
+            None if request.own is None else Original(gateway.engine, path, own, request.own)
+        )
 
     @property
     def began(self) -> bool:
@@ -99,17 +104,13 @@ class Judged(Abandonable):
         return "streaming" if self.began else "before-first-token"
 
     async def work(self, send: Send) -> int:
-        self._sink = (
-            StreamSink(send, self._extra)
-            if self._request.stream
-            else Assembler(send, self._extra, self._skeleton, self._request.silence)
-        )
+        self._sink = self._told_to(send)
         if isinstance(self._policy, Sampling) and self._enforce and not self._request.greedy:
-            return await self._race(self._policy, self._sink)
+            return self._answered(await self._race(self._policy, self._sink))
         if self._request.choices == 1:
             relay = self._relay(0, self._sink)
             await relay.run()
-            return relay.status
+            return self._answered(relay.status)
         chorus = Chorus(self._sink, self._request.choices, self.metrics)
         return await chorus.run([self._relay(i, part) for i, part in enumerate(chorus.parts)])
 
@@ -149,6 +150,24 @@ class Judged(Abandonable):
         self._sessions.append(session)
         return session
 
+    def _told_to(self, send: Send) -> StreamSink | Assembler:
+        request, extra, original = self._request, self._extra, self._original
+        shape = (self._skeleton, request.silence)
+        if request.translation is None or original is None:
+            return StreamSink(send, extra) if request.stream else Assembler(send, extra, *shape)
+        retold = (request.translation, original)
+        if request.stream:
+            return RetoldStream(send, extra, *retold)
+        return RetoldDocument(send, extra, *shape, *retold)
+
+    def _answered(self, status: int) -> int:
+        """The status that the client got."""
+        if self._original is None or not self._original.status:
+            return status
+        if self._original.status < 400:
+            self.metrics.fail_open.labels(self.labels[2], "translation-refused").inc()
+        return self._original.status
+
     def _wanted(self, choice: int) -> Wanted:
         session = self._sessions[choice]
         return Wanted(session.policy.needs.logprobs, session.bias, session.marks.end[0])
@@ -163,7 +182,7 @@ class Judged(Abandonable):
             choice,
             self._wanted(choice),
             apart=self._apart,
-            spelling=self._gateway.settings.reasoning_field,
+            spelling=self._spelling,
         )
 
     def _completions(self, choice: int) -> Surface:

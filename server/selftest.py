@@ -19,6 +19,7 @@ from policies.events import Probe
 from policies.markers import Ids
 from policies.uncertainty import TOP
 from server.adapters.adapter import Adapter, Headers
+from server.apis.habits import Habits, learn
 from server.chat import ENDPOINT as CHAT
 from server.completions import ENDPOINT as COMPLETIONS
 from server.config import Settings
@@ -46,6 +47,7 @@ class Report:
     engine: str
     models: Mapping[str, Model]
     missing: Mapping[str, str] = field(default_factory=dict)
+    habits: Habits = field(default_factory=Habits)
 
     @property
     def can_probe(self) -> bool:
@@ -60,7 +62,7 @@ class Report:
         return "log-probabilities" not in self.missing
 
     def can_cut(self, endpoint: str) -> bool:
-        needed = _CHAT_CUTS if endpoint == CHAT else _TEXT_CUTS
+        needed = _TEXT_CUTS if endpoint == COMPLETIONS else _CHAT_CUTS
         return not needed & set(self.missing)
 
 
@@ -102,7 +104,12 @@ async def examine(
         models[card.id] = Model(card.id, card.max_model_len, marks, chat, text)
     for what, off in missing.items():
         log.warning("the engine (%s) lacks %s: %s", adapter.name, what, off)
-    return Report(f"{adapter.name} {version}", models, missing)
+    habits = Habits()
+    if models and adapter.retold:
+        # Other models that an engine serves are adapters of the first.
+        first = next(iter(models.values()))
+        habits = await learn(adapter.engine, first.id, first.max_model_len, headers)
+    return Report(f"{adapter.name} {version}", models, missing, habits)
 
 
 def authorization(settings: Settings) -> list[tuple[bytes, bytes]]:

@@ -12,6 +12,7 @@ from starlette.types import Send
 from server.engine import forwarded_headers
 from server.errors import GatewayError
 from server.sse import data_of
+from server.wire import event_of
 
 __all__ = ["Assembler", "Sink", "StreamSink", "joined", "reply_headers"]
 
@@ -85,8 +86,10 @@ class StreamSink:
         await self._send({"type": "http.response.body", "body": b"", "more_body": False})
 
     async def fail(self, error: GatewayError) -> None:
-        # An error event, and then no proper end: an SDK takes a clean one for a whole answer.
-        event = b"data: " + error.body + b"\n\n"
+        await self.break_off(event_of(error.body))
+
+    async def break_off(self, event: bytes) -> None:
+        """An error event, and then no proper end: an SDK takes a clean one for a whole answer."""
         await self._send({"type": "http.response.body", "body": event, "more_body": True})
 
 
@@ -162,8 +165,11 @@ class Assembler:
             reply["usage"] = _filled(usage | details, like)
         return _filled(reply, empty)
 
+    def refusal(self, error: bytes) -> bytes:
+        """The reply's body where the engine told of an error in its stream."""
+        return error
+
     async def end(self, note: dict[str, Any] | None) -> None:
-        self.began = True
         status, body = 200, self._error
         if body is None:
             reply = self.document()
@@ -175,6 +181,8 @@ class Assembler:
             error = msgspec.json.decode(body)["error"]
             code = error.get("code") if isinstance(error, dict) else None
             status = code if isinstance(code, int) and 400 <= code < 600 else 502
+            body = self.refusal(body)
+        self.began = True
         await self._send(
             {
                 "type": "http.response.start",

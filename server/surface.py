@@ -10,14 +10,11 @@ from msgspec import Raw
 
 from policies.session import Said
 from server.choose import Asked
-from server.wire import Choice, Chunk, with_bias
+from server.wire import Choice, Chunk, Fields, with_bias
 
 __all__ = ["NOTHING", "Fields", "OpenAI", "Surface", "Wanted"]
 
 _STICKY = ("cache_salt", "priority")
-
-Fields = dict[str, Raw]
-"""A request's top-level values, as the bytes they were written in."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,6 +17,7 @@ from server.sse import data_of
 __all__ = [
     "Chunk",
     "Delta",
+    "Fields",
     "Renamer",
     "decode_chunk",
     "event_of",
@@ -34,6 +35,8 @@ __all__ = [
 ]
 
 
+Fields = dict[str, msgspec.Raw]
+"""A request's top-level values, as the bytes they were written in."""
 _ABSENT = msgspec.Raw()
 Fewer = Callable[[dict[str, Any], int], None]
 _EMPTY = (b"", b"null", b"[]")

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from policies.events import Probe
-from server.chat import ENDPOINT as CHAT
 from server.chat import Chat
+from server.completions import ENDPOINT as COMPLETIONS
 from server.completions import Completions
 from server.engine import Engine
 from server.surface import Fields
@@ -43,18 +43,20 @@ class Adapter(ABC):
     ``in_place``: the engine ends a trace within the running stream. Then no second stream follows
     a cut: nothing that was decoded is taken back, no answer is drawn apart or beyond the
     response's own, and a trace that ended is not opened again.
+    ``retold``: APIs that are asked for by a chat are told as this engine's own endpoints tell them.
     """
 
     name: ClassVar[str]
     chat: ClassVar[type[Chat]] = Chat
     completions: ClassVar[type[Completions] | None] = Completions
     in_place: ClassVar[bool] = False
+    retold: ClassVar[bool] = False
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
 
     def speaks(self, endpoint: str) -> bool:
-        return endpoint == CHAT or self.completions is not None
+        return endpoint != COMPLETIONS or self.completions is not None
 
     @abstractmethod
     async def version(self, headers: Headers) -> str | None:

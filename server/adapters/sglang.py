@@ -32,6 +32,7 @@ class SGLangChat(Chat):
 
 class SGLang(VLLM):
     name = "sglang"
+    retold = False  # as vLLM tells them, and whether this one does so nobody tried
     chat = SGLangChat
 
     async def version(self, headers: Headers) -> str | None:

@@ -63,6 +63,7 @@ async def told_version(engine: Engine, path: str, headers: Headers) -> str | Non
 
 class VLLM(Adapter):
     name = "vllm"
+    retold = True
 
     async def version(self, headers: Headers) -> str | None:
         return await told_version(self.engine, "/version", headers)

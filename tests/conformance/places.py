@@ -21,8 +21,6 @@ _ENGINE = (
     *ENGINE_ARGUMENTS,
     # Some clients send no temperature.
     '--override-generation-config={"temperature": 0}',
-    # Or a small model writes blanks for ever inside a grammar.
-    '--structured-outputs-config={"backend": "xgrammar", "disable_any_whitespace": true}',
 )
 
 

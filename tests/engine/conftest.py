@@ -26,3 +26,12 @@ def vllm() -> Iterator[str]:
 def real(vllm: str) -> Iterator[str]:
     with gateway(vllm, free_port(), "--policy", "deer", "--hold-out", "0") as url:
         yield url
+
+
+@pytest.fixture(scope="session")
+def idle(vllm: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A gateway that judges and never does anything."""
+    config = tmp_path_factory.mktemp("idle") / "adjourn.yaml"
+    config.write_text("policy: never\nhold_out: 0\nrescue_tokens: 0\n")
+    with gateway(vllm, free_port(), "--config", str(config)) as url:
+        yield url

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable
 from typing import Any
@@ -11,7 +12,7 @@ import httpx
 from benchmarks.pocket.task import held_out
 from tests.exchange import CHAT, events, metric
 
-__all__ = ["PROBLEMS", "ask", "joined", "running", "until"]
+__all__ = ["PROBLEMS", "ask", "joined", "named_events", "running", "until"]
 
 PROBLEMS = [problem.prompt for problem in held_out(12)]
 
@@ -28,6 +29,14 @@ def ask(url: str, prompt: str, **fields: Any) -> Any:
     reply = httpx.post(url + CHAT, json=asked, timeout=120)
     assert reply.status_code == 200, reply.text
     return events(reply.content) if fields.get("stream") else reply.json()
+
+
+def named_events(raw: bytes) -> list[dict[str, Any]]:
+    """The events of a stream in which each stands under its type's name."""
+    names = re.findall(r"^event: (.*)$", raw.decode(), re.MULTILINE)
+    told: list[dict[str, Any]] = events(raw)
+    assert names == [event["type"] for event in told]
+    return told
 
 
 def until(condition: Callable[[], bool], within: float = 5.0) -> None:

@@ -175,25 +175,22 @@ def test_a_context_that_is_too_long(vllm: str, real: str) -> None:
     assert direct.content == ours.content
 
 
+@pytest.mark.parametrize("path", [CHAT, "/v1/messages", "/v1/responses"])
 @pytest.mark.parametrize("streamed", [True, False])
-def test_leaving_ends_the_engines_work(vllm: str, real: str, streamed: bool) -> None:
+def test_leaving_ends_the_engines_work(vllm: str, real: str, path: str, streamed: bool) -> None:
     """vLLM itself says that nothing is running any more."""
     until(lambda: running(vllm) == 0, within=30.0)
-    asked = {
-        "model": "pocket",
-        "messages": [{"role": "user", "content": PROBLEMS[3]}],
-        "stream": streamed,
-        "ignore_eos": True,
-        "max_tokens": 3900,
-        "adjourn": {"policy": "never"},
-    }
+    turns = [{"role": "user", "content": PROBLEMS[3]}]
+    own = {"input": turns} if path == "/v1/responses" else {"messages": turns, "max_tokens": 3900}
+    policy = {"policy": "never"}
+    asked = {"model": "pocket", "stream": streamed, "ignore_eos": True, "adjourn": policy, **own}
     with httpx.Client(timeout=60) as client:
         if streamed:
-            with client.stream("POST", real + CHAT, json=asked) as reply:
+            with client.stream("POST", real + path, json=asked) as reply:
                 next(reply.iter_raw())
         else:
             with pytest.raises(httpx.ReadTimeout):
-                client.post(real + CHAT, json=asked, timeout=1.0)
+                client.post(real + path, json=asked, timeout=1.0)
     until(lambda: running(vllm) == 0, within=5.0)  # by itself it would run on for longer
 
 

@@ -119,9 +119,11 @@ def impatient(standin: str) -> Iterator[str]:
 
 
 @pytest.mark.parametrize("state", ["before the first token", "in mid-stream", "unstreamed"])
-@pytest.mark.parametrize("policy", ["deer", "off"])
+@pytest.mark.parametrize(
+    ("path", "policy"), [(CHAT, "deer"), (CHAT, "off"), ("/v1/messages", "deer")]
+)
 def test_a_client_that_leaves_ends_the_work(
-    adjourn: str, standin: str, state: str, policy: str
+    adjourn: str, standin: str, state: str, path: str, policy: str
 ) -> None:
     """The engine's work ends within a second, in all three states, judged or not."""
     scenario = {"tokens": 4000, "rate": 50}
@@ -130,10 +132,10 @@ def test_a_client_that_leaves_ends_the_work(
     before = httpx.get(f"{standin}/standin/stats").json()
     address = urlsplit(adjourn)
     connection = http.client.HTTPConnection(address.hostname or "", address.port)
-    asked = body(stream=state != "unstreamed", standin=scenario)
+    asked = body(stream=state != "unstreamed", standin=scenario, max_tokens=4000)
     connection.request(
         "POST",
-        CHAT,
+        path,
         json.dumps(asked),
         {"content-type": "application/json", "x-adjourn-policy": policy},
     )

@@ -15,11 +15,11 @@ from server.config import Settings
 from server.judged import Judged
 from server.lane import Lane
 from server.relay import Relay
-from server.responses import WithRawSend
+from server.replies import WithRawSend
 from tests.exchange import CHAT, body
 
 
-async def _leftovers(upstream: str, fields: dict[str, Any]) -> list[str]:
+async def _leftovers(upstream: str, path: str, fields: dict[str, Any]) -> list[str]:
     app = create_app(Settings(upstream=upstream, policy="deer"))  # type: ignore[arg-type]
     transport = httpx.ASGITransport(WithRawSend(app))
     async with (
@@ -31,7 +31,7 @@ async def _leftovers(upstream: str, fields: dict[str, Any]) -> list[str]:
         gc.collect()
         gc.disable()
         try:
-            reply = await client.post(CHAT, json=body(standin={"tokens": 50}, **fields))
+            reply = await client.post(path, json=body(standin={"tokens": 50}, **fields))
             assert reply.status_code == 200
             await asyncio.sleep(0)  # what is done is let go of in the loop's next round
             kinds = (Judged, Relay, Lane, Conductor)
@@ -41,15 +41,17 @@ async def _leftovers(upstream: str, fields: dict[str, Any]) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    "fields",
+    ("path", "fields"),
     [
-        {},
-        {"stream": True},
-        {"n": 2, "temperature": 1},
-        {"adjourn": {"policy": "first-finish"}},
-        {"stream": True, "adjourn": {"policy": "early-consistency(deer, window=2, max=2)"}},
+        (CHAT, {}),
+        (CHAT, {"stream": True}),
+        (CHAT, {"n": 2, "temperature": 1}),
+        (CHAT, {"adjourn": {"policy": "first-finish"}}),
+        (CHAT, {"stream": True, "adjourn": {"policy": "early-consistency(deer, window=2, max=2)"}}),
+        ("/v1/messages", {"max_tokens": 99}),
+        ("/v1/messages", {"max_tokens": 99, "stream": True}),
     ],
 )
-def test_a_request_is_gone_when_it_is_over(standin: str, fields: dict[str, Any]) -> None:
+def test_a_request_is_gone_when_it_is_over(standin: str, path: str, fields: dict[str, Any]) -> None:
     """Nothing of it waits for the collector, which looks rarely: it would be memory by then."""
-    assert asyncio.run(_leftovers(standin, fields)) == []
+    assert asyncio.run(_leftovers(standin, path, fields)) == []

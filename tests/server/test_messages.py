@@ -1,4 +1,4 @@
-"""Anthropic's Messages, handed through: what the gateway itself says there is in that shape."""
+"""Anthropic's Messages: judged, handed through, and what the gateway itself says there."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import pytest
 from server.app import create_app
 from server.config import Settings
 from server.errors import TooLarge, UpstreamDown, UpstreamTimeout, body_at, event_at
+from tests.exchange import events, metric
 
 ASKED = {"model": "m", "max_tokens": 5, "messages": [{"role": "user", "content": "hi"}]}
 
@@ -88,3 +89,49 @@ def test_shapes(error: UpstreamDown | UpstreamTimeout | TooLarge, kind: str) -> 
     assert json.loads(data.removeprefix(b"data: ")) == said
     assert body_at("/v1/chat/completions", error) == error.body
     assert event_at("/v1/responses", error) == b"data: " + error.body + b"\n\n"
+
+
+# -- judged, before the stand-in ----------------------------------------------------------------
+
+
+def ask(url: str, **fields: object) -> httpx.Response:
+    asked = {"model": "standin", "max_tokens": 900, "messages": ASKED["messages"], **fields}
+    return httpx.post(f"{url}/v1/messages?beta=true", json=asked, timeout=60)
+
+
+@pytest.mark.parametrize("streamed", [True, False])
+def test_a_cut(adjourn: str, streamed: bool) -> None:
+    """As in a chat: the trace ends before the cue, and the note says so."""
+    sure = {"tokens": 80, "cues": [20, 50], "trial_logprob": -0.001}
+    reply = ask(adjourn, stream=streamed, standin=sure)
+    told = events(reply.content)[-2] if streamed else reply.json()
+    assert (told["adjourn"]["stopped"], told["adjourn"]["position"]) == (True, 20)
+    assert ("x-adjourn" in reply.headers) != streamed
+    assert b"Wait" not in reply.content
+    assert metric(adjourn, "adjourn_requests_total", endpoint="/v1/messages", policy="deer") > 0
+
+
+def test_an_engine_that_dies_in_mid_stream(adjourn: str) -> None:
+    """That API's error event, and a broken connection."""
+    asked = {"model": "standin", "max_tokens": 900, "messages": ASKED["messages"], "stream": True}
+    asked["standin"] = {"tokens": 60, "die_after": 9}
+    received: list[bytes] = []
+
+    def read() -> None:
+        with httpx.stream("POST", f"{adjourn}/v1/messages", json=asked) as reply:
+            received.extend(reply.iter_raw())
+
+    with pytest.raises(httpx.RemoteProtocolError):
+        read()
+    told = events(b"".join(received))
+    assert told[-1]["type"] == "error"
+    assert told[-1]["error"]["type"] == "api_error"
+    assert "message_stop" not in [event["type"] for event in told]
+
+
+@pytest.mark.parametrize("streamed", [True, False])
+def test_what_a_chat_is_refused(adjourn: str, standin: str, streamed: bool) -> None:
+    """The same is asked of the engine's own endpoint, which this one does not have."""
+    fields = {"stream": streamed, "standin": {"status": 429}}
+    direct, ours = ask(standin, **fields), ask(adjourn, **fields)
+    assert (ours.status_code, ours.content) == (direct.status_code, direct.content)

@@ -1,0 +1,175 @@
+"""``/v1/messages`` on a real vLLM: what comes through the gateway is what vLLM itself says."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.engine.talk import PROBLEMS, named_events
+from tests.exchange import metric
+
+pytestmark = pytest.mark.engine
+
+ENDPOINT = "/v1/messages"
+USER = {"role": "user", "content": "Hm?"}  # which the model soon has enough of
+LONG = {"messages": [{"role": "user", "content": PROBLEMS[8]}]}
+TEXT = {"type": "text", "text": "Why?", "cache_control": {"type": "ephemeral"}}
+THOUGHT = {"type": "thinking", "thinking": "\nEasy.\n", "signature": "x"}
+CALL = {"type": "tool_use", "id": "call_1", "name": "judge", "input": {"even": True, "why": "é"}}
+RESULT = {"type": "tool_result", "tool_use_id": "call_1", "content": [TEXT]}
+TOOL = {
+    "name": "judge",
+    "description": "Say whether the result is even.",
+    "input_schema": {"properties": {"even": {"type": "boolean"}}, "required": ["even"]},
+}
+SCHEMA = {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]}
+HISTORY = [
+    {"role": "user", "content": [TEXT, {"type": "text", "text": "Think."}]},
+    {"role": "assistant", "content": [THOUGHT, {"type": "text", "text": "5."}]},
+    {"role": "assistant", "content": [CALL]},
+    {"role": "user", "content": [RESULT, {"type": "text", "text": "So?"}]},
+]
+BILLED = [{"type": "text", "text": "x-anthropic-billing-header: 7"}, {"type": "text", "text": "B."}]
+CASES: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "long": LONG,
+    "system": {"system": "Be brief."},
+    "system in blocks": {"system": BILLED},
+    "system among the messages": {"messages": [USER, {"role": "system", "content": "Now."}, USER]},
+    "history": {"messages": HISTORY, "tools": [TOOL]},
+    "tool that may be called": {"tools": [TOOL]},
+    "tool that must be called": {"tools": [TOOL], "tool_choice": {"type": "any"}},
+    "tool by name": {"tools": [TOOL], "tool_choice": {"type": "tool", "name": "judge"}},
+    "no tools at all": {"tools": [], "tool_choice": {"type": "auto"}},
+    "no tool": {"tools": [TOOL], "tool_choice": {"type": "none"}},
+    "stop sequence": LONG | {"stop_sequences": ["boxed"]},
+    "limit in the trace": {"max_tokens": 5},
+    "limit in the answer": {"max_tokens": 15},
+    "budget": {"thinking": {"type": "enabled", "budget_tokens": 1024}},
+    "no thinking": {"thinking": {"type": "disabled"}},
+    "effort": {"output_config": {"effort": "low"}},
+    "schema": {"output_config": {"format": {"type": "json_schema", "schema": SCHEMA}}},
+    "other fields": {"top_k": 3, "top_p": 0.9, "cache_salt": "s", "metadata": {"user_id": "u"}},
+    "unknown field": {"context_management": {"edits": []}, "service_tier": "auto"},
+}
+# vLLM refuses its own reply where the model's arguments are no object, as this model's are.
+FORCED = ("tool that must be called", "tool by name")
+
+
+def post(url: str, **fields: Any) -> httpx.Response:
+    asked = {"model": "pocket", "max_tokens": 1500, "temperature": 0, "messages": [USER]}
+    return httpx.post(url + ENDPOINT, json=asked | fields, timeout=120)
+
+
+def same(reply: Any) -> Any:
+    """Without what differs between two responses: ids, and how much the cache held."""
+    if isinstance(reply, list):
+        return [same(part) for part in reply]
+    if not isinstance(reply, dict):
+        return reply
+    usage = ("input_tokens", "cache_creation_input_tokens", "cache_read_input_tokens")
+    if "output_tokens" in reply:
+        whole = sum(reply.get(key) or 0 for key in usage)
+        return {"output": reply["output_tokens"], "input": whole, "keys": sorted(reply)}
+    named = {key: "X" for key in ("id", "signature") if key in reply}
+    return {key: same(value) for key, value in reply.items()} | named
+
+
+def joined(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The events, deltas of one kind in a row made one: how the engine cuts a text is chance."""
+    told: list[dict[str, Any]] = []
+    for event in events:
+        last = told[-1] if told else {}
+        delta = event.get("delta", {})
+        kind = delta.get("type")
+        key = {"thinking_delta": "thinking", "text_delta": "text"}.get(kind, "partial_json")
+        if kind and last.get("delta", {}).get("type") == kind and last["index"] == event["index"]:
+            last["delta"][key] += delta[key]
+        else:
+            told.append(event)
+    return told
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if case not in FORCED])
+def test_a_document_is_vllms(vllm: str, idle: str, case: str) -> None:
+    """Equal but for ids, judged by a policy that never stops."""
+    direct, ours = (post(url, **CASES[case]) for url in (vllm, idle))
+    assert direct.status_code == ours.status_code == 200, ours.text
+    assert same(ours.json()) == same(direct.json())
+    assert ("x-adjourn-passed-through" in ours.headers) == (case == "no thinking")
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_stream_is_vllms(vllm: str, idle: str, case: str) -> None:
+    """The same events in the same order."""
+    direct, ours = (
+        same(joined(named_events(post(url, stream=True, **CASES[case]).content)))
+        for url in (vllm, idle)
+    )
+    assert ours == direct
+    assert ours[-1] == {"type": "message_stop"}
+
+
+@pytest.mark.parametrize("streamed", [True, False])
+def test_a_cut(real: str, streamed: bool) -> None:
+    """The trace ends early, the answer follows in a block of its own, and the note says so."""
+    chosen = LONG | {"adjourn": {"policy": "budget", "max": 40}, "stream": streamed}
+    cut = metric(real, "adjourn_stops_total", policy="budget")
+    reply = post(real, **chosen)
+    assert metric(real, "adjourn_stops_total", policy="budget") == cut + 1
+    if streamed:
+        events = joined(named_events(reply.content))
+        deltas = [e["delta"] for e in events if e["type"] == "content_block_delta"]
+        thought, text = deltas[0]["thinking"], deltas[-1]["text"]
+        last = events[-2]
+    else:
+        last = reply.json()
+        thought, text = last["content"][0]["thinking"], last["content"][1]["text"]
+        assert "adjourn" in last
+    note, usage = last["adjourn"], last["usage"]
+    assert note["stopped"]
+    assert "Wait" not in thought
+    assert "\\boxed{" in text
+    tokens = note["tokens"]
+    kinds = ("reasoning", "marker", "closing", "answer")
+    assert usage["output_tokens"] == sum(tokens[kind] for kind in kinds)
+    told = ("input_tokens", "cache_creation_input_tokens", "cache_read_input_tokens")
+    assert sum(usage[key] for key in told) == tokens["prompt"]
+
+
+def test_what_was_thought_hits_the_cache(real: str) -> None:
+    """A conversation sent back renders to the tokens that the engine saw."""
+    first = post(real, messages=[{"role": "user", "content": PROBLEMS[4]}]).json()
+    said = {"role": "assistant", "content": first["content"]}
+    turns = [{"role": "user", "content": PROBLEMS[4]}, said, {"role": "user", "content": "Sure?"}]
+    again = post(real, messages=turns, max_tokens=5).json()
+    assert again["usage"]["cache_read_input_tokens"] > 32
+
+
+@pytest.mark.parametrize("streamed", [True, False])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"model": "nobody"},
+        {"messages": [{"role": "user", "content": "a " * 9000}]},
+        {"temperature": -1},
+        {"max_tokens": 0},
+        {"thinking": {"type": "enabled", "budget_tokens": 5}},
+        {"messages": [{"role": "user", "content": [{"type": "video"}]}]},
+    ],
+)
+def test_an_error_is_vllms(vllm: str, idle: str, wrong: dict[str, Any], streamed: bool) -> None:
+    """Status, shape and wording."""
+    direct, ours = (post(url, **wrong, stream=streamed) for url in (vllm, idle))
+    assert direct.status_code >= 400
+    assert (ours.status_code, ours.json()) == (direct.status_code, direct.json())
+
+
+def test_arguments_that_are_no_object(vllm: str, idle: str) -> None:
+    """A document cannot say them: an error there as here."""
+    for case in FORCED:
+        direct, ours = (post(url, **CASES[case]) for url in (vllm, idle))
+        assert direct.status_code == ours.status_code == 400
+        assert ours.json()["type"] == "error"
