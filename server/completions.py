@@ -87,7 +87,7 @@ class Completions(OpenAI):
         return ("max_tokens",)
 
     @staticmethod
-    def decode(data: bytes) -> Chunk:
+    def decode(data: bytes, /) -> Chunk:
         chunk = _decode(data)
         choices = [
             Choice(c.index, Delta(reasoning=c.text), c.finish_reason, c.logprobs, c.token_ids)

@@ -54,7 +54,7 @@ class Surface(Protocol):
         """The same for the main stream, which goes on from these ids; ``bias`` is wanted from now
         on, where one is given."""
 
-    def decode(self, data: bytes) -> Chunk:
+    def decode(self, data: bytes, /) -> Chunk:
         """Raises msgspec.MsgspecError where the bytes are no chunk."""
 
     def answers(self, choice: Choice) -> bool:

@@ -88,7 +88,7 @@ class _Logprobs(msgspec.Struct):
     content: list[_Told] | None = None
 
 
-decode_chunk = msgspec.json.Decoder(Chunk).decode
+decode_chunk: Callable[[bytes], Chunk] = msgspec.json.Decoder(Chunk).decode
 """Raises msgspec.MsgspecError where the bytes are no chunk."""
 _decode_logprobs = msgspec.json.Decoder(_Logprobs).decode
 

@@ -30,11 +30,12 @@ from benchmarks.lab.points import Judge, Point, best
 from benchmarks.lab.replay import Outcome, play
 from benchmarks.lab.tape import Tape, Tapes
 from benchmarks.lab.traces import BadTraces
-from policies.answers import same, trial_answer
+from policies.answers import trial_answer
 from policies.appraisal import Appraiser
 from policies.deer import Deer
 from policies.events import Command, Event, ProbeResult
 from policies.learned import FEATURES, Learned, LearnedStopper, Look
+from policies.mathematics import equal
 from policies.policy import Needs, Policy, Stopper
 
 __all__ = ["Looked", "fit", "learn", "looks"]
@@ -90,7 +91,7 @@ def looks(policy: Learned, tapes: Tapes) -> Iterator[Looked]:
         seen: list[tuple[Look, ProbeResult]] = []
         play(_Watching(unstopping, seen), tape, tapes.marks, Appraiser(), instant=True)
         for look, result in seen:
-            yield Looked(index, look, same(trial_answer(result.text), tape.answer))
+            yield Looked(index, look, equal(trial_answer(result.text), tape.answer))
 
 
 def fit(policy: Learned, looked: Sequence[Looked]) -> Learned:

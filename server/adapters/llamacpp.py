@@ -88,7 +88,7 @@ class LlamaChat(Chat):
     }
 
     @staticmethod
-    def decode(data: bytes) -> Chunk:
+    def decode(data: bytes, /) -> Chunk:
         chunk = decode_chunk(data)
         for choice in chunk.choices:
             if given(choice.logprobs):

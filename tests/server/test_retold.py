@@ -20,6 +20,7 @@ from policies.budget import Budget
 from policies.never import Never
 from policies.policy import Policy
 from policies.session import Session
+from server.adapters.vllm import VLLM
 from server.apis.habits import Habits
 from server.apis.messages import Messages
 from server.apis.responses import Responses
@@ -106,17 +107,17 @@ def respond(
     session = Session(policy or Never(), MARKS, Generous())
 
     async def live() -> None:
-        engine, metrics = Engine(Settings(), wire), Metrics()
+        adapter, metrics = VLLM(Engine(Settings(), wire)), Metrics()
         assert request.own is not None
         extra = [(b"x-adjourn-policy", b"never")]
-        retold = (request.translation, Original(engine, "/own", [], request.own))
+        retold = (request.translation, Original(adapter.engine, "/own", [], request.own))
         sink = (
             RetoldStream(client.send, extra, *retold)
             if streamed
             else RetoldDocument(client.send, extra, {}, None, *retold)
         )
         chat = Chat(request)
-        relay = Relay(engine, chat, [], "r", session, sink, metrics, ("m", "p"), False, 0.0)
+        relay = Relay(adapter, chat, [], "r", session, sink, metrics, ("m", "p"), False, 0.0)
         try:
             await relay.run()
         except GatewayError as error:
