@@ -116,10 +116,10 @@ def test_a_bias_holds_behind_a_cut(vllm: str, real: str) -> None:
 
 
 def test_penalties_hold_behind_a_cut(vllm: str, real: str) -> None:
-    """They go to both calls; the answer's counts begin anew, so its first token is as without."""
-    fields = {"adjourn": {"policy": "budget", "max": 40}, "max_tokens": 200, "logprobs": True}
+    """They go to both calls: trace and answer are others than without, and there is an answer."""
+    fields = {"adjourn": {"policy": "budget", "max": 150}, "max_tokens": 400}
     free, bound = (
-        ask(real, PROBLEMS[0], frequency_penalty=penalty, **fields) for penalty in (0, 2)
+        ask(real, PROBLEMS[0], frequency_penalty=penalty, **fields) for penalty in (0, -1)
     )
     assert bound["adjourn"]["stopped"]
     assert message(bound)["content"]
