@@ -98,6 +98,10 @@ class Judged(Abandonable):
         return self._sink is not None and self._sink.began
 
     @property
+    def finished(self) -> bool:
+        return isinstance(self._sink, RetoldStream) and self._sink.finished
+
+    @property
     def phase(self) -> str:
         if not self._request.stream:
             return "unstreamed"

@@ -54,6 +54,12 @@ class Abandonable(Response):
     def began(self) -> bool:
         """Whether anything was sent."""
 
+    @property
+    def finished(self) -> bool:
+        """Whether the client has all of it, though its connection is not ended yet: some wait for
+        no more than their API's last event."""
+        return False
+
     @abstractmethod
     async def work(self, send: Send) -> int:
         """Send the response and return its status. A GatewayError is answered with where nothing
@@ -82,9 +88,11 @@ class Abandonable(Response):
             if not watch.done():
                 await self._shut_down(send)
                 raise
-            status = 499
-            self.metrics.disconnects.labels(self.phase).inc()
-            self.metrics.aborts.labels("client-left").inc()
+            status = 200
+            if not self.finished:
+                status = 499
+                self.metrics.disconnects.labels(self.phase).inc()
+                self.metrics.aborts.labels("client-left").inc()
         finally:
             watch.cancel()
             in_flight.dec()

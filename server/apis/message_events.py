@@ -68,6 +68,7 @@ class MessageEvents(Translation):
 
     def done(self) -> list[bytes]:
         end = [] if self._ended else [*self._stop(), self._end(Said())]
+        self.finished = True
         return [*end, named_event({"type": "message_stop"})]
 
     def failed(self, kind: str, message: str, code: Any = None) -> bytes:

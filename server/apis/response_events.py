@@ -28,7 +28,6 @@ class ResponseEvents(Translation):
         self._habits = habits
         self._number = 0
         self._begun = False
-        self._ended = False
         self._item: _Item | None = None
         self._call: int | None = None
         self._output: list[dict[str, Any]] = []
@@ -39,7 +38,7 @@ class ResponseEvents(Translation):
         if not self._begun:
             events = self._begin(said)
         if not said.choices:
-            if said.usage is not None and not self._ended:
+            if said.usage is not None and not self.finished:
                 events += self._end(said.usage, said.adjourn)
             return events
         choice = said.choices[0]
@@ -53,7 +52,7 @@ class ResponseEvents(Translation):
         return events
 
     def done(self) -> list[bytes]:
-        return [] if self._ended or not self._begun else self._end(None, Raw())
+        return [] if self.finished or not self._begun else self._end(None, Raw())
 
     def failed(self, kind: str, message: str, code: Any = None) -> bytes:
         code = kind if code is None else str(code)
@@ -137,7 +136,7 @@ class ResponseEvents(Translation):
         return events
 
     def _end(self, usage: dict[str, Any] | None, note: Raw) -> list[bytes]:
-        self._ended = True
+        self.finished = True
         events = self._close()
         response = self.echo | _ending(self._output, self._finish, usage)
         if given(note):

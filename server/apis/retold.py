@@ -45,6 +45,7 @@ class RetoldStream(StreamSink):
         self, send: Send, extra: Headers, translation: Translation, original: Original
     ) -> None:
         super().__init__(send, extra)
+        self.finished = False
         self._translation = translation
         self._original = original
 
@@ -58,6 +59,7 @@ class RetoldStream(StreamSink):
         told = [one for event in events for one in tell(event)]
         if told:
             await super().write(told)
+            self.finished = self._translation.finished
 
     async def fail(self, error: GatewayError) -> None:
         await self.break_off(self._translation.broken_off(error))

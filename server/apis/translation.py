@@ -97,6 +97,8 @@ class Translation(ABC):
     """``chat`` is what the engine is asked for. The rest retells what it answers, once."""
 
     chat: Fields
+    finished = False
+    """Whether the last event of a stream was told."""
 
     def tell(self, event: bytes) -> list[bytes]:
         """The events that tell what this one does. Comments stay what they are."""

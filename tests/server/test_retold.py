@@ -411,3 +411,17 @@ def test_what_a_chat_is_refused(api: str, streamed: bool, status: int) -> None:
     assert json.loads(wire.asked[1][1]) == {"model": "m", "stream": streamed, **APIS[api][0]}
     assert (b"x-adjourn-policy" in client.headers) == (status >= 400)
     assert (b"x-adjourn-passed-through" in client.headers) == (status < 400)
+
+
+@pytest.mark.parametrize("api", APIS)
+def test_when_it_is_all_told(api: str) -> None:
+    """With the last event, whatever of the engine's stream is still to come."""
+    request = asked(api, stream=True)
+    assert request.translation is not None
+    *most, usage, done = stream_of([{"content": "x"}], "stop")
+    for event in most:
+        request.translation.tell(event)
+        assert not request.translation.finished
+    for event in (usage, done):
+        request.translation.tell(event)
+    assert request.translation.finished
