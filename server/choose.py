@@ -24,6 +24,7 @@ from server.errors import BadRequest
 __all__ = ["Asked", "read_chat", "read_completion", "read_translated"]
 
 _CHOICES = 128
+_STOPS = 4
 _TEXT_LIMIT = 16  # tokens of a raw completion that sets none
 _SESSION_HEADERS = ("x-session-id", "x-conversation-id", "x-claude-code-session-id")
 _SESSION_KEYS = ("conversation_id", "session_id", "thread_id")
@@ -337,11 +338,19 @@ def _untouchable(known: _ChatBody | _TextBody | _OwnBody, settings: Settings) ->
         return "echo"
     if known.kv_transfer_params is not None:
         return "kv-transfer"
-    if known.stop and not settings.stop_in_answer and settings.mode == "enforce":
-        return "stop-strings"  # the engine holds text back that may be one: no exact place to cut
+    if _engines_stops(known.stop, settings):
+        return "stop-strings"
     if known.prompt_logprobs is not None:
         return "prompt-logprobs"  # no stream brings them
     return None
+
+
+def _engines_stops(stop: str | list[str] | None, settings: Settings) -> bool:
+    """Whether stop strings are for the engine to look for, in the trace too, where it holds text
+    back that may be one: no exact place to cut; or for it to refuse."""
+    stops = [stop] if isinstance(stop, str) else stop or []
+    apart = settings.stop_in_answer or settings.mode != "enforce"
+    return bool(stops) and (not apart or not all(stops) or len(stops) > _STOPS)
 
 
 def _not_text(messages: Sequence[_Message]) -> str | None:

@@ -106,7 +106,8 @@ class OpenAI:
         self._fields |= {"stream": Raw(b"true"), **self.asking}
         if not request.stream:
             self._fields["stream_options"] = Raw(b'{"include_usage":true}')
-        self._fields.pop("n", None)
+        if request.choices > 1:
+            del self._fields["n"]
         if choice and request.seed is not None:
             # What the engine gives the choices of one request: each the next seed.
             self._fields["seed"] = Raw(b"%d" % (request.seed + choice))

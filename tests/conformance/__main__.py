@@ -1,6 +1,7 @@
 """``make conformance``: every client at every place, and docs/compatibility.md of what came.
 
-With names of suites only those are run, and the page is made with what the others found before.
+With names of suites, or a pattern of features, only those are run; the page is made with what the
+others found before, which is kept in tests/conformance/results.
 """
 
 from __future__ import annotations
@@ -9,16 +10,13 @@ import argparse
 import json
 import sys
 from itertools import groupby
-from pathlib import Path
 
-from benchmarks.services import ROOT
-from tests.conformance.compare import Line
 from tests.conformance.places import places
-from tests.conformance.suites import BUILT, SUITES, Suite, run
-from tests.conformance.table import Reasons, document, rows
+from tests.conformance.results import Result, read, write
+from tests.conformance.suites import BUILT, SUITES, Found, Suite, run
+from tests.conformance.table import PAGE, REASONS, Reasons, document, rows
 
-PAGE = ROOT / "docs" / "compatibility.md"
-FOUND = BUILT / "found"
+REPLIES = BUILT / "replies"
 LOGS = BUILT / "logs"
 
 
@@ -26,41 +24,48 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     names = [suite.name for suite in SUITES]
     parser.add_argument("suites", nargs="*", metavar="SUITE", help=", ".join(names))
+    parser.add_argument(
+        "--only", metavar="REGEX", default="", help="features in whose names this is found"
+    )
     parser.add_argument("--page", action="store_true", help="run nothing, make the page")
     options = parser.parse_args()
     if unknown := set(options.suites) - set(names):
         parser.error(f"no such suite: {', '.join(sorted(unknown))}")
-    for folder in (FOUND, LOGS):
+    for folder in (REPLIES, LOGS):
         folder.mkdir(parents=True, exist_ok=True)
     if not options.page:
-        _run([s for s in SUITES if s.name in options.suites or not options.suites])
+        chosen = [s for s in SUITES if s.name in options.suites or not options.suites]
+        _run(chosen, options.only)
     return _write()
 
 
-def _run(suites: list[Suite]) -> None:
-    chosen = sorted(suites, key=lambda suite: suite.upstream)
-    for upstream, those in groupby(chosen, key=lambda suite: suite.upstream):
-        with places(upstream) as found:
+def _run(suites: list[Suite], only: str) -> None:
+    """Each suite's results are written as soon as they are there."""
+    for upstream, those in groupby(sorted(suites, key=_upstream), key=_upstream):
+        with places(upstream) as (engine, found):
             for suite in those:
                 print(f"{suite.client} …", flush=True)
-                lines = run(suite, found, LOGS)
-                (FOUND / f"{suite.name}.json").write_text(json.dumps(lines, indent=1))
+                replies = run(suite, found, LOGS, only)
+                _keep(suite, replies)
+                made = Result(engine, suite.version(), rows(replies))
+                write(suite.name, read(suite.name).updated(made) if only else made)
 
 
-def _found(suite: Suite) -> dict[str, list[Line]]:
-    file = FOUND / f"{suite.name}.json"
-    found: dict[str, list[Line]] = json.loads(file.read_text()) if file.exists() else {}
-    return found
+def _upstream(suite: Suite) -> str:
+    return suite.upstream
+
+
+def _keep(suite: Suite, replies: Found) -> None:
+    """Who wonders about a cell looks here."""
+    (REPLIES / f"{suite.name}.json").write_text(json.dumps(replies, indent=1))
 
 
 def _write() -> int:
     """The page; 1 where a cell lacks a reason, or a reason its cell."""
-    table = [row for suite in SUITES for row in rows(suite.client, _found(suite))]
-    reasons = Reasons.read(Path(__file__).parent / "reasons.toml")
-    page, unexplained = document(table, reasons)
+    results = {suite.client: read(suite.name) for suite in SUITES}
+    reasons = Reasons.read(REASONS)
+    page, unexplained = document(results, reasons)
     PAGE.write_text(page, "utf-8")
-    green = sum(cell.good for row in table for cell in row.cells.values())
-    print(f"{green} of {3 * len(table)} cells are green: {PAGE.relative_to(ROOT)}")
     for cell in unexplained:
         print(f"not explained: {cell}", file=sys.stderr)
     for why in reasons.idle():

@@ -1,8 +1,7 @@
 """Two replies to one request, compared: equal but for ids and times, or of one shape and shorter.
 
 A reply is whatever a client made of what it got, as JSON. Where a client streamed, the list of its
-events stands under ``stream``; how many there are is the engine's whim, so neighbours that differ
-in their text alone are joined first.
+events stands under ``stream``.
 """
 
 from __future__ import annotations
@@ -12,7 +11,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from enum import Enum
 from typing import Any
 
-__all__ = ["Line", "Verdict", "equal", "joined", "plain", "shape", "thought", "verdict"]
+from tests.conformance.streams import told
+
+__all__ = ["Line", "Verdict", "equal", "plain", "shape", "thought", "verdict"]
 
 Line = Mapping[str, Any]
 """What a client's script prints for a feature: `feature`, `kind`, and `reply` or `error`."""
@@ -25,9 +26,6 @@ _VOLATILE = {
     *("cached_tokens", "cache_read_input_tokens", "cache_read", "input_tokens_cache_read"),
     *("created_cache_tokens", "cache_creation_input_tokens"),
 }
-# Texts that come in pieces, and lists that grow with them.
-_TEXTS = {"content", "reasoning", "reasoning_content", "text", "thinking", "delta", "arguments"}
-_TEXTS |= {"partial_json", "snapshot"}
 _THOUGHTS = {"reasoning", "reasoning_content", "thinking"}
 _COUNTS = {"completion_tokens", "output_tokens", "total_output_tokens"}
 # Words of a protocol; any other text may say what it likes behind a cut.
@@ -42,7 +40,7 @@ class Verdict(Enum):
     EQUAL = "equal"
     SHORTER = "shorter"
     SAME_ERROR = "same error"
-    UNTOUCHED = "not judged"
+    UNTOUCHED = "not shortened"
     NOT_SHORTER = "not shorter"
     OTHER_SHAPE = "other shape"
     DIFFERS = "differs"
@@ -80,7 +78,7 @@ def _cut(replies: Sequence[Any], reply: Any) -> Verdict:
 
 
 def plain(reply: Any) -> Any:
-    """A reply with its streams joined and without what no two replies share."""
+    """A reply with what its streams told, and without what no two replies share."""
     match reply:
         case dict():
             return {key: _plain_field(key, value) for key, value in reply.items()}
@@ -93,49 +91,8 @@ def _plain_field(key: str, value: Any) -> Any:
     if key in _VOLATILE and not isinstance(value, dict | list):
         return None if value is None else "…"
     if key == "stream" and isinstance(value, list):
-        return joined([plain(event) for event in value])
+        return told([plain(event) for event in value])
     return plain(value)
-
-
-def joined(events: Sequence[Any]) -> list[Any]:
-    """Neighbours that differ in the pieces of their texts alone, made one."""
-    out: list[Any] = []
-    for event in events:
-        if out and _frame(out[-1]) == _frame(event):
-            out[-1] = _concatenated(out[-1], event)
-        else:
-            out.append(event)
-    return out
-
-
-def _frame(value: Any, key: str = "") -> Any:
-    match value:
-        case dict():
-            return {k: _frame(v, k) for k, v in value.items()}
-        case list():
-            # Entries of log-probabilities are pieces, too; choices and parts are not.
-            return ["…"] if value and _grows(key, value) else [_frame(v) for v in value]
-        case str() if value and key in _TEXTS:
-            return "…"
-    return value
-
-
-def _grows(key: str, value: list[Any]) -> bool:
-    entry = value[0]
-    return key == "token_ids" or (isinstance(entry, dict) and "logprob" in entry)
-
-
-def _concatenated(one: Any, two: Any, key: str = "") -> Any:
-    match one:
-        case dict():
-            return {k: _concatenated(v, two[k], k) for k, v in one.items()}
-        case list() if one and _grows(key, one):
-            return one + two
-        case list():
-            return [_concatenated(a, b) for a, b in zip(one, two, strict=True)]
-        case str() if one and key in _TEXTS:
-            return one + two
-    return one
 
 
 def equal(one: Any, two: Any) -> bool:
@@ -167,12 +124,13 @@ def shape(reply: Any, key: str = "") -> Any:
 
 def thought(reply: Any) -> float:
     """How long the trace is: its tokens where they are told, else its text where that is shown,
-    else the tokens of the whole response."""
+    else the tokens of the whole response, else the text of a raw completion."""
     fields = list(_fields(reply))
-    told = sum(v for k, v in fields if k == "reasoning_tokens" and isinstance(v, int))
+    counted = sum(v for k, v in fields if k == "reasoning_tokens" and isinstance(v, int))
     shown = sum(len(v) for k, v in fields if k in _THOUGHTS and isinstance(v, str))
     whole = sum(v for k, v in fields if k in _COUNTS and isinstance(v, int | float))
-    return float(told or shown or whole)
+    text = sum(len(v) for k, v in fields if k == "text" and isinstance(v, str))
+    return float(counted or shown or whole or text)
 
 
 def _fields(reply: Any) -> Iterator[tuple[str, Any]]:

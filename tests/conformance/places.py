@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import sys
+import urllib.request
 from collections.abc import Iterator
 
 from benchmarks.services import ENGINE_ARGUMENTS, engine, free_port, gateway, running
@@ -14,7 +16,7 @@ Places = dict[str, str]
 """Base URLs by name."""
 
 DIRECT = ("direct", "direct again")
-GATEWAYS = {"off": "off", "never": "never", "fires": "budget(max=40)"}
+GATEWAYS = {"off": "off", "never": "never", "fires": "budget(max=6, grace=0)"}
 FIRES = GATEWAYS["fires"]
 MODELS = {"vllm": "pocket", "standin": "standin"}
 _ENGINE = (
@@ -25,9 +27,9 @@ _ENGINE = (
 
 
 @contextlib.contextmanager
-def places(upstream: str) -> Iterator[Places]:
-    """``upstream`` is `vllm` or `standin`. The engine is asked twice: the second time is the
-    control, and the first has filled its cache."""
+def places(upstream: str) -> Iterator[tuple[str, Places]]:
+    """What stands behind them, and they. ``upstream`` is `vllm` or `standin`. The engine is asked
+    twice: the second time is the control, and the first has filled its cache."""
     start = engine(free_port(), arguments=_ENGINE) if upstream == "vllm" else _standin()
     with contextlib.ExitStack() as stack:
         url = stack.enter_context(start)
@@ -35,7 +37,14 @@ def places(upstream: str) -> Iterator[Places]:
         for name, policy in GATEWAYS.items():
             options = ("--policy", policy, "--hold-out", "0")
             found[name] = stack.enter_context(gateway(url, free_port(), *options))
-        yield found
+        yield _named(upstream, url), found
+
+
+def _named(upstream: str, url: str) -> str:
+    if upstream == "standin":
+        return "the stand-in"
+    with urllib.request.urlopen(f"{url}/version") as reply:
+        return f"vLLM {json.load(reply)['version']}"
 
 
 @contextlib.contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,18 +14,26 @@ from benchmarks.services import MODEL, ROOT
 from tests.conformance.compare import Line
 from tests.conformance.places import MODELS, Places
 
-__all__ = ["BUILT", "SUITES", "Suite", "run"]
+__all__ = ["BUILT", "SUITES", "Found", "Suite", "run"]
+
+Found = dict[str, list[Line]]
+"""What a client reported, by place."""
 
 HERE = Path(__file__).parent / "clients"
 BUILT = ROOT / ".bench" / "conformance"
-_LONGEST = 900  # seconds for one client at one place
+_NODE = BUILT / "node"
+_LONGEST = 1500  # seconds for one client at one place
 
 
 @dataclass(frozen=True, slots=True)
 class Suite:
-    """``client`` is the table's name for it; the environment `node` runs JavaScript."""
+    """``client`` is the table's name for it, ``package`` what its version is that of.
+
+    The environments `node`, `engine` and `gateway` are not the client's own.
+    """
 
     client: str
+    package: str
     script: str
     environment: str
     upstream: str = "vllm"
@@ -42,41 +51,55 @@ class Suite:
         python = BUILT / self.environment / "bin" / "python"
         return [programs.get(self.environment, str(python)), self.script]
 
+    def version(self) -> str | None:
+        """As it is pinned; None where the engine brings the client."""
+        pins = HERE / f"{self.environment}.txt"
+        if self.environment in ("node", "gateway"):
+            pins = HERE / "package.json"
+        if not pins.exists():
+            return None
+        pattern = rf'^\s*"?{re.escape(self.package)}(?:==|": ")([\w.+-]+)'
+        pin = re.search(pattern, pins.read_text("utf-8"), re.MULTILINE)
+        return pin[1] if pin else None
+
 
 SUITES = (
-    Suite("openai-python", "openai_python.py", "sdk"),
-    Suite("openai-python, faults", "openai_faults.py", "sdk", "standin"),
-    Suite("openai-node", "openai_node.mjs", "node"),
-    Suite("Anthropic SDK", "anthropic_python.py", "sdk"),
-    Suite("LangChain", "langchain_chat.py", "langchain"),
-    Suite("LangChain's tests", "langchain_standard.py", "langchain"),
-    Suite("LiteLLM", "litellm_client.py", "litellm"),
-    Suite("evaluations", "evaluations.py", "evaluations"),
-    Suite("vllm bench serve", "vllm_bench.py", "engine"),
-    Suite("GuideLLM", "guidellm_load.py", "guidellm"),
-    Suite("schemathesis", "schemathesis_fuzz.py", "schemathesis"),
-    Suite("coding agents", "coding_agents.py", "gateway"),
+    Suite("openai-python", "openai", "openai_python.py", "sdk"),
+    Suite("openai-python, faults", "openai", "openai_faults.py", "sdk", "standin"),
+    Suite("openai-node", "openai", "openai_node.mjs", "node"),
+    Suite("Anthropic SDK", "anthropic", "anthropic_python.py", "sdk"),
+    Suite("LangChain", "langchain-openai", "langchain_chat.py", "langchain"),
+    Suite("LangChain's tests", "langchain-tests", "langchain_standard.py", "langchain"),
+    Suite("LiteLLM", "litellm", "litellm_client.py", "litellm"),
+    Suite("lm-evaluation-harness", "lm-eval", "lm_evaluation.py", "evaluations"),
+    Suite("inspect-ai", "inspect-ai", "inspect_evaluation.py", "evaluations"),
+    Suite("vllm bench serve", "vllm", "vllm_bench.py", "engine"),
+    Suite("GuideLLM", "guidellm", "guidellm_load.py", "guidellm"),
+    Suite("Codex CLI", "@openai/codex", "codex_cli.py", "gateway"),
+    Suite("Claude Code", "@anthropic-ai/claude-code", "claude_code.py", "gateway"),
+    Suite("schemathesis", "schemathesis", "schemathesis_fuzz.py", "schemathesis"),
 )
 
 
-def run(suite: Suite, places: Places, logs: Path) -> dict[str, list[Line]]:
-    """What the client reported at each place, in order."""
+def run(suite: Suite, places: Places, logs: Path, only: str) -> Found:
+    """What the client reported at each place, in order, of features that ``only`` is found in."""
     found = {}
     for place, url in places.items():
         log = logs / f"{suite.name}-{place.replace(' ', '-')}.log"
-        found[place] = list(_reported(suite, url, places["direct"], log))
+        found[place] = list(_reported(suite, url, places["direct"], log, only))
     return found
 
 
-def _reported(suite: Suite, url: str, direct: str, log: Path) -> Iterator[Line]:
+def _reported(suite: Suite, url: str, direct: str, log: Path, only: str) -> Iterator[Line]:
     environment = os.environ | {
+        "ONLY": only,
         "DIRECT": direct,
         "TOKENIZER": str(MODEL),
-        "NODE_BIN": str(BUILT / "node" / "node_modules" / ".bin"),
+        "NODE_BIN": str(_NODE / "node_modules" / ".bin"),
         "PYTHONDONTWRITEBYTECODE": "1",
         "HF_HUB_OFFLINE": "1",
     }
-    folder = BUILT / "node" if suite.environment == "node" else HERE
+    folder = _NODE if suite.environment == "node" else HERE
     with log.open("wb") as errors:
         try:
             out = subprocess.run(

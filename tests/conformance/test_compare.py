@@ -5,14 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from tests.conformance.compare import Verdict, equal, joined, plain, shape, thought, verdict
-
-
-def delta(**fields: Any) -> dict[str, Any]:
-    return {"id": "chatcmpl-1", "choices": [{"index": 0, "delta": fields, "finish_reason": None}]}
+from tests.conformance.compare import Verdict, equal, plain, shape, thought, verdict
 
 
 def line(reply: Any, kind: str = "thinks") -> dict[str, Any]:
@@ -22,31 +16,6 @@ def line(reply: Any, kind: str = "thinks") -> dict[str, Any]:
 def message(reasoning: str, content: str = "42", **fields: Any) -> dict[str, Any]:
     said = {"role": "assistant", "reasoning": reasoning, "content": content}
     return {"id": "1", "choices": [{"message": said, "finish_reason": "stop"}], **fields}
-
-
-@given(st.lists(st.text(min_size=1), min_size=1), st.lists(st.text(min_size=1), min_size=1))
-def test_how_a_text_is_cut_into_chunks_does_not_matter(thought: list[str], said: list[str]) -> None:
-    """Any chunking joins to one event a kind, in order."""
-    events = [delta(reasoning=text) for text in thought] + [delta(content=text) for text in said]
-    whole = [delta(reasoning="".join(thought)), delta(content="".join(said))]
-    assert joined(events) == whole
-
-
-def test_an_event_of_another_kind_is_not_swallowed() -> None:
-    """A role, a finish, a field that only some chunks have: each stays an event of its own."""
-    events = [delta(role="assistant", content=""), delta(content="a"), delta(content="b", more=1)]
-    assert joined(events) == events
-
-
-def test_log_probabilities_grow_with_their_texts() -> None:
-    """Entries are joined as texts are."""
-    events = [
-        {"delta": {"content": text}, "logprobs": {"content": [{"token": text, "logprob": -0.5}]}}
-        for text in "ab"
-    ]
-    [event] = joined(events)
-    assert event["delta"]["content"] == "ab"
-    assert [entry["token"] for entry in event["logprobs"]["content"]] == ["a", "b"]
 
 
 def test_ids_and_times_may_differ_but_not_be_lost() -> None:
@@ -80,16 +49,18 @@ def test_a_shape_is_keys_types_and_order() -> None:
     assert shape(message("a")) == shape(message("a", adjourn={"stopped": True}))
     for other in (message("a", other=1), message("a", ""), {"choices": []}):
         assert shape(message("a")) != shape(other)
-    events = [delta(role="assistant"), delta(reasoning="a"), delta(content="b")]
-    assert shape(events) != shape([events[0], events[2], events[1]])
+    events = [{"type": "thinking_delta"}, {"type": "text_delta"}]
+    assert shape(events) != shape(events[::-1])
 
 
 def test_the_trace_is_measured_by_the_best_that_is_told() -> None:
-    """Its tokens, else its text; a client that hides both still tells those of the response."""
+    """Its tokens, else its text; a client that hides both still tells those of the response, and
+    one of raw completions its text."""
     counted = {"completion_tokens": 9, "completion_tokens_details": {"reasoning_tokens": 3}}
     assert thought(message("four", usage=counted)) == 3
     assert thought(message("four")) == 4
     assert thought({"usage": {"completion_tokens": 9}, "reasoning": None}) == 9
+    assert thought({"choices": [{"text": "I think"}]}) == 7
 
 
 @pytest.mark.parametrize(

@@ -279,6 +279,10 @@ def test_aliases(named: str, model: str, policy: Any) -> None:
         ({"kv_transfer_params": {}}, "kv-transfer"),
         ({"stream_options": {"continuous_usage_stats": True}}, None),
         ({"stop": ["END"]}, None),
+        ({"stop": [*"abcd"]}, None),
+        ({"stop": [*"abcde"]}, "stop-strings"),
+        ({"stop": ["END", ""]}, "stop-strings"),
+        ({"stop": ""}, "stop-strings"),
         ({"messages": [{"role": "user", "content": [{"type": "text", "text": "x"}]}]}, None),
         ({"messages": [{"role": "user", "content": [{"text": "x"}]}]}, None),
         ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "not-text"),
@@ -297,6 +301,7 @@ def test_untouchable(fields: dict[str, Any], expected: str | None) -> None:
         ("enforce", "END", "stop-strings"),
         ("enforce", [], None),
         ("observe", "END", None),
+        ("observe", "", "stop-strings"),
     ],
 )
 def test_stop_strings_that_end_the_trace(mode: str, stop: Any, expected: str | None) -> None:

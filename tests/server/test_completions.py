@@ -55,6 +55,12 @@ def test_the_main_stream_is_asked_for_ids() -> None:
     }  # fmt: skip
 
 
+def test_one_choice_is_asked_for_as_the_client_did() -> None:
+    """vLLM refuses null here, and that is its own affair."""
+    assert "n" not in surface().fields
+    assert bytes(surface(n=None).fields["n"]) == b"null"
+
+
 def test_the_answer_is_asked_for_by_ids() -> None:
     """The prefix is the prompt; stops and what is left of the limit go with it."""
     fields = surface(stop="END", max_tokens=90).answer([1, 2], 7)

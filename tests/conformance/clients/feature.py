@@ -6,6 +6,8 @@ Standard library only: it runs in each client's own environment. One JSON line a
 from __future__ import annotations
 
 import json
+import os
+import re
 import sys
 import traceback
 from collections.abc import Callable
@@ -31,8 +33,10 @@ def feature(name: str, kind: str = "thinks") -> Callable[[Callable[[], Any]], Ca
 
 
 def report() -> None:
-    """Ask everything."""
+    """Ask everything, or what ``ONLY`` is found in."""
     for name, kind, ask in _features:
+        if not re.search(os.environ.get("ONLY", ""), name):
+            continue
         line: dict[str, Any] = {"feature": name, "kind": kind}
         try:
             line["reply"] = said(ask())

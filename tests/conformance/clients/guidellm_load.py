@@ -44,10 +44,11 @@ def load(path: str) -> Any:
     requests = benchmark["requests"]
     assert len(requests["successful"]) == 3, "a request failed"
     return {
-        "counts": {kind: len(made) for kind, made in requests.items()},
+        "counts": {kind: len(made or ()) for kind, made in requests.items()},
         "requests": [
             {
                 "said": one["output"],
+                "reasoning": one["reasoning_output"],
                 "input_tokens": one["input_metrics"]["text_tokens"],
                 "output_tokens": one["output_metrics"]["text_tokens"],
             }
@@ -61,8 +62,9 @@ def chat() -> Any:
     return load("/v1/chat/completions")
 
 
-@feature("/v1/completions")
+@feature("/v1/completions", "plain")
 def completions() -> Any:
+    """The prompt is raw, so that there is no trace."""
     return load("/v1/completions")
 
 

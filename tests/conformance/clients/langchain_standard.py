@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
+from functools import partial
 from typing import Any
 
 import pytest
@@ -50,7 +52,9 @@ class Outcomes:
 def outcomes(name: str) -> dict[str, Any]:
     found = Outcomes()
     arguments = [f"{__file__}::{name}", "-q", "-p", "no:cacheprovider", "-W", "ignore"]
-    arguments += ["--asyncio-mode=auto"]
+    # One loop for all: the models share their connections.
+    arguments += ["--asyncio-mode=auto", "-o", "asyncio_default_test_loop_scope=session"]
+    arguments += ["--noconftest", "-c", os.devnull]
     with contextlib.redirect_stdout(sys.stderr):
         pytest.main(arguments, plugins=[found])
     assert found.of, "no test was run"
@@ -58,15 +62,7 @@ def outcomes(name: str) -> dict[str, Any]:
     return {"passed": passed, "tests": dict(sorted(found.of.items()))}
 
 
-@feature("standard tests, ChatOpenAI", "plain")
-def openai() -> Any:
-    return outcomes("TestChatOpenAI")
-
-
-@feature("standard tests, ChatDeepSeek", "plain")
-def deepseek() -> Any:
-    return outcomes("TestChatDeepSeek")
-
-
-if __name__ == "__main__":
+if __name__ == "__main__":  # pytest imports this file as well
+    for model in ("ChatOpenAI", "ChatDeepSeek"):
+        feature(f"standard tests, {model}", "plain")(partial(outcomes, f"Test{model}"))
     report()

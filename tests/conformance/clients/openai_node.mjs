@@ -67,6 +67,7 @@ const features = [
 ];
 
 for (const [feature, kind, run] of features) {
+  if (!feature.match(process.env.ONLY ?? "")) continue;
   const line = { feature, kind };
   try {
     line.reply = await run();
