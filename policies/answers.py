@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from functools import lru_cache
+from typing import Literal
 
 __all__ = [
+    "INDUCERS",
     "Classes",
+    "Task",
     "canonical",
     "confidence",
     "final_answer",
@@ -20,6 +23,17 @@ __all__ = [
     "trial_answer",
 ]
 
+Task = Literal["boxed", "choice", "text", "code"]
+"""What kind of answer is drawn out."""
+INDUCERS: Mapping[Task, str] = {
+    "boxed": "answer",
+    "choice": "answer-choice",
+    "text": "answer-text",
+    "code": "answer-code",
+}
+"""The dialect's text that draws an answer of each kind."""
+
+_LETTER = re.compile(r"\s*[*(]*[A-Za-z]\b")
 _HESITATION = re.compile(
     r"\b(?:wait|hmm+|but|however|alternatively|maybe|perhaps|not sure|unsure|let me)\b",
     re.IGNORECASE,
@@ -34,37 +48,38 @@ _GROUP = re.compile(r"(\(|\[|\\\{)([^()\[\]\"]*)(\)|\]|\\\})")
 _FRACTION = re.compile(r"(-?)\\[dt]?frac\{(-?\d+)\}\{(\d+)\}")
 
 
-def trial_answer(drawn: str) -> str:
-    """The answer in ``drawn``, the text behind an inducer that ended in an open brace.
+def trial_answer(drawn: str, task: Task = "boxed") -> str:
+    """The answer in ``drawn``, the text behind the task's inducer.
 
-    It runs to the brace that closes it, nested ones allowed. Without one (the probe ran out of
-    tokens, or the inducer opened none) it is the first line that is not empty.
+    One in a box runs to the brace that closes it, nested ones allowed; a choice is its letter,
+    code runs to the fence behind it. A text, and what does not come to its end (the probe ran out
+    of tokens), is the first line that is not empty.
     """
-    return drawn[: _end(drawn)].strip()
+    return drawn[: _end(drawn, task)].strip()
 
 
-def confidence(tokens: Sequence[str], logprobs: Sequence[float]) -> float:
+def confidence(tokens: Sequence[str], logprobs: Sequence[float], task: Task = "boxed") -> float:
     """Geometric mean of the tokens' probabilities, over the answer's own tokens.
 
     The tokens are a greedy probe's, so each is the most probable one at its step (DEER, arXiv
     2504.15895, equation 2). 0.0 where there is no answer: a lone closing brace is certain of
     nothing.
     """
-    count = own_tokens(tokens)
+    count = own_tokens(tokens, task)
     if not count or len(tokens) != len(logprobs):
         return 0.0
     return math.exp(sum(logprobs[:count]) / count)
 
 
-def own_tokens(tokens: Sequence[str]) -> int:
+def own_tokens(tokens: Sequence[str], task: Task = "boxed") -> int:
     """How many of the tokens are the answer's own; 0 where there is none.
 
     One that only closes the answer counts: it says how sure the model is that it is complete.
     """
     drawn = "".join(tokens)
-    if not trial_answer(drawn):
+    if not trial_answer(drawn, task):
         return 0
-    end, seen = _end(drawn), 0
+    end, seen = _end(drawn, task), 0
     for count, token in enumerate(tokens):
         if seen > end:
             return count
@@ -72,13 +87,25 @@ def own_tokens(tokens: Sequence[str]) -> int:
     return len(tokens)
 
 
-def _end(drawn: str) -> int:
-    """Where the answer ends: at the brace that closes it, else at the end of its line."""
+def _end(drawn: str, task: Task) -> int:
+    if task == "code":
+        fence = drawn.find("```")
+        return len(drawn) if fence < 0 else fence
+    if task == "choice" and (letter := _LETTER.match(drawn)):
+        return letter.end()
+    return _end_of_box(drawn) if task == "boxed" else _end_of_line(drawn)
+
+
+def _end_of_box(drawn: str) -> int:
     depth = 1
     for index, character in enumerate(drawn):
         depth += (character == "{") - (character == "}")
         if depth == 0:
             return index
+    return _end_of_line(drawn)
+
+
+def _end_of_line(drawn: str) -> int:
     begin = len(drawn) - len(drawn.lstrip())
     line = drawn.find("\n", begin)
     return len(drawn) if line < 0 else line

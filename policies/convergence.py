@@ -14,7 +14,7 @@ from collections import deque
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from policies.answers import confidence, hesitant, same, trial_answer
+from policies.answers import INDUCERS, Task, confidence, hesitant, same, trial_answer
 from policies.events import Checkpoint, Command, Event, Probe, ProbeFailed, ProbeResult, Stop
 from policies.policy import Needs
 
@@ -37,7 +37,7 @@ class Convergence:
 
     ``effort`` sets ``window`` (trial answers that must agree) and ``every`` (tokens between them)
     where these are None. ``floor``: least confidence, in [0, 1]. ``min_tokens``: tokens of the
-    trace before which it never stops.
+    trace before which it never stops. ``task``: what kind of answer is drawn.
     """
 
     name: ClassVar[str] = "convergence"
@@ -47,6 +47,7 @@ class Convergence:
     min_tokens: int = 128
     floor: float = 0.8
     max_tokens: int = 20
+    task: Task = "boxed"
 
     def __post_init__(self) -> None:
         if self.effort not in _EFFORTS:
@@ -68,7 +69,9 @@ class Convergence:
 
     @property
     def needs(self) -> Needs:
-        return Needs(interval=self.resolved[1], probes=True, inducers=frozenset({"answer"}))
+        return Needs(
+            interval=self.resolved[1], probes=True, inducers=frozenset({INDUCERS[self.task]})
+        )
 
     def start(self) -> ConvergenceStopper:
         return ConvergenceStopper(self)
@@ -87,7 +90,7 @@ class ConvergenceStopper:
         match event:
             case Checkpoint() if event.position >= self._next:
                 self._next = event.position + self._every
-                return Probe(max_tokens=self._policy.max_tokens)
+                return Probe(INDUCERS[self._policy.task], max_tokens=self._policy.max_tokens)
             case ProbeResult():
                 return self._judge(event)
             case ProbeFailed() if event.reason != "price":  # then nothing was asked
@@ -95,13 +98,13 @@ class ConvergenceStopper:
         return None
 
     def _judge(self, result: ProbeResult) -> Command | None:
-        answer = trial_answer(result.text)
+        answer = trial_answer(result.text, self._policy.task)
         self._recent.append(None if not answer or hesitant(result.text) else answer)
         if len(self._recent) < (self._recent.maxlen or 0):
             return None
         if any(a is None or not same(a, answer) for a in self._recent):
             return None
-        certainty = confidence(result.tokens, result.logprobs)
+        certainty = confidence(result.tokens, result.logprobs, self._policy.task)
         if result.position < self._policy.min_tokens or certainty < self._policy.floor:
             return None
         return Stop("converged", result.position, certainty)

@@ -14,7 +14,7 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar
 
-from policies.answers import confidence, trial_answer
+from policies.answers import INDUCERS, Task, confidence, trial_answer
 from policies.events import Checkpoint, Command, Event, Probe, ProbeFailed, ProbeResult, Stop
 from policies.pause import Pause
 from policies.policy import Needs
@@ -28,7 +28,7 @@ class Deer:
 
     ``threshold`` λ in (0, 1): robust from 0.90 to 0.97, and a property of the model, not of this
     rule (some models are over-confident at probes).
-    ``max_tokens``: longest trial answer, in tokens.
+    ``max_tokens``: longest trial answer, in tokens. ``task``: what kind of answer is drawn.
     ``gate`` in [0, 1]: the first token's probability that earns a whole trial answer. None takes
     λ to the power of ``max_tokens``: under it no trial answer could pass, so nothing is lost.
     ``gap``, ``backoff``, ``max_gap``: after the n-th probe in a row that said no, the next
@@ -38,6 +38,7 @@ class Deer:
     name: ClassVar[str] = "deer"
     threshold: float = 0.95
     max_tokens: int = 20
+    task: Task = "boxed"
     gate: float | None = None
     gap: int = 24
     backoff: float = 1.25
@@ -54,7 +55,7 @@ class Deer:
 
     @property
     def needs(self) -> Needs:
-        return Needs(cues=True, probes=True, inducers=frozenset({"answer"}))
+        return Needs(cues=True, probes=True, inducers=frozenset({INDUCERS[self.task]}))
 
     def pause(self) -> Pause:
         return Pause(self.gap, self.backoff, self.max_gap)
@@ -75,21 +76,28 @@ class DeerStopper:
     def observe(self, event: Event) -> Command | None:
         match event:
             case Checkpoint(kind="cue") if self._pause.over(event.position):
-                return Probe(max_tokens=1 if self._gate else self._policy.max_tokens)
+                return Probe(
+                    INDUCERS[self._policy.task],
+                    max_tokens=1 if self._gate else self._policy.max_tokens,
+                )
             case ProbeResult():
                 return self._judge(event)
             case ProbeFailed() if event.reason != "price":  # then nothing was asked
                 self._pause.begin(event.position)
         return None
 
+    def _probe(self, tokens: int) -> Probe:
+        return Probe(INDUCERS[self._policy.task], tokens)
+
     def _judge(self, result: ProbeResult) -> Command | None:
+        task = self._policy.task
         if self._gate and result.probe.max_tokens == 1:
             if result.logprobs and math.exp(result.logprobs[0]) > self._gate:
-                return Probe(max_tokens=self._policy.max_tokens)
+                return self._probe(self._policy.max_tokens)
         else:
             # The text tells whether there is an answer: an end token is in the list as well.
-            certainty = confidence(result.tokens, result.logprobs)
-            if certainty > self._policy.threshold and trial_answer(result.text):
+            certainty = confidence(result.tokens, result.logprobs, task)
+            if certainty > self._policy.threshold and trial_answer(result.text, task):
                 return Stop("confident", result.position, certainty)
         self._pause.begin(result.position)
         return None

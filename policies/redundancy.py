@@ -18,7 +18,7 @@ from collections import deque
 from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
-from policies.answers import confidence, hesitant, same, trial_answer
+from policies.answers import INDUCERS, Task, confidence, hesitant, same, trial_answer
 from policies.events import Checkpoint, Command, Event, Probe, ProbeResult, Stop
 from policies.policy import Needs
 
@@ -55,8 +55,8 @@ class Shingles:
 
 @dataclass(frozen=True, slots=True)
 class Redundancy:
-    """Options of ``redundancy``: ``min_steps`` in steps, ``max_tokens`` of a trial answer; the
-    others as in the rule."""
+    """Options of ``redundancy``: ``min_steps`` in steps, ``max_tokens`` and ``task`` of a trial
+    answer; the others as in the rule."""
 
     name: ClassVar[str] = "redundancy"
     similarity: float = 0.35
@@ -64,6 +64,7 @@ class Redundancy:
     drop: float = 0.03
     min_steps: int = 10
     max_tokens: int = 20
+    task: Task = "boxed"
 
     def __post_init__(self) -> None:
         if not 0 < self.similarity <= 1 or not 0 < self.confidence <= 1 or not 0 <= self.drop <= 1:
@@ -73,7 +74,7 @@ class Redundancy:
 
     @property
     def needs(self) -> Needs:
-        return Needs(steps=True, probes=True, inducers=frozenset({"answer"}))
+        return Needs(steps=True, probes=True, inducers=frozenset({INDUCERS[self.task]}))
 
     def start(self) -> RedundancyStopper:
         return RedundancyStopper(self, Shingles())
@@ -101,11 +102,11 @@ class RedundancyStopper:
         self._steps += 1
         if alike < self._policy.similarity or self._steps < self._policy.min_steps:
             return None
-        return Probe(max_tokens=self._policy.max_tokens)
+        return Probe(INDUCERS[self._policy.task], max_tokens=self._policy.max_tokens)
 
     def _verify(self, result: ProbeResult) -> Command | None:
-        answer, before = trial_answer(result.text), self._before
-        certainty = confidence(result.tokens, result.logprobs)
+        answer, before = trial_answer(result.text, self._policy.task), self._before
+        certainty = confidence(result.tokens, result.logprobs, self._policy.task)
         self._before = (answer, certainty) if answer and not hesitant(result.text) else None
         if self._before is None:
             return None

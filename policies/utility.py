@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import ClassVar, Literal
 
-from policies.answers import own_tokens
+from policies.answers import INDUCERS, Task, own_tokens
 from policies.events import Checkpoint, Command, Event, Probe, ProbeResult, Stop
 from policies.policy import Needs
 from policies.uncertainty import TOP, entropy
@@ -28,14 +28,15 @@ __all__ = ["Utility"]
 
 @dataclass(frozen=True, slots=True)
 class Utility:
-    """Options of ``utility``: ``patience`` in looks, ``tolerance`` in nats, ``max_tokens`` of a
-    trial answer, ``at`` as for ``entropy``."""
+    """Options of ``utility``: ``patience`` in looks, ``tolerance`` in nats, ``max_tokens`` and
+    ``task`` of a trial answer, ``at`` as for ``entropy``."""
 
     name: ClassVar[str] = "utility"
     patience: int = 3
     tolerance: float = 1e-3
     at: Literal["paragraph", "sentence"] = "paragraph"
     max_tokens: int = 20
+    task: Task = "boxed"
 
     def __post_init__(self) -> None:
         if self.patience < 1 or self.max_tokens < 1:
@@ -50,7 +51,7 @@ class Utility:
             paragraphs=paragraphs,
             sentences=not paragraphs,
             probes=True,
-            inducers=frozenset({"answer"}),
+            inducers=frozenset({INDUCERS[self.task]}),
         )
 
     def start(self) -> UtilityStopper:
@@ -68,13 +69,15 @@ class UtilityStopper:
     def observe(self, event: Event) -> Command | None:
         match event:
             case Checkpoint() if event.kind == self._policy.at:
-                return Probe(max_tokens=self._policy.max_tokens, top=TOP)
+                return Probe(
+                    INDUCERS[self._policy.task], max_tokens=self._policy.max_tokens, top=TOP
+                )
             case ProbeResult():
                 return self._judge(event)
         return None
 
     def _judge(self, result: ProbeResult) -> Command | None:
-        count = own_tokens(result.tokens)
+        count = own_tokens(result.tokens, self._policy.task)
         if not count or len(result.top) < count:
             return None  # no answer yet is no answer that stays as uncertain
         value = fmean(entropy(logprobs) for logprobs in result.top[:count])

@@ -9,13 +9,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from policies.answers import (
+    INDUCERS,
     Classes,
+    Task,
+    canonical,
     confidence,
     final_answer,
     hesitant,
+    own_tokens,
     same,
     trial_answer,
 )
+from policies.dialect import builtin
 
 _PLAIN = st.text("ab1 \\", max_size=5)
 _NESTED = st.recursive(
@@ -229,3 +234,31 @@ def test_a_class_takes_in_what_is_like_it() -> None:
 def test_every_whole_number_is_itself_in_any_dress(number: int) -> None:
     """Thousands separators, a trailing zero and dollars change no number."""
     assert same(str(number), f"${number:,}.0$")
+
+
+@pytest.mark.parametrize(
+    ("task", "drawn", "answer", "own"),
+    [
+        ("choice", [" B", ")", " because", " it"], "B", 2),
+        ("choice", [" (", "C", ")", "."], "(C", 3),
+        ("choice", ["\n", "None", " of"], "None of", 3),
+        ("text", [" Mount", " {", " Blanc", "\n", "It"], "Mount { Blanc", 4),
+        ("code", ["def", " f", "():", "\n", " pass", "\n", "```", "\n"], "def f():\n pass", 7),
+        ("code", ["x", " = 1", "\n"], "x = 1", 3),
+    ],
+)
+def test_each_kind_of_answer_has_its_own_end(
+    task: Task, drawn: list[str], answer: str, own: int
+) -> None:
+    assert trial_answer("".join(drawn), task) == answer
+    assert own_tokens(drawn, task) == own
+
+
+def test_a_choice_is_its_letter_however_it_is_dressed() -> None:
+    drawn = [" (C) is right", " C", " **C**", " C. It follows"]
+    assert len({canonical(trial_answer(one, "choice")) for one in drawn}) == 1
+
+
+def test_every_kind_has_an_inducer_in_every_dialect() -> None:
+    for dialect in builtin().values():
+        assert set(INDUCERS.values()) <= dialect.inducers.keys()
