@@ -100,7 +100,7 @@ def test_tool_calls_behind_a_cut(calls: Both, stream: bool) -> None:
     assert called(message) == CALLS
     assert choice["finish_reason"] == "tool_calls"
     assert not message["content"]
-    assert "".join(CIRCLE * 4).startswith(message["reasoning"].strip())
+    assert "".join(CIRCLE * 20).startswith(message["reasoning"].strip())
 
 
 @pytest.mark.parametrize("stream", [True, False])
