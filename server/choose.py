@@ -191,11 +191,14 @@ def read_completion(
     """The same of a raw completion."""
     fields, known = _read(body, _decode_text)
     asked = _asked(fields, known, headers, settings, default, models)
+    prompt = known.prompt
+    if isinstance(prompt, list) and len(prompt) == 1 and type(prompt[0]) is not int:
+        prompt = prompt[0]  # one that is alone in a list is one
     if known.prompt_embeds is not None:
         asked.untouchable = "not-text"
-    elif isinstance(known.prompt, list) and not all(type(x) is int for x in known.prompt):
+    elif isinstance(prompt, list) and not all(type(x) is int for x in prompt):
         asked.untouchable = "several-prompts"
-    asked.prompt = known.prompt
+    asked.prompt = prompt
     return asked
 
 

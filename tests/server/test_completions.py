@@ -141,8 +141,10 @@ def test_the_edge_ends_at_the_marker() -> None:
     [
         ({}, None),
         ({"prompt": "a<think>\n"}, None),
-        ({"prompt": ["a"]}, "several-prompts"),
-        ({"prompt": [[5, START]]}, "several-prompts"),
+        ({"prompt": ["a"]}, None),
+        ({"prompt": [[5, START]]}, None),
+        ({"prompt": ["a", "b"]}, "several-prompts"),
+        ({"prompt": [[5], [START]]}, "several-prompts"),
         ({"prompt": None, "prompt_embeds": "x"}, "not-text"),
         ({"echo": True}, "echo"),
         ({"prompt_logprobs": 1}, "prompt-logprobs"),
@@ -154,6 +156,14 @@ def test_untouchable(fields: dict[str, Any], expected: str | None) -> None:
     """What cannot be cut safely is handed through, by name."""
     body = json.dumps({"model": "m", "prompt": [5], **fields}).encode()
     assert read_completion(body, {}, Settings(), None, {"m": None}).untouchable == expected
+
+
+def test_a_prompt_that_is_alone_in_a_list_is_one() -> None:
+    """Whether it opens a trace is read off it; the engine gets it as it was written."""
+    body = b'{"model": "m", "prompt": [[5, %d]], "stop": "x"}' % START
+    asked = read_completion(body, {}, Settings(), None, {"m": None})
+    assert stops_apart(asked.prompt, MARKS)
+    assert bytes(asked.fields["prompt"]) == b"[[5, %d]]" % START
 
 
 @pytest.mark.parametrize("streamed", [True, False])
