@@ -99,7 +99,9 @@ class Judged(Abandonable):
 
     @property
     def finished(self) -> bool:
-        return isinstance(self._sink, RetoldStream) and self._sink.finished
+        if isinstance(self._sink, RetoldStream):
+            return self._sink.finished
+        return self._request.stream and len(self._relays) == 1 and self._relays[0].finished
 
     @property
     def phase(self) -> str:

@@ -102,6 +102,10 @@ class Outbox:
         self._outgoing.append(shown)
 
     @property
+    def empty(self) -> bool:
+        return not self._pending and not self._outgoing
+
+    @property
     def telling(self) -> bool:
         """Whether the client is told what was done."""
         session = self._session

@@ -106,6 +106,11 @@ class Relay:
         finally:
             await self._close()
 
+    @property
+    def finished(self) -> bool:
+        """Whether the client has the last event, though the engine's stream is not ended yet."""
+        return self._done and self._outbox.empty
+
     async def certainty(self, answer: str) -> float | None:
         """How sure the model is, in [0, 1], that the whole answer is correct."""
         return await self._prober.certainty(self.session, answer)

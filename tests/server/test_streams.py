@@ -142,6 +142,33 @@ def run(
     return sink, wire, session
 
 
+def test_who_has_the_last_event_has_all() -> None:
+    """A client that leaves then has not left early, though the engine's stream goes on."""
+    told: list[bool] = []
+
+    class Looking(Sink):
+        relay: Relay
+
+        async def write(self, events: list[bytes]) -> None:
+            await super().write(events)
+            asyncio.get_running_loop().call_soon(lambda: told.append(self.relay.finished))
+
+    async def live() -> None:
+        settings, sink, metrics = Settings(rescue_tokens=0), Looking(), Metrics()
+        asked = b'{"model": "m", "messages": [{"role": "user", "content": "x"}], "stream": true}'
+        request = read_chat(asked, {}, settings, None, {"m": None})
+        late = [chunk({"content": "7"}, [9], "stop", prompt=list(PROMPT)), DONE, b"", b": bye\n\n"]
+        session = Session(Never(), MARKS, Generous())
+        sink.relay = Relay(
+            VLLM(Engine(settings, Wire(late, []))),
+            Chat(request), [], "r", session, sink, metrics, ("m", "never"), False, 0.0,
+        )  # fmt: skip
+        await sink.relay.run()
+
+    asyncio.run(live())
+    assert told[:2] == [False, True]
+
+
 # -- what an engine may send -------------------------------------------------------------------
 
 GROUPS = st.lists(st.lists(st.sampled_from(WORDS), max_size=3), min_size=1, max_size=12)
