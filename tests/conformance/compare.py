@@ -27,6 +27,7 @@ _VOLATILE = {
     *("created_cache_tokens", "cache_creation_input_tokens"),
 }
 _THOUGHTS = {"reasoning", "reasoning_content", "thinking"}
+_COUNTED = {"reasoning_tokens", "reasoning_output_tokens"}
 _COUNTS = {"completion_tokens", "output_tokens", "total_output_tokens"}
 # Words of a protocol; any other text may say what it likes behind a cut.
 _WORDS = {"finish_reason", "stop_reason", "role", "object", "type", "status", "model", "name"}
@@ -126,7 +127,7 @@ def thought(reply: Any) -> float:
     """How long the trace is: its tokens where they are told, else its text where that is shown,
     else the tokens of the whole response, else the text of a raw completion."""
     fields = list(_fields(reply))
-    counted = sum(v for k, v in fields if k == "reasoning_tokens" and isinstance(v, int))
+    counted = sum(v for k, v in fields if k in _COUNTED and isinstance(v, int))
     shown = sum(len(v) for k, v in fields if k in _THOUGHTS and isinstance(v, str))
     whole = sum(v for k, v in fields if k in _COUNTS and isinstance(v, int | float))
     text = sum(len(v) for k, v in fields if k == "text" and isinstance(v, str))
