@@ -1,32 +1,10 @@
-"""One request under a policy: the transition table, and nothing that does I/O.
+"""One request under a policy, by the table in ``policies/states.py``, and nothing that does I/O.
 
 A driver (the server, a replay, a test) feeds the session what the engine sent, numbered by pieces,
 and carries out what comes back: ``Ask`` (send a probe), ``Cut`` (open the answer from a kept
 prefix) and ``Reopen`` (go on with the trace from one). ``released`` says how many pieces may go to
 the client. What stands behind a checkpoint is held back while its probe runs, so that a cut is
 never taken back from the client's screen; the engine's stream itself never pauses.
-
-    state        input      next        what happens
-    -----------  ---------  ----------  -----------------------------------------------------
-    opening      think      thinking    the prompt's or the output's ids open a trace
-    opening      answer     answering   no trace: everything is the answer
-    opening      stop       closing     no trace, but the answer is to be drawn apart
-    thinking     probe      probing     a checkpoint is held, a probe is on its way
-    thinking     stop       closing     a trigger without a probe (budget, loop), or the trace ended
-                                        and its answer is to be drawn apart
-    thinking     extend     reopening   the model would end its trace too soon, or too late
-    thinking     answer     answering   the model ended its trace
-    probing      probe      probing     a second question at the same checkpoint
-    probing      go on      thinking    the probe said no: what was held is released
-    probing      stop       closing     the probe said yes
-    probing      extend     reopening   it would, and was faster than the probe
-    probing      answer     answering   the model was faster: what was held is released
-    reopening    resumed    thinking    the trace goes on behind what was put into it
-    reopening    refused    thinking    the engine would not: the model's own end comes after all
-    closing      resumed    answering   the answer streams from the kept prefix
-    closing      refused    thinking    the engine would not: the main stream goes on, unjudged
-    closing      told       thinking    the engine ends the trace itself, in the main stream
-    any          end        done
 
 Everything that a policy does wrong ends in ``muted``: the stream goes on without it.
 """
@@ -36,7 +14,6 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from enum import Enum
 from operator import attrgetter
 from typing import Literal
 
@@ -60,135 +37,16 @@ from policies.events import (
 from policies.ledger import Ledger
 from policies.markers import NOWHERE, Ids, Mark
 from policies.never import Never
+from policies.orders import Ask, Cut, Order, Reopen, Said
 from policies.policy import Policy, Stopper
+from policies.states import TABLE, Input, State
 
-__all__ = [
-    "TABLE",
-    "Action",
-    "Ask",
-    "Cut",
-    "Input",
-    "Order",
-    "Reopen",
-    "Said",
-    "Session",
-    "State",
-    "Trigger",
-]
+__all__ = ["Action", "Session", "Trigger"]
 
-
-class State(Enum):
-    OPENING = "opening"
-    THINKING = "thinking"
-    PROBING = "probing"
-    CLOSING = "closing"
-    REOPENING = "reopening"
-    ANSWERING = "answering"
-    DONE = "done"
-
-
-class Input(Enum):
-    THINK = "think"
-    ANSWER = "answer"
-    PROBE = "probe"
-    GO_ON = "go on"
-    STOP = "stop"
-    EXTEND = "extend"
-    RESUMED = "resumed"
-    REFUSED = "refused"
-    TOLD = "told"
-    END = "end"
-
-
-TABLE: dict[State, dict[Input, State]] = {
-    State.OPENING: {
-        Input.THINK: State.THINKING,
-        Input.ANSWER: State.ANSWERING,
-        Input.STOP: State.CLOSING,
-    },
-    State.THINKING: {
-        Input.PROBE: State.PROBING,
-        Input.STOP: State.CLOSING,
-        Input.EXTEND: State.REOPENING,
-        Input.ANSWER: State.ANSWERING,
-    },
-    State.PROBING: {
-        Input.PROBE: State.PROBING,
-        Input.GO_ON: State.THINKING,
-        Input.STOP: State.CLOSING,
-        Input.EXTEND: State.REOPENING,
-        Input.ANSWER: State.ANSWERING,
-    },
-    State.CLOSING: {
-        Input.RESUMED: State.ANSWERING,
-        Input.REFUSED: State.THINKING,
-        Input.TOLD: State.THINKING,
-    },
-    State.REOPENING: {Input.RESUMED: State.THINKING, Input.REFUSED: State.THINKING},
-    State.ANSWERING: {},
-    State.DONE: {},
-}
-for _row in TABLE.values():
-    _row[Input.END] = State.DONE
 
 _THINKING = State.THINKING  # asking an Enum for it costs more than a token should
 
 Action = Literal["carried-out", "held-out", "observed", "refused", "abandoned"]
-
-
-@dataclass(frozen=True, slots=True)
-class Ask:
-    """Send this probe: the first ``kept`` generated ids, then ``closing`` (empty where the probe
-    leaves the trace open; with what stands between it and the answer), then the inducer.
-    ``ending``: ids up to the end marker's, which a probe that asks for their log-probability must
-    score behind that."""
-
-    probe: Probe
-    kept: int
-    position: int
-    closing: tuple[int, ...]
-    ending: tuple[int, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Said:
-    """A text that is put into the trace; the client gets it as reasoning."""
-
-    text: str = ""
-    ids: tuple[int, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Cut:
-    """Open the answer: the first ``kept`` generated ids, then ``said``, then ``closing``.
-
-    ``edge``: how many of the kept ids stand in pieces that are not released; those pieces say
-    nothing but the trace's last text. ``rescue``: the finish reason of a response that would have
-    ended within its trace.
-    """
-
-    kept: int
-    position: int
-    closing: tuple[int, ...]
-    said: Said = Said()
-    edge: int = 0
-    rescue: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Reopen:
-    """Go on with the trace: the first ``kept`` generated ids, which came in ``pieces``, then
-    ``said``; with another bias on the end marker, where there is one."""
-
-    kept: int
-    position: int
-    pieces: int
-    said: Said
-    bias: float | None = None
-
-
-Order = Ask | Cut | Reopen
-"""What the driver is to carry out."""
 
 
 @dataclass(slots=True)

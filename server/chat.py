@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import msgspec
 from msgspec import Raw
 
-from policies.session import Said
+from policies.orders import Said
 from server.choose import Asked
 from server.spelling import Spelling, speller
 from server.sse import data_of

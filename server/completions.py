@@ -10,7 +10,7 @@ from msgspec import Raw
 
 from policies.dialect import Marks
 from policies.markers import Mark
-from policies.session import Said
+from policies.orders import Said
 from server.choose import Asked
 from server.sse import data_of
 from server.surface import NOTHING, Fields, OpenAI, Wanted

@@ -35,7 +35,7 @@ from policies.sampling import (
     Sampling,
     Sureness,
 )
-from policies.session import State
+from policies.states import State
 from server.account import note_of, tokens_of
 from server.equality import Equality
 from server.errors import GatewayError, broken_off

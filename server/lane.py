@@ -12,7 +12,8 @@ import msgspec
 
 from policies.answers import final_answer
 from policies.policy import Policy
-from policies.session import Session, State
+from policies.session import Session
+from policies.states import State
 from server.errors import GatewayError
 from server.sinks import joined
 from server.sse import data_of

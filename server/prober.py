@@ -8,7 +8,8 @@ import time
 from collections.abc import Sequence
 
 from policies.events import Probe, ProbeResult
-from policies.session import Ask, Order, Session
+from policies.orders import Ask, Order
+from policies.session import Session
 from server.adapters.adapter import Adapter, Drawn
 from server.engine import BadReply
 from server.errors import GatewayError

@@ -18,7 +18,8 @@ from typing import TypeVar
 import httpx
 import msgspec
 
-from policies.session import Ask, Cut, Order, Reopen, Said, Session
+from policies.orders import Ask, Cut, Order, Reopen, Said
+from policies.session import Session
 from server.account import note_of, with_usage
 from server.adapters.adapter import Adapter
 from server.answer import Answer

@@ -8,7 +8,7 @@ from typing import ClassVar, Protocol
 
 from msgspec import Raw
 
-from policies.session import Said
+from policies.orders import Said
 from server.choose import Asked
 from server.wire import Choice, Chunk, Fields, with_bias
 

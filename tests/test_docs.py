@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from policies.dialect import builtin
-from policies.session import TABLE, Input
+from policies.states import TABLE, Input
 
 ROOT = Path(__file__).parent.parent
 

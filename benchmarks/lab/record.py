@@ -34,8 +34,10 @@ from policies.dialect import Marks
 from policies.events import Checkpoint, Command, Probe, ProbeFailed, ProbeResult
 from policies.events import Event as Seen
 from policies.never import Never
+from policies.orders import Ask
 from policies.policy import Needs
-from policies.session import Ask, Session, State
+from policies.session import Session
+from policies.states import State
 
 __all__ = ["Recorder", "record"]
 

@@ -20,9 +20,10 @@ from benchmarks.lab.tape import Found, Run, Tape, Tapes
 from policies.appraisal import Appraiser
 from policies.dialect import Marks
 from policies.events import ProbeFailed, ProbeResult
+from policies.orders import Ask, Cut, Order
 from policies.policy import Needs, Policy
 from policies.registry import BadPolicy, parse
-from policies.session import Ask, Cut, Order, Session
+from policies.session import Session
 
 __all__ = ["Outcome", "play", "play_all", "sweep"]
 

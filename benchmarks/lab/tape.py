@@ -22,7 +22,8 @@ from policies.ledger import Ledger
 from policies.markers import NOWHERE
 from policies.mathematics import equal
 from policies.never import Never
-from policies.session import Session, State
+from policies.session import Session
+from policies.states import State
 
 __all__ = ["SLACK", "Feed", "Found", "Run", "Tape", "Tapes", "Trial"]
 

@@ -21,8 +21,9 @@ from policies.budget import Budget
 from policies.dialect import Dialect, Marks, builtin
 from policies.markers import Ids
 from policies.never import Never
+from policies.orders import Cut
 from policies.policy import Policy
-from policies.session import Cut, Session
+from policies.session import Session
 
 __all__ = ["ANSWER", "FAMILIES", "THOUGHTS", "Family", "spelled"]
 

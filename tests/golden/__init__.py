@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from policies import sampling
+from policies.orders import Ask, Cut, Order, Reopen
 from policies.registry import parse
 from policies.sampling import Sampling
-from policies.session import Ask, Cut, Order, Reopen, Session
+from policies.session import Session
 from tests.policies.lab import MARKS, Generous, result
 
 __all__ = ["races", "recordings", "replay", "rerun"]

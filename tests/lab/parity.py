@@ -20,8 +20,10 @@ from benchmarks.lab.traces import Drawn, Event, Opened, Piece, Served, Trace
 from policies.appraisal import Appraiser
 from policies.dialect import Marks
 from policies.events import ProbeFailed, ProbeResult
+from policies.orders import Ask, Order
 from policies.registry import parse
-from policies.session import Ask, Order, Session, State
+from policies.session import Session
+from policies.states import State
 from server.app import create_app
 from server.config import Settings
 from tests.exchange import CHAT

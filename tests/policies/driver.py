@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from policies.session import Ask, Cut, Order, Reopen, Session, State
+from policies.orders import Ask, Cut, Order, Reopen
+from policies.session import Session
+from policies.states import State
 from tests.policies.lab import START, result
 
 __all__ = ["ANSWER", "END", "EOS", "VOCABULARY", "Chunk", "Driver", "chunks"]

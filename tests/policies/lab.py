@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from policies.appraisal import Appraiser
+from policies.deer import Deer
 from policies.dialect import Dialect, Marks
 from policies.events import (
     Checkpoint,
@@ -19,23 +20,30 @@ from policies.events import (
     Thought,
 )
 from policies.markers import Mark, Markers
+from policies.orders import Order
 from policies.policy import Needs, Policy
-from policies.session import TABLE, Session, State
+from policies.session import Session
+from policies.states import TABLE, State
 
 __all__ = [
     "CLOSING",
     "CLOSING_ON_NEWLINE",
     "CUES",
+    "EAGER",
     "END",
+    "GATE",
     "MARKS",
     "PROMPT",
     "START",
+    "THOUGHTS",
     "Generous",
     "Scripted",
     "cue",
     "ended",
     "failed",
+    "fed",
     "interval",
+    "kinds",
     "result",
     "session",
     "thought",
@@ -165,3 +173,19 @@ def result(
 
 def failed(position: int, probe: Probe | None = None, reason: str = "error") -> ProbeFailed:
     return ProbeFailed(probe or Probe(), position, reason, at=0.0)
+
+
+GATE = Probe(max_tokens=1)
+EAGER = Deer(gate=0, gap=0)
+THOUGHTS = Needs(thoughts=True)
+
+
+def fed(made: Session, *pieces: tuple[str, *tuple[int, ...]]) -> list[Order | None]:
+    """What the session says to each piece."""
+    return [made.feed(text, ids, at=0.0) for text, *ids in pieces]
+
+
+def kinds(made: Session) -> dict[str, int]:
+    """The ledger's entries that are not nothing, the prompt's aside."""
+    names = ("reasoning", "answer", "marker", "closing", "probe", "wasted")
+    return {name: value for name in names if (value := getattr(made.ledger, name))}

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from policies.session import State
+from policies.states import State
 from tests.golden import races, recordings, replay, rerun
 
 

@@ -14,8 +14,10 @@ from policies.dialect import Marks
 from policies.events import Checkpoint, Event, Probe, Stop
 from policies.markers import Ids, Mark, Markers
 from policies.never import Never
+from policies.orders import Ask, Cut, Reopen
 from policies.policy import Needs, Policy
-from policies.session import Ask, Cut, Reopen, Session, State
+from policies.session import Session
+from policies.states import State
 from tests.policies.lab import MARKS, Generous, Scripted, result
 
 CHANNEL, ANALYSIS, MESSAGE, END, START, ROLE, FINAL, TOOL = range(1, 9)

@@ -10,7 +10,7 @@ import httpx
 import pytest
 
 from policies.markers import Mark, Markers
-from policies.session import Said
+from policies.orders import Said
 from server.choose import read_completion
 from server.completions import Completions, stops_apart
 from server.config import Settings

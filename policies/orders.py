@@ -1,0 +1,64 @@
+"""What a session has its driver carry out at the engine."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from policies.events import Probe
+
+__all__ = ["Ask", "Cut", "Order", "Reopen", "Said"]
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """Send this probe: the first ``kept`` generated ids, then ``closing`` (empty where the probe
+    leaves the trace open; with what stands between it and the answer), then the inducer.
+    ``ending``: ids up to the end marker's, which a probe that asks for their log-probability must
+    score behind that."""
+
+    probe: Probe
+    kept: int
+    position: int
+    closing: tuple[int, ...]
+    ending: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Said:
+    """A text that is put into the trace; the client gets it as reasoning."""
+
+    text: str = ""
+    ids: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """Open the answer: the first ``kept`` generated ids, then ``said``, then ``closing``.
+
+    ``edge``: how many of the kept ids stand in pieces that are not released; those pieces say
+    nothing but the trace's last text. ``rescue``: the finish reason of a response that would have
+    ended within its trace.
+    """
+
+    kept: int
+    position: int
+    closing: tuple[int, ...]
+    said: Said = Said()
+    edge: int = 0
+    rescue: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Reopen:
+    """Go on with the trace: the first ``kept`` generated ids, which came in ``pieces``, then
+    ``said``; with another bias on the end marker, where there is one."""
+
+    kept: int
+    position: int
+    pieces: int
+    said: Said
+    bias: float | None = None
+
+
+Order = Ask | Cut | Reopen
+"""What the driver is to carry out."""

@@ -1,0 +1,152 @@
+"""Answers that no trigger asked for: drawn apart, or to rescue a response."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from policies.appraisal import Appraiser
+from policies.budget import Budget
+from policies.never import Never
+from policies.orders import Cut
+from policies.session import Session
+from policies.states import State
+from tests.policies.driver import END
+from tests.policies.lab import (
+    CLOSING,
+    CLOSING_ON_NEWLINE,
+    MARKS,
+    PROMPT,
+    START,
+    fed,
+    kinds,
+)
+
+
+def apart(**options: bool) -> Session:
+    made = Session(Never(), MARKS, Appraiser(), **options)
+    made.opened(PROMPT)
+    return made
+
+
+@pytest.mark.parametrize(
+    ("piece", "kept", "edge", "spent"),
+    [
+        ((END,), 3, 1, {"reasoning": 2, "marker": 1}),
+        ((8, END, 9), 4, 2, {"reasoning": 3, "marker": 1, "wasted": 1}),
+        ((9,), 2, 0, {"reasoning": 2, "wasted": 1}),
+    ],
+)
+def test_an_answer_apart(
+    piece: tuple[int, ...], kept: int, edge: int, spent: dict[str, int]
+) -> None:
+    """Behind the model's own marker, or before the piece in which an answer begins without one."""
+    made = apart(apart=True)
+    fed(made, ("a", 7), ("b", 8))
+    cut = made.feed("", piece, 0.0, answering=END not in piece)
+    assert cut == Cut(kept, spent["reasoning"], (), edge=edge)
+    assert made.released == 2
+    assert kinds(made) == spent
+    made.feed("", (9,), 0.0, answering=True)
+    made.resumed()
+    made.answered(5)
+    assert made.state is State.ANSWERING
+    assert (made.stopped, made.rescued) == (False, None)
+    assert kinds(made) == spent | {"answer": 5, "wasted": spent.get("wasted", 0) + 1}
+
+
+def test_an_answer_apart_without_a_trace() -> None:
+    """Where nothing is thought the answer is drawn from the prompt."""
+    made = Session(Never(), MARKS, Appraiser(), apart=True)
+    made.opened((5, START, END))
+    assert made.feed("", (9,), 0.0, answering=True) == Cut(0, 0, ())
+    assert kinds(made) == {"wasted": 1}
+
+
+def test_an_answer_apart_that_came_whole() -> None:
+    """One that began and ended in the piece that ends the trace is drawn anew as well."""
+    made = apart(apart=True, rescue=True)
+    fed(made, ("a", 7))
+    assert made.feed("", (END, 9, 9), 0.0, answering=True, ending="stop") == Cut(2, 1, (), edge=1)
+
+
+def test_an_answer_apart_that_is_refused() -> None:
+    """The main stream's own answer is the client's, to its last token."""
+    made = apart(apart=True)
+    fed(made, ("a", 7))
+    made.feed("", (END, 9), 0.0, answering=True)
+    made.feed("", (9, 9), 0.0, answering=True)
+    assert made.refused("no") is None
+    assert made.state is State.ANSWERING
+    assert made.released == 3
+    assert kinds(made) == {"reasoning": 1, "marker": 1, "answer": 3}
+
+
+@pytest.mark.parametrize(
+    ("ending", "ids", "kept", "edge", "spent"),
+    [
+        ("length", (9,), 2, 1, {"reasoning": 2, "closing": 3}),
+        ("stop", (9,), 1, 0, {"reasoning": 1, "closing": 3, "wasted": 1}),
+        ("stop", (8, 9), 2, 1, {"reasoning": 2, "closing": 3, "wasted": 1}),
+        ("stop", (), 1, 0, {"reasoning": 1, "closing": 3}),
+    ],
+)
+def test_a_rescue(
+    ending: str, ids: tuple[int, ...], kept: int, edge: int, spent: dict[str, int]
+) -> None:
+    """A response that ends within its trace is closed there, less the end of the sequence."""
+    made = apart(rescue=True)
+    fed(made, ("a", 7))
+    cut = made.feed("b" if edge else "", ids, 0.0, ending=ending)
+    assert cut == Cut(kept, kept, CLOSING, edge=edge, rescue=ending)
+    assert made.waiting
+    assert kinds(made) == spent
+    assert made.rescued is None
+    made.resumed()
+    assert (made.rescued, made.stopped) == (ending, False)
+
+
+def test_a_rescue_behind_a_line() -> None:
+    """The closing sequence minds the last piece's own newline."""
+    made = apart(rescue=True)
+    fed(made, ("a", 7))
+    cut = made.feed("b\n", (8,), 0.0, ending="length")
+    assert isinstance(cut, Cut)
+    assert cut.closing == CLOSING_ON_NEWLINE
+
+
+@pytest.mark.parametrize(
+    "piece",
+    [
+        {"ending": "length", "answering": True},
+        {"ending": "stop", "ids": (END,)},
+        {"ending": "content_filter"},
+    ],
+)
+def test_what_needs_no_rescue(piece: dict[str, Any]) -> None:
+    """An answer has begun, the trace was closed, or it is not the trace's length that ended it."""
+    made = apart(rescue=True)
+    fed(made, ("a", 7))
+    assert made.feed("", piece.pop("ids", (9,)), 0.0, **piece) is None
+    assert made.state is State.ANSWERING
+
+
+def test_a_rescue_that_is_refused() -> None:
+    """The response ends as it would have."""
+    made = apart(rescue=True)
+    fed(made, ("a", 7))
+    made.feed("b", (8,), 0.0, ending="length")
+    assert made.refused("no") is None
+    assert (made.released, made.rescued, made.ledger.closing) == (2, None, 0)
+
+
+def test_a_cut_that_is_refused_when_the_trace_has_ended() -> None:
+    """The answer apart is asked for then."""
+    made = Session(Budget(max=1, grace=0), MARKS, Appraiser(), apart=True)
+    made.opened(PROMPT)
+    assert isinstance(fed(made, ("a", 7), ("b", 8))[0], Cut)
+    made.feed("", (END,), 0.0)
+    made.feed("", (9,), 0.0, answering=True)
+    assert made.refused("no") == Cut(3, 2, (), edge=1)
+    assert made.waiting

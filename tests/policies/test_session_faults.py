@@ -1,0 +1,199 @@
+"""Whatever goes wrong with a policy, a probe or a cut, the stream goes on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from policies.events import (
+    Checkpoint,
+    Event,
+    Probe,
+    ProbeResult,
+    Stop,
+    Thought,
+    TraceEnd,
+)
+from policies.never import Never
+from policies.orders import Ask, Cut
+from policies.policy import Needs
+from policies.states import State
+from tests.policies.driver import ANSWER, END, Driver, chunks
+from tests.policies.lab import (
+    CLOSING,
+    CUES,
+    EAGER,
+    PROMPT,
+    START,
+    THOUGHTS,
+    Scripted,
+    fed,
+    result,
+    session,
+)
+
+
+def _raising(event: Event) -> Any:
+    raise RuntimeError("a policy's own fault")
+
+
+@pytest.mark.parametrize("needs", [Needs(), CUES, THOUGHTS, Needs(interval=1), CUES | THOUGHTS])
+@pytest.mark.parametrize(
+    "script",
+    [
+        _raising,
+        lambda event: Stop("always"),
+        lambda event: Stop("always", 3),
+        lambda event: Probe(),
+        lambda event: True,
+        lambda event: "stop",
+        lambda event: Probe() if isinstance(event, TraceEnd) else None,
+        lambda event: Stop("late") if isinstance(event, TraceEnd) else None,
+        lambda event: Probe() if isinstance(event, Checkpoint) else 1 // 0,
+    ],
+    ids=[
+        "raises",
+        "stops",
+        "stops-there",
+        "probes",
+        "true",
+        "text",
+        "probes-late",
+        "stops-late",
+        "raises-later",
+    ],
+)
+@pytest.mark.parametrize("prompt", [PROMPT, (5,)], ids=["opened", "unopened"])
+def test_whatever_a_policy_does_the_stream_goes_on(
+    prompt: tuple[int, ...], script: Callable[[Event], Any], needs: Needs
+) -> None:
+    """Trap 6, and every other: what a policy returns or raises never breaks the response."""
+    driver = Driver(session(Scripted(script, needs), prompt=prompt))
+    marker = () if START in prompt else (START,)
+    tokens = [*marker, 32, 33, 30, 42, 32, 31, 42, 32, END, ANSWER]
+    for index, chunk in enumerate(chunks(tokens, [1], "stop")):
+        driver.feed(chunk, float(index))
+        if driver.asked is not None:
+            driver.answer(0.5, float(index))
+    if driver.cut is not None:
+        driver.resume(2)
+    driver.end()
+
+
+def test_a_policy_that_fails_is_muted() -> None:
+    """It is asked no more, its error is kept for the log, and what was held goes out."""
+    heard: list[Event] = []
+
+    def script(event: Event) -> Any:
+        heard.append(event)
+        raise RuntimeError("mine")
+
+    made = session(Scripted(script, Needs(cues=True, interval=1, thoughts=True)))
+    fed(made, ("Wait, a", 50, 51), (" Wait, b", 52, 53))
+    made.feed("", (END,), 0.0)
+    assert (made.muted, str(made.error), len(heard)) == ("policy-error", "mine", 1)
+    assert made.released == 3
+
+
+def test_a_policy_that_fails_at_a_probes_result() -> None:
+    """The stream goes on from where it was held."""
+
+    def script(event: Event) -> Any:
+        if isinstance(event, ProbeResult):
+            raise ValueError("mine")
+        return Probe()
+
+    made = session(Scripted(script))
+    fed(made, (".", 50), (" Wait", 51), (" a", 52))
+    assert made.probed(result(1)) is None
+    assert (made.state, made.muted, made.released) == (State.THINKING, "policy-error", 3)
+
+
+@pytest.mark.parametrize("returned", [True, "stop", 0, [], Stop])
+def test_what_is_no_command_is_a_policys_error(returned: object) -> None:
+    """A command is a Probe or a Stop; anything else is a mistake, and said so."""
+    made = session(Scripted(lambda event: returned, THOUGHTS))
+    assert made.feed("a", (50,), 0.0) is None
+    assert made.muted == "policy-error"
+    assert made.error is not None
+
+
+def test_a_policy_that_cannot_start_is_muted() -> None:
+    """A request is not lost to a policy that fails before it has seen anything."""
+
+    class Broken(Never):
+        def start(self) -> Any:
+            raise OverflowError("mine")
+
+    made = session(Broken())
+    fed(made, ("a", 50), (" Wait, b", 51))
+    assert (made.muted, made.released) == ("policy-error", 2)
+
+
+def test_one_probe_is_in_flight_at_a_time() -> None:
+    """A policy that asks at every piece gets its first question answered before a second."""
+    made = session(Scripted(lambda event: Probe(), Needs(thoughts=True, probes=True)))
+    asks = fed(made, ("a", 50), ("b", 51), ("c", 52))
+    assert [type(ask) for ask in asks] == [Ask, type(None), type(None)]
+    assert made.probes == 1
+
+
+def test_a_question_at_a_thought_is_about_its_place() -> None:
+    """Where the beginning of a cue is held back, the probe is asked before it, and says so."""
+    needs = Needs(cues=True, thoughts=True, probes=True)
+
+    def script(event: Event) -> Any:
+        return Probe() if isinstance(event, Thought) and event.position == 2 else None
+
+    made = session(Scripted(script, needs))
+    assert fed(made, ("a", 50), (" W", 51))[-1] == Ask(Probe(), 1, 1, CLOSING)
+
+
+def test_the_latest_cue_that_came_beside_a_probe_is_looked_at_next() -> None:
+    """A probe that says no is followed by one at the latest of the cues that it kept waiting."""
+    made = session(EAGER)
+    fed(made, (".", 50), (" Wait", 51), (" a", 52), (" Hmm", 53), (".", 54), (" Wait", 55))
+    fed(made, (" b", 56))
+    ask = made.probed(result(1, "7", 0.5))
+    assert isinstance(ask, Ask)
+    assert (ask.position, ask.kept, made.released) == (5, 5, 5)
+    assert made.probed(result(5, "7", 0.5)) is None
+    assert (made.state, made.released) == (State.THINKING, 7)
+    assert made.probes == 2
+
+
+def test_a_cue_beside_the_probe_of_another_in_its_piece_is_not_lost() -> None:
+    """Of two cues that become certain at once the second waits for the first's probe."""
+    made = session(EAGER)
+    first = fed(made, (".", 50), (" Wait", 51), (", no. Hmm, so", 52, 53))[-1]
+    second = made.probed(result(1, "7", 0.5))
+    assert [ask.position for ask in (first, second) if isinstance(ask, Ask)] == [1, 2]
+
+
+def test_a_cue_that_was_kept_waiting_does_not_outlive_its_trace() -> None:
+    """Where the trace ends first, nothing is asked any more."""
+    made = session(EAGER)
+    fed(made, (".", 50), (" Wait", 51), (" a", 52), (" Hmm", 53), (".", 54))
+    made.feed("", (END, ANSWER), 0.0, answering=True)
+    assert made.probed(result(1, "7", 0.5)) is None
+    assert made.state is State.ANSWERING
+
+
+def test_a_late_result_is_counted_and_not_judged() -> None:
+    """A result for another place, or for a trace that is over, costs what it cost."""
+    made = session(EAGER)
+    fed(made, (".", 50), (" Wait", 51), (" a", 52))
+    assert made.probed(result(0, "7", 0.99), prefilled=5) is None
+    assert (made.state, made.ledger.probe, made.ledger.prefilled) == (State.PROBING, 2, 5)
+    assert isinstance(made.probed(result(1, "7", 0.99), prefilled=6), Cut)
+    assert made.ledger.prefilled == 11
+
+
+def test_a_mute_keeps_its_first_reason() -> None:
+    """What went wrong first is what is told."""
+    made = session(Never())
+    made.mute("first")
+    made.mute("second")
+    assert made.muted == "first"
