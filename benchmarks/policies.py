@@ -2,16 +2,17 @@
 
     python -m benchmarks.policies [--problems 300] [--out benchmarks/results/policies]
 
-Records held-out problems with full thinking, once with every probe and once with the main stream's
-log-probabilities (in one recording they would spoil each other, see docs/laboratory.md), and plays
-each policy's settings over them. The engine gives the same trace for the same seed, so both hold
-the same traces. Killed, it goes on where it was.
+Records held-out problems with full thinking and plays each policy's settings over them. There is a
+recording for each kind of look, since probes of one kind delay those of another; the engine gives
+the same trace for the same seed, so all hold the same traces. Each one's page to explore lies
+beside it. Killed, it goes on where it was.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -19,40 +20,58 @@ from pathlib import Path
 
 from rich.console import Console
 
+from benchmarks.lab.baselines import Baselines
 from benchmarks.lab.comparison import compare
+from benchmarks.lab.grid import expand
+from benchmarks.lab.plot import plot
 from benchmarks.lab.points import Point, best
 from benchmarks.lab.report import table
+from benchmarks.lab.tape import Tapes
 from benchmarks.pocket.task import held_out
 from benchmarks.services import ROOT, engine, free_port
 
-__all__ = ["PROBING", "TELLING", "main", "winners"]
+__all__ = ["RECORDINGS", "main", "winners"]
 
-PROBING = (
-    "deer(threshold={0.9,0.95,0.98,0.99,0.992,0.995}, gate=0)",
-    "deer-pro(threshold={0.8,0.9,0.95,0.98}, inducers={2,4})",
-    "convergence(window={2,3,4}, every={32,64}, floor={0.8,0.95,0.98})",
-    "entropy(at='sentence', alpha={0.2,0.5}, delta={0.0002,0.002,0.02})",
-    "margin(threshold={0.05,0.1,0.25,0.5})",
-    "redundancy(min_steps={2,4}, confidence={0.98,0.995})",
-    "first-try(easy={1,2}, hard={2,3})",
-    "budget(max={200,300,400,600})",
-    "all_of(deer(threshold={0.95,0.98}, gate=0), first-try(easy=2, hard=2))",
-    "any_of(deer(threshold={0.99,0.995}, gate=0), first-try(easy={3,4}, hard=4))",
-    "any_of(deer(threshold={0.99,0.995}, gate=0), budget(max={600,800}))",
+_LEARNED = (
+    "bias=2.5646, confidence=0.7314, first=0.2399, agreement=0.1501, changes=-0.7772, "
+    "position=-0.6839, cues=1.0801"
 )
-"""What is asked beside the stream, or nothing at all."""
-TELLING = (
-    "cusum(reference={0.05,0.1,0.2}, threshold={12,24,36})",
-    "deviation(window={64,128}, threshold={1.1,1.2,1.5})",
-)
-"""What needs log-probabilities with every token."""
+"""What `adjourn learn` made of 800 other problems (those of seed 1)."""
+
+RECORDINGS = {
+    "cues": (
+        "deer(threshold={0.9,0.95,0.97,0.98,0.985,0.99,0.992,0.995}, gate=0)",
+        f"learned(threshold={{0.9,0.95,0.96,0.97,0.98,0.99}}, {_LEARNED})",
+        "first-try(easy={1,2,3}, hard=3)",
+        "budget(max={200,300,400,600})",
+        "all_of(deer(threshold={0.95,0.98}, gate=0), first-try(easy=2, hard=2))",
+        "any_of(deer(threshold={0.985,0.99}, gate=0), first-try(easy={4,5}, hard=5))",
+        "any_of(deer(threshold={0.985,0.988,0.99}, gate=0, gap=0), "
+        "all_of(deer(threshold={0.95,0.96}, gate=0, gap=0), first-try(easy=3, hard=3)))",
+    ),
+    "inducers": ("deer-pro(threshold={0.8,0.9,0.95,0.98}, inducers={2,4})",),
+    "intervals": ("convergence(window={2,3,4}, every={32,64}, floor={0.8,0.95,0.98})",),
+    "steps": ("redundancy(min_steps={2,4}, confidence={0.98,0.995})",),
+    "paragraphs": ("utility(patience={1,2,3})",),
+    "settling": ("entropy(at='sentence', alpha={0.2,0.5}, delta={0.0002,0.002,0.02})",),
+    "endings": ("margin(threshold={0.05,0.1,0.25,0.5})",),
+    "tokens": (
+        "cusum(reference={0.05,0.1,0.2}, threshold={12,24,36})",
+        "deviation(window={64,128}, threshold={1.1,1.2,1.5})",
+    ),
+}
+"""By what is looked at. The last needs log-probabilities with every token."""
 TOLERANCE = 0.01
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.policies")
     parser.add_argument("--problems", type=int, default=300)
+    parser.add_argument("--samples", type=int, default=1, help="traces a problem")
     parser.add_argument("--seed", type=int, default=0, help="which held-out problems")
+    parser.add_argument(
+        "--recordings", nargs="+", choices=RECORDINGS, default=list(RECORDINGS), metavar="NAME"
+    )
     parser.add_argument("--concurrency", type=int, default=8)
     parser.add_argument("--traces", type=Path, default=ROOT / ".bench" / "traces")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results" / "policies")
@@ -61,16 +80,19 @@ def main() -> None:
     options.traces.mkdir(parents=True, exist_ok=True)
     prompts = options.traces / f"prompts-{options.problems}-{options.seed}.jsonl"
     prompts.write_text(_prompts(options.problems, options.seed))
-    chosen = []
+    chosen: list[Point] = []
     with engine(free_port()) as url:
-        recorded = [
-            _record(url, prompts, group, number, options.concurrency)
-            for number, group in enumerate((PROBING, TELLING))
-        ]
-    for group, traces in zip((PROBING, TELLING), recorded, strict=True):
-        points = compare(traces, group, options.out / traces.stem, TOLERANCE, console=console)
+        for name in options.recordings:
+            _record(url, prompts, name, options.samples, options.concurrency)
+    for name in options.recordings:
+        traces, group = _recording(prompts, name, options.samples), RECORDINGS[name]
+        points = compare(traces, group, traces.with_suffix(""), TOLERANCE, console=console)
         chosen += [p for p in points if p.baseline and not chosen] + winners(points)
-    console.print(table(chosen, best(chosen, TOLERANCE)))
+    marked = best(chosen, TOLERANCE)
+    console.print(table(chosen, marked))
+    options.out.mkdir(parents=True, exist_ok=True)
+    first = _recording(prompts, options.recordings[0], options.samples)
+    plot(chosen, Baselines(Tapes(first)), marked, options.out / "pareto.png")
     names = ("name", "net", "probes", "stopped", "place")
     rows = [
         {name: getattr(point, name) for name in names}
@@ -98,12 +120,8 @@ def winners(points: Sequence[Point]) -> list[Point]:
 
 
 def _family(name: str) -> str:
-    """A policy's name; of a composition, with its members'."""
-    head, _, rest = name.partition("(")
-    if head not in ("any_of", "all_of"):
-        return head
-    members = [part for part in ("deer", "first-try", "budget", "loop") if part in rest]
-    return f"{head}({', '.join(members)})"
+    """A policy's name, and its members', without their settings."""
+    return re.sub(r"\((?=\w+=)[^()]*\)", "", name)
 
 
 def _prompts(count: int, seed: int) -> str:
@@ -114,20 +132,18 @@ def _prompts(count: int, seed: int) -> str:
     return "".join(json.dumps(line) + "\n" for line in lines)
 
 
-def _record(
-    url: str, prompts: Path, policies: Sequence[str], number: int, concurrency: int
-) -> Path:
-    """The recording of these prompts for these policies."""
-    from benchmarks.lab.grid import expand
+def _recording(prompts: Path, name: str, samples: int) -> Path:
+    return prompts.with_name(f"{name}-{samples}-{prompts.stem}.jsonl")
 
-    out = prompts.with_name(f"{('probing', 'telling')[number]}-{prompts.stem}.jsonl")
-    wanted = [word for line in policies for name in expand(line) for word in ("--for", name)]
-    adjourn = ROOT / ".venv" / "bin" / "adjourn"
-    limits = ["--max-tokens", "3000", "--concurrency", str(concurrency)]
-    subprocess.run(
-        [adjourn, "record", prompts, "--upstream", url, "--out", out, *wanted, *limits], check=True
-    )
-    return out
+
+def _record(url: str, prompts: Path, name: str, samples: int, concurrency: int) -> None:
+    """Record these prompts for the policies of a recording."""
+    specifications = [one for line in RECORDINGS[name] for one in expand(line)]
+    wanted = [word for one in specifications for word in ("--for", one)]
+    limits = ["--samples", samples, "--max-tokens", 3000, "--concurrency", concurrency]
+    command = [ROOT / ".venv" / "bin" / "adjourn", "record", prompts, "--upstream", url]
+    out = ["--out", _recording(prompts, name, samples)]
+    subprocess.run(list(map(str, [*command, *out, *wanted, *limits])), check=True)
 
 
 if __name__ == "__main__":

@@ -17,6 +17,8 @@ __all__ = ["COLOURS", "family", "plot"]
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#5b4b8a", "#8c6d31")
 """For families of policies, told apart by colour-blind readers too."""
+_MARKERS = "o^sv"
+"""Where there are more families than colours."""
 _CURVE = 40
 
 
@@ -34,7 +36,8 @@ def plot(points: Sequence[Point], baselines: Baselines, marked: Point | None, pa
     families = list(dict.fromkeys(family(point.name) for point in policies))
     for place, name in enumerate(families):
         own = [point for point in policies if family(point.name) == name]
-        _scatter(axes, own, COLOURS[place % len(COLOURS)], name)
+        again, colour = divmod(place, len(COLOURS))
+        _scatter(axes, own, COLOURS[colour], _MARKERS[again % len(_MARKERS)], name)
     _step(axes, front(points))
     if marked is not None:
         axes.scatter(*_place(marked), s=190, facecolors="none", edgecolors="black", linewidths=1.3)
@@ -67,14 +70,14 @@ def _mean(rows: Rows) -> tuple[float, float]:
     return float(rows.net.mean()), 100 * float(rows.right.mean())
 
 
-def _scatter(axes: Axes, points: Sequence[Point], colour: str, label: str) -> None:
+def _scatter(axes: Axes, points: Sequence[Point], colour: str, marker: str, label: str) -> None:
     net, right = zip(*map(_place, points), strict=True)
     errors = [
         [100 * (p.accuracy.value - p.accuracy.low) for p in points],
         [100 * (p.accuracy.high - p.accuracy.value) for p in points],
     ]
     axes.errorbar(net, right, errors, fmt="none", ecolor=colour, alpha=0.18, lw=1)
-    axes.scatter(net, right, s=24, color=colour, label=label, zorder=3)
+    axes.scatter(net, right, s=24, color=colour, marker=marker, label=label, zorder=3)
 
 
 def _step(axes: Axes, points: Sequence[Point]) -> None:
@@ -96,4 +99,4 @@ def _frame(axes: Axes, points: Sequence[Point]) -> None:
     axes.set_xlabel("net tokens a request (answer, closing, probes and waste included)")
     axes.set_ylabel("right, % (bars: 95 % intervals)")
     axes.grid(alpha=0.25)
-    axes.legend(loc="lower right", fontsize=8)
+    axes.legend(loc="lower right", fontsize=8, ncols=2 if len(axes.collections) > 16 else 1)
