@@ -72,16 +72,24 @@ class _Player:
         self._tape = tape
         self._resume = 0.0 if instant else resume
         self._instant = instant
-        # Whether nothing but cues and intervals can be a checkpoint, whatever is asked there.
+        # Whether it looks at nothing but the trace's places, whatever is asked there.
         needs, asks = session.policy.needs, Needs(probes=True, ending=True)
-        looks = Needs(cues=True, interval=needs.interval, inducers=needs.inducers)
+        looks = Needs(
+            cues=True,
+            sentences=True,
+            paragraphs=True,
+            steps=True,
+            interval=needs.interval,
+            inducers=needs.inducers,
+        )
+        self._runs = tape.fine_runs if needs.boundaries else tape.runs
         self._leaps = needs | looks | asks == looks | asks
         self._due: _Due | None = None
 
     def run(self) -> None:
         session, tape = self.session, self._tape
         session.opened(tape.opened)
-        for run in tape.runs:
+        for run in self._runs:
             self._feed(run)
             if session.stopped:
                 break

@@ -6,6 +6,7 @@ from bisect import bisect_left, bisect_right
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields, replace
+from functools import cached_property
 from itertools import accumulate, chain, dropwhile, groupby
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from benchmarks.lab.plan import kind
 from benchmarks.lab.traces import BadTraces, Drawn, Opened, Piece, Place, Served, Trace, load
 from policies.answers import confidence, final_answer, trial_answer
 from policies.appraisal import Appraiser
+from policies.boundaries import BoundaryScanner
 from policies.cues import CueScanner
 from policies.dialect import Marks
 from policies.events import Probe, ProbeFailed, ProbeResult
@@ -56,9 +58,9 @@ class Trial:
 
 
 class Run:
-    """Pieces of the thinking behind one another in none of which a cue is. ``ends``: the positions
-    up to which they go. ``plain``: more than one, so that they may be fed as one where nothing
-    else is due."""
+    """Pieces of the thinking behind one another in none of which there is a place to look.
+    ``ends``: the positions up to which they go. ``plain``: more than one, so that they may be fed
+    as one where nothing else is due."""
 
     def __init__(self, feeds: list[Feed], before: int) -> None:
         self.feeds = feeds
@@ -95,10 +97,11 @@ class _Draw:
 
 class Tape:
     """One trace. ``feeds`` are its pieces as a session takes them, ``runs`` the same put together
-    where they may be. ``opening`` are the ids of the opening marker, where the model wrote it,
-    which no cut takes away; ``ledger`` is what the whole trace cost, ``answer_tokens`` what its
-    answer did. ``trials`` are its places' trial answers, by position: the one at a cut is the best
-    estimate of what would have been answered there."""
+    where no cue is among them, ``fine_runs`` where nothing ends among them either. ``opening`` are
+    the ids of the opening marker, where the model wrote it, which no cut takes away; ``ledger`` is
+    what the whole trace cost, ``answer_tokens`` what its answer did. ``trials`` are its places'
+    trial answers, by position: the one at a cut is the best estimate of what would have been
+    answered there."""
 
     def __init__(self, trace: Trace, marks: Marks) -> None:
         self.prompt = trace.prompt
@@ -113,8 +116,9 @@ class Tape:
             (p.text, p.ids, p.at, p.answering, p.ending, p.logprobs) for p in self.pieces
         ]
         self.opening = 0
+        self._marks = marks
         self.ledger = self._whole(marks)
-        self.runs = self._runs(marks)
+        self.runs = self._runs(_plainness(marks))
         self.answer = final_answer("".join(piece.answer for piece in self.pieces))
         behind = dropwhile(lambda piece: not piece.answering, self.pieces)
         self.answer_tokens = sum(len(piece.ids) for piece in behind)
@@ -122,9 +126,15 @@ class Tape:
         self.trials = self._trials()
         self._positions = [trial.position for trial in self.trials]
 
-    def _runs(self, marks: Marks) -> list[Run]:
+    @cached_property
+    def fine_runs(self) -> list[Run]:
+        """Made for policies that look at ends; the others go faster without."""
+        cueless, endless = _plainness(self._marks), _endlessness()
+        return self._runs(lambda feed: cueless(feed) & endless(feed))
+
+    def _runs(self, together: Callable[[Feed], bool]) -> list[Run]:
         runs, position = list[Run](), -self.opening
-        for plain, group in groupby(self.feeds, _plainness(marks)):
+        for plain, group in groupby(self.feeds, together):
             for feeds in [list(group)] if plain else [[feed] for feed in group]:
                 runs.append(Run(feeds, position))
                 position = runs[-1].ends[-1]
@@ -257,6 +267,17 @@ def _plainness(marks: Marks) -> Callable[[Feed], bool]:
         return skimmed and not (first or answering or ending or marked)
 
     return plain
+
+
+def _endlessness() -> Callable[[Feed], bool]:
+    """Tells, piece by piece, in which of them nothing ends, or may have ended."""
+    scanner = BoundaryScanner()
+
+    def endless(feed: Feed) -> bool:
+        found = scanner.feed(feed[0])
+        return not found and scanner.settled == scanner.length
+
+    return endless
 
 
 class Tapes:

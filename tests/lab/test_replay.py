@@ -153,9 +153,14 @@ POLICIES = (
     "any_of(deer(threshold=0.8), convergence(every=5, window=2, min_tokens=4))",
     "all_of(deer(gate=0), budget(max=9))",
     "loop(repeats=2, min_tokens=2)",
+    "first-try(easy=2, hard=2)",
+    "any_of(deer(gate=0, gap=0), first-try(easy=1, hard=1))",
+    "redundancy(min_steps=1, similarity=0.01)",
+    "utility(at='sentence', patience=1)",
     "never",
 )
-TEXTS = st.sampled_from(sorted({*VOCABULARY.values(), " x", " y", "7", " "}))
+ENDS = {".", "\n", "\n\n", ".\n\nThe", " It is 7. So", "answer is 7", '."', " " + "x" * 200}
+TEXTS = st.sampled_from(sorted({*VOCABULARY.values(), *ENDS, " x", " y", "7", " "}))
 
 
 @st.composite
@@ -221,7 +226,7 @@ def test_leaps_change_nothing(on: Tape, policy: str, instant: bool, resume: floa
         patch.setattr(replay, "Session", Logged)
         for alone in (False, True):
             if alone:
-                on.runs = [run for whole in on.runs for run in apart(whole)]
+                on.runs = on.fine_runs = [run for whole in on.runs for run in apart(whole)]
             options = {"resume": resume, "instant": instant, "appraiser": Appraiser()}
             outcomes.append(played(policy, on, **options))
     leapt, walked = Logged.logs
@@ -238,7 +243,8 @@ def apart(run: Run) -> list[Run]:
 def test_runs_are_the_pieces(on: Tape) -> None:
     """Put together or not, every piece is there once, in order, and ends where it is said to."""
     assert [feed for run in on.runs for feed in run.feeds] == on.feeds
-    for run in on.runs:
+    assert [feed for run in on.fine_runs for feed in run.feeds] == on.feeds
+    for run in [*on.runs, *on.fine_runs]:
         text, ids, at, answering, ending, _ = run.merged(0, len(run.feeds))
         assert text == "".join(feed[0] for feed in run.feeds)
         assert len(ids) == run.ends[-1] - run.ends[0] + len(run.feeds[0][1])
