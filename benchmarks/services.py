@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
 import socket
@@ -19,11 +20,13 @@ from typing import NoReturn
 
 __all__ = [
     "ENGINE_ARGUMENTS",
+    "LAYERS",
     "LLAMA",
     "ROOT",
     "engine",
     "free_port",
     "gateway",
+    "hidden_states",
     "llama",
     "running",
 ]
@@ -47,7 +50,10 @@ ENGINE_ARGUMENTS = (
     # that starves the API server: it delivers a second's tokens in one lump.
     "--distributed-executor-backend=uni",
 )
+LAYERS = (2, 3, 5)
+"""Of the pocket model's five, those whose states an engine with hidden states tells."""
 ENGINE_ENVIRONMENT = {
+    "PYTHONPATH": str(ROOT / "engine"),  # the connector that tells hidden states
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # or it takes the worker process all the same
     "OMP_NUM_THREADS": "1",
     "VLLM_CPU_KVCACHE_SPACE": "2",
@@ -56,6 +62,25 @@ ENGINE_ENVIRONMENT = {
     "TOKENIZERS_PARALLELISM": "false",
 }
 _STARTUP = 300.0
+
+
+def hidden_states(layers: tuple[int, ...] = LAYERS) -> tuple[str, ...]:
+    """What to start the engine with so that it tells the hidden states behind these layers."""
+    chosen = {"hf_config": {"eagle_aux_hidden_state_layer_ids": layers}}
+    speculative = {
+        "method": "extract_hidden_states",
+        "num_speculative_tokens": 1,
+        "draft_model_config": chosen,
+    }
+    transfer = {
+        "kv_connector": "HiddenStatesConnector",
+        "kv_connector_module_path": "adjourn_hidden_states",
+        "kv_role": "kv_producer",
+    }
+    return (
+        f"--speculative-config={json.dumps(speculative)}",
+        f"--kv-transfer-config={json.dumps(transfer)}",
+    )
 
 
 def free_port() -> int:

@@ -1,0 +1,150 @@
+"""A KV connector for vLLM that tells hidden states in the reply, for the policy `lynx`.
+
+It runs in the engine, not in the gateway: put this file where the engine's Python finds it, and start
+vLLM with `--speculative-config` and `--kv-transfer-config` as docs/engines.md gives them. A completion
+that asks with `"kv_transfer_params": {"hidden_states": true}` gets back, in the `kv_transfer_params` of
+its reply, the states of its prompt's last token behind each of the chosen layers. Other requests are
+left alone, and nothing is written to a disk.
+
+vLLM's own connector for these states writes files, which a gateway on another machine cannot read, and
+needs CUDA's pinned memory. What finds the states' place in the cache is that connector's.
+"""
+
+from __future__ import annotations
+
+import base64
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from vllm.distributed.kv_transfer.kv_connector.v1.base import (
+    KVConnectorMetadata,
+    KVConnectorWorkerMetadata,
+)
+from vllm.distributed.kv_transfer.kv_connector.v1.example_hidden_states_connector import (
+    ExampleHiddenStatesConnector,
+)
+
+if TYPE_CHECKING:
+    from vllm.v1.core.sched.output import SchedulerOutput
+    from vllm.v1.outputs import KVConnectorOutput
+    from vllm.v1.request import Request
+
+__all__ = ["HiddenStatesConnector", "Slots", "States"]
+
+KEY = "hidden_states"
+
+
+@dataclass
+class Slots(KVConnectorMetadata):
+    """From the scheduler to the workers: for each request whose prompt is whole with this step, the
+    slot of its last token."""
+
+    slots: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass
+class States(KVConnectorWorkerMetadata):
+    """And back: what lay in those slots, bfloat16 in base64, layer by layer."""
+
+    states: dict[str, str] = field(default_factory=dict)
+
+    def aggregate(self, other: KVConnectorWorkerMetadata) -> States:
+        assert isinstance(other, States)
+        return States(self.states | other.states)
+
+
+class HiddenStatesConnector(ExampleHiddenStatesConnector):
+    """A request ends in the step in which its last prompt token is computed, where it asks for one
+    token. In that step the scheduler learns of the end before it learns what the workers read, and both
+    before anything is sent: what it answers at the end is filled in afterwards."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        config = self._vllm_config.speculative_config.draft_model_config.hf_config
+        self._told = {
+            "layers": list(config.eagle_aux_hidden_state_layer_ids),
+            "width": self._vllm_config.model_config.get_hidden_size(),
+            "dtype": "bfloat16",
+        }
+        # The scheduler's: who asked, what was read of those that go on, what waits to be filled in.
+        self._asked: dict[str, Request] = {}
+        self._known: dict[str, str] = {}
+        self._owed: dict[str, dict[str, Any]] = {}
+        # A worker's: of this step.
+        self._states = States()
+
+    @property
+    def requires_kv_delivery(self) -> bool:
+        return False
+
+    # -- the scheduler's ----------------------------------------------------------------------
+
+    def on_new_request(self, request: Request) -> None:
+        if (request.kv_transfer_params or {}).get(KEY) is True:
+            self._asked[request.request_id] = request
+
+    def build_connector_meta(self, scheduler_output: SchedulerOutput) -> Slots:
+        meta = Slots()
+        for name, request in self._asked.items():
+            last = request.num_prompt_tokens - 1
+            begin = request.num_computed_tokens
+            if begin <= last < begin + scheduler_output.num_scheduled_tokens.get(name, 0):
+                assert self._kv_cache_manager is not None
+                blocks = self._kv_cache_manager.get_block_ids(name)[self._cache_kv_group_id]
+                block, offset = divmod(last, self._block_size)
+                meta.slots[name] = blocks[block] * self._block_size + offset
+        return meta
+
+    def request_finished(
+        self, request: Request, block_ids: list[int]
+    ) -> tuple[bool, dict[str, Any] | None]:
+        name = request.request_id
+        if self._asked.pop(name, None) is None:
+            return False, None
+        answer = self._owed[name] = {KEY: None}
+        if (states := self._known.pop(name, None)) is not None:
+            self._fill(name, states)
+        return False, answer
+
+    def update_connector_output(self, connector_output: KVConnectorOutput) -> None:
+        meta = connector_output.kv_connector_worker_meta
+        for name, states in meta.states.items() if isinstance(meta, States) else ():
+            if name in self._owed:
+                self._fill(name, states)
+            elif name in self._asked:
+                self._known[name] = states
+        self._owed.clear()  # what has not come in the step of its end does not come
+
+    def _fill(self, name: str, states: str) -> None:
+        self._owed.pop(name)[KEY] = {**self._told, "data": states}
+
+    # -- a worker's ---------------------------------------------------------------------------
+
+    def bind_connector_metadata(self, connector_metadata: KVConnectorMetadata) -> None:
+        super().bind_connector_metadata(connector_metadata)
+        self._states = States()
+
+    def save_kv_layer(
+        self, layer_name: str, kv_layer: torch.Tensor, attn_metadata: Any, **kwargs: Any
+    ) -> None:
+        """The states of this step have just been written, where the layer is theirs."""
+        meta = self._get_connector_metadata()
+        if not meta.slots or layer_name not in self.cache_layers or not self._is_tp_rank_zero:
+            return
+        slots = torch.tensor(list(meta.slots.values()), device=self._kv_cache.device)
+        # A block is (layers, tokens, width).
+        read = self._kv_cache[slots // self._block_size, :, slots % self._block_size]
+        rows = read.to(torch.bfloat16).flatten(1).cpu().view(torch.uint8)
+        for name, row in zip(meta.slots, rows, strict=True):
+            self._states.states[name] = base64.b64encode(row.numpy().tobytes()).decode()
+
+    def build_connector_worker_meta(self) -> States | None:
+        # It may be asked for before the states are written: they are put into what it gave.
+        return self._states if self._get_connector_metadata().slots else None
+
+    def wait_for_save(self) -> None:
+        pass
+
+    def get_finished(self, finished_req_ids: set[str]) -> tuple[None, None]:
+        return None, None
