@@ -1,13 +1,14 @@
 """A KV connector for vLLM that tells hidden states in the reply, for the policy `lynx`.
 
-It runs in the engine, not in the gateway: put this file where the engine's Python finds it, and start
-vLLM with `--speculative-config` and `--kv-transfer-config` as docs/engines.md gives them. A completion
-that asks with `"kv_transfer_params": {"hidden_states": true}` gets back, in the `kv_transfer_params` of
-its reply, the states of its prompt's last token behind each of the chosen layers. Other requests are
-left alone, and nothing is written to a disk.
+It runs in the engine, not in the gateway: put this file where the engine's Python finds it, and
+start vLLM with `--speculative-config` and `--kv-transfer-config` as docs/engines.md gives them. A
+completion that asks with `"kv_transfer_params": {"hidden_states": true}` gets back, in the
+`kv_transfer_params` of its reply, the states of its prompt's last token behind each of the chosen
+layers. Other requests are left alone, and nothing is written to a disk.
 
-vLLM's own connector for these states writes files, which a gateway on another machine cannot read, and
-needs CUDA's pinned memory. What finds the states' place in the cache is that connector's.
+vLLM's own connector for these states writes files, which a gateway on another machine cannot
+read, and needs CUDA's pinned memory. What finds the states' place in the cache is that
+connector's.
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ from vllm.distributed.kv_transfer.kv_connector.v1.base import (
 from vllm.distributed.kv_transfer.kv_connector.v1.example_hidden_states_connector import (
     ExampleHiddenStatesConnector,
 )
+from vllm.platforms import current_platform
+from vllm.v1.sample import rejection_sampler
 
 if TYPE_CHECKING:
     from vllm.v1.core.sched.output import SchedulerOutput
@@ -55,9 +58,9 @@ class States(KVConnectorWorkerMetadata):
 
 
 class HiddenStatesConnector(ExampleHiddenStatesConnector):
-    """A request ends in the step in which its last prompt token is computed, where it asks for one
-    token. In that step the scheduler learns of the end before it learns what the workers read, and both
-    before anything is sent: what it answers at the end is filled in afterwards."""
+    """A request ends in the step in which its last prompt token is computed, where it asks for
+    one token. In that step the scheduler learns of the end before it learns what the workers
+    read, and both before anything is sent: what it answers at the end is filled in afterwards."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -73,6 +76,8 @@ class HiddenStatesConnector(ExampleHiddenStatesConnector):
         self._owed: dict[str, dict[str, Any]] = {}
         # A worker's: of this step.
         self._states = States()
+        if current_platform.is_cpu():
+            rejection_sampler.expand_batch_to_tokens = expanded
 
     @property
     def requires_kv_delivery(self) -> bool:
@@ -144,7 +149,28 @@ class HiddenStatesConnector(ExampleHiddenStatesConnector):
         return self._states if self._get_connector_metadata().slots else None
 
     def wait_for_save(self) -> None:
-        pass
+        """All was read when it was written."""
 
     def get_finished(self, finished_req_ids: set[str]) -> tuple[None, None]:
         return None, None
+
+
+def expanded(
+    values: torch.Tensor,
+    ends: torch.Tensor,
+    count: int,
+    replace_from: int = 0,
+    replace_to: int = 0,
+) -> torch.Tensor:
+    """A value of each request for each of its tokens: its temperature, for one.
+
+    On the CPU vLLM 0.32 writes these into a copy (its pull request 42638): what is then sampled
+    beside speculation, at any temperature but 0, is noise.
+    """
+    told = (
+        torch.where(values == replace_from, replace_to, values)
+        if replace_from != replace_to
+        else values
+    )
+    each = torch.diff(ends, prepend=ends.new_zeros(1))
+    return told.repeat_interleave(each, output_size=count)

@@ -9,6 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from policies.hidden_states import HiddenStates
+
 __all__ = [
     "Checkpoint",
     "CheckpointKind",
@@ -35,7 +37,8 @@ class Probe:
     sequence, "" puts none there; ``max_tokens`` bounds what the model writes then, greedily.
     ``closing=False`` leaves the trace open: it asks what the model is about to think.
     ``top``: of so many tokens at each step, the most probable ones, the log-probabilities.
-    ``ending`` asks how probable it is that the trace ends here.
+    ``ending`` asks how probable it is that the trace ends here, ``hidden_states`` for those of the
+    last token of all that is put to the model.
     """
 
     inducer: str = "answer"
@@ -43,6 +46,7 @@ class Probe:
     closing: bool = True
     top: int = 1
     ending: bool = False
+    hidden_states: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +119,8 @@ class ProbeResult:
     and ``logprobs`` (natural logarithms, of the greedy and hence most probable token
     at each step) have one entry a token; ``finished`` tells whether the model ended by itself.
     ``top``: for each token the log-probabilities of the most probable ones, highest first.
-    ``ending``: that of the closing sequence up to its marker, where the probe asked for it.
+    ``ending``: that of the closing sequence up to its marker, and ``hidden_states``, where the
+    probe asked for them.
     """
 
     probe: Probe
@@ -128,6 +133,7 @@ class ProbeResult:
     at: float
     top: tuple[tuple[float, ...], ...] = ()
     ending: float | None = None
+    hidden_states: HiddenStates | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
 from policies.events import Command, Event
+from policies.hidden_states import Layer
 
 __all__ = ["Needs", "Policy", "Stopper"]
 
@@ -23,11 +24,12 @@ class Needs:
     ``start``: a checkpoint where the trace begins. ``cues``, ``sentences``, ``paragraphs``,
     ``steps``: one at every cue, and at every end of the others. ``interval``: one every so many
     tokens (0: none). ``thoughts``: every decoded piece. ``probes``: side requests with
-    log-probabilities; ``ending``: among them the end's. ``inducers``: texts of the dialect that
-    it draws with, or puts into the trace. ``extends``: to be told when the model would end the
-    trace, which it may extend. ``bias``: what the end marker's logit is raised by from the
-    beginning. ``logprobs``: with each token of the trace, those of so many (0: none); the engine
-    pays for them on the main stream.
+    log-probabilities; ``ending``: among them the end's; ``hidden_states``: with them those behind
+    these layers. ``models``: those that it was learned from, of which this one must be one.
+    ``inducers``: texts of the dialect that it draws with, or puts into the trace. ``extends``: to
+    be told when the model would end the trace, which it may extend. ``bias``: what the end marker's
+    logit is raised by from the beginning. ``logprobs``: with each token of the trace, those of so
+    many (0: none); the engine pays for them on the main stream.
     """
 
     start: bool = False
@@ -39,6 +41,8 @@ class Needs:
     thoughts: bool = False
     probes: bool = False
     ending: bool = False
+    hidden_states: frozenset[Layer] = frozenset()
+    models: frozenset[str] = frozenset()
     inducers: frozenset[str] = frozenset()
     extends: bool = False
     bias: float = 0.0
@@ -62,6 +66,8 @@ class Needs:
             thoughts=self.thoughts or other.thoughts,
             probes=self.probes or other.probes,
             ending=self.ending or other.ending,
+            hidden_states=self.hidden_states | other.hidden_states,
+            models=self.models | other.models,
             inducers=self.inducers | other.inducers,
             extends=self.extends or other.extends,
             bias=max(self.bias, other.bias),

@@ -13,12 +13,13 @@ from collections.abc import Mapping
 from dataclasses import fields
 from functools import cache
 from importlib.metadata import entry_points
-from types import NoneType, UnionType
+from types import MappingProxyType, NoneType, UnionType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from policies.policy import Policy
+from policies.readiness import Readiness
 
-__all__ = ["GROUP", "LONGEST", "BadPolicy", "available", "build", "parse"]
+__all__ = ["GROUP", "LONGEST", "NO_PROBES", "BadPolicy", "Probes", "available", "build", "parse"]
 
 GROUP = "adjourn.policies"
 
@@ -27,6 +28,11 @@ _HYPHEN = re.compile(r"""('[^']*'|"[^"]*")|(?<=[a-z])-(?=[a-z])""")
 LONGEST = 1000
 """Characters of a specification."""
 _LARGEST = 2**31
+
+Probes = Mapping[str, Readiness]
+"""What the driver has read, by the names that an option ``probe`` may give; "" is what stands where
+none is given."""
+NO_PROBES: Probes = MappingProxyType({})
 
 
 class BadPolicy(ValueError):
@@ -39,7 +45,9 @@ def available() -> dict[str, type]:
     return {point.name: point.load() for point in sorted(entry_points(group=GROUP))}
 
 
-def parse(specification: str, options: Mapping[str, Any] | None = None) -> Policy:
+def parse(
+    specification: str, options: Mapping[str, Any] | None = None, probes: Probes = NO_PROBES
+) -> Policy:
     """The policy that ``specification`` describes; ``options`` override those written in it.
 
     Raises BadPolicy with a message that names what would have been valid.
@@ -48,14 +56,19 @@ def parse(specification: str, options: Mapping[str, Any] | None = None) -> Polic
         raise BadPolicy(f"cannot read a policy of more than {LONGEST} characters: {_examples()}")
     text = _HYPHEN.sub(lambda match: match.group(1) or "_", specification.strip())
     try:
-        return _read(ast.parse(text, mode="eval").body, options or {})
+        return _read(ast.parse(text, mode="eval").body, options or {}, probes)
     except BadPolicy:
         raise
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         raise BadPolicy(f"cannot read policy {specification!r}: {_examples()}") from None
 
 
-def build(name: str, options: Mapping[str, Any], members: tuple[Policy, ...] = ()) -> Policy:
+def build(
+    name: str,
+    options: Mapping[str, Any],
+    members: tuple[Policy, ...] = (),
+    probes: Probes = NO_PROBES,
+) -> Policy:
     """The policy ``name`` with these options. Raises BadPolicy."""
     kind = available().get(name) or available().get(name.replace("_", "-"))
     if kind is None:
@@ -70,26 +83,40 @@ def build(name: str, options: Mapping[str, Any], members: tuple[Policy, ...] = (
         if not _fits(value, hints[option]):
             wanted = _spell(hints[option])
             raise BadPolicy(f"option {option!r} of policy {name!r} must be {wanted}")
+    found = {
+        option: _probe(name, option, options.get(option, ""), probes)
+        for option in valid
+        if hints[option] is Readiness
+    }
     takes_members = any(field.name == "policies" for field in fields(kind))
     if members and not takes_members:
         raise BadPolicy(f"policy {name!r} takes options by name only")
     try:
-        policy: Policy = kind(*((members,) if takes_members else ()), **options)
+        policy: Policy = kind(*((members,) if takes_members else ()), **{**options, **found})
     except (ValueError, TypeError) as error:
         raise BadPolicy(f"policy {name!r}: {error}") from None
     return policy
 
 
-def _read(tree: ast.expr, options: Mapping[str, Any]) -> Policy:
+def _probe(name: str, option: str, value: str, probes: Probes) -> Readiness:
+    try:
+        return probes[value]
+    except KeyError:
+        known = ", ".join(filter(None, probes)) or "none is configured"
+        wanted = f"must name a probe that `adjourn learn` made: {known}"
+        raise BadPolicy(f"option {option!r} of policy {name!r} {wanted}") from None
+
+
+def _read(tree: ast.expr, options: Mapping[str, Any], probes: Probes) -> Policy:
     match tree:
         case ast.Name(id=name):
-            return build(name, options)
+            return build(name, options, probes=probes)
         case ast.Call(func=ast.Name(id=name), args=args, keywords=keywords):
             written = {word.arg: _value(word.value) for word in keywords if word.arg}
             if len(written) < len(keywords):
                 raise BadPolicy(f"cannot read the options of policy {name!r}: {_examples()}")
-            members = tuple(_read(member, {}) for member in args)
-            return build(name, {**written, **options}, members)
+            members = tuple(_read(member, {}, probes) for member in args)
+            return build(name, {**written, **options}, members, probes)
     raise BadPolicy(f"cannot read policy {ast.unparse(tree)!r}: {_examples()}")
 
 
@@ -105,6 +132,8 @@ def _fits(value: Any, hint: Any) -> bool:
         return value in get_args(hint)
     if isinstance(hint, UnionType):
         return any(_fits(value, part) for part in get_args(hint))
+    if hint is Readiness:
+        return isinstance(value, str)
     if isinstance(value, bool):
         return hint is bool
     if isinstance(value, int) and abs(value) > _LARGEST:
@@ -117,7 +146,9 @@ def _spell(hint: Any) -> str:
         return "one of " + ", ".join(map(repr, get_args(hint)))
     if isinstance(hint, UnionType):
         return " or ".join(_spell(part) for part in get_args(hint))
-    names = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
+    names = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"} | {
+        Readiness: "the name of a probe"
+    }
     return "null" if hint is NoneType else names.get(hint, str(hint))
 
 

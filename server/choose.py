@@ -15,6 +15,7 @@ import msgspec
 from msgspec import Raw
 
 from policies.policy import Policy
+from policies.readiness import Readiness
 from policies.registry import LONGEST, BadPolicy, parse
 from server.apis.translation import Translation, Untranslatable
 from server.config import Settings
@@ -28,7 +29,6 @@ _STOPS = 4
 _TEXT_LIMIT = 16  # tokens of a raw completion that sets none
 _SESSION_HEADERS = ("x-session-id", "x-conversation-id", "x-claude-code-session-id")
 _SESSION_KEYS = ("conversation_id", "session_id", "thread_id")
-_cached_parse = lru_cache(maxsize=256)(parse)
 
 
 @dataclass(slots=True)
@@ -324,11 +324,21 @@ def _policy(
         raise BadRequest("adjourn has options but names no policy", param="adjourn.policy")
     try:
         if options:
-            return parse(named or settings.policy, options)
-        named = named or settings.policy
-        return _cached_parse(named) if len(named) < LONGEST else parse(named)
+            return parse(named or settings.policy, options, settings.probes)
+        return _parse(named or settings.policy, tuple(settings.probes.items()))
     except BadPolicy as error:
         raise BadRequest(str(error), param="adjourn", code="bad_policy") from None
+
+
+def _parse(named: str, probes: tuple[tuple[str, Readiness], ...]) -> Policy:
+    if len(named) >= LONGEST:
+        return parse(named, probes=dict(probes))  # which says what is wrong with it
+    return _cached_parse(named, probes)
+
+
+@lru_cache(maxsize=256)
+def _cached_parse(named: str, probes: tuple[tuple[str, Readiness], ...]) -> Policy:
+    return parse(named, probes=dict(probes))
 
 
 def _untouchable(known: _ChatBody | _TextBody | _OwnBody, settings: Settings) -> str | None:

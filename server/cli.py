@@ -149,12 +149,16 @@ def config_(
 @app.command()
 def policies() -> None:
     """List the installed policies and their options."""
-    from dataclasses import fields
+    from dataclasses import MISSING, fields
 
     from policies.registry import available
 
     for name, kind in available().items():
-        options = ", ".join(f"{f.name}={f.default!r}" for f in fields(kind) if f.name != "policies")
+        options = ", ".join(
+            f.name if f.default is MISSING else f"{f.name}={f.default!r}"
+            for f in fields(kind)
+            if f.name != "policies"
+        )
         members = any(f.name == "policies" for f in fields(kind))
         typer.echo(f"{name}({'policy, …' if members else options})")
         first = (sys.modules[kind.__module__].__doc__ or "").strip().split("\n")[0]

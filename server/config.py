@@ -9,9 +9,18 @@ from __future__ import annotations
 import os
 from contextvars import ContextVar
 from pathlib import Path
-from typing import Any, Literal, get_origin
+from typing import Annotated, Any, Literal, get_origin
 
-from pydantic import Field, HttpUrl, ValidationError, field_validator, model_validator
+from pydantic import (
+    Field,
+    HttpUrl,
+    PlainSerializer,
+    PlainValidator,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
@@ -20,6 +29,7 @@ from pydantic_settings import (
 )
 
 from policies.dialect import builtin, override
+from policies.readiness import BadReadiness, Readiness
 from policies.registry import parse
 from server.spelling import Spelling
 
@@ -32,6 +42,20 @@ _file: ContextVar[str | None] = ContextVar("file", default=None)
 
 class BadConfig(Exception):
     """The configuration is wrong; the message says where and what would be right."""
+
+
+def _read_probe(value: Any) -> Readiness:
+    if isinstance(value, Readiness):
+        return value
+    try:
+        return Readiness.read(Path(value).read_bytes())
+    except OSError as error:
+        raise ValueError(f"{value}: {error.strerror}") from None
+    except (BadReadiness, TypeError) as error:
+        raise ValueError(f"{value}: {error}") from None
+
+
+_Probe = Annotated[Readiness, PlainValidator(_read_probe), PlainSerializer(repr)]
 
 
 class Settings(BaseSettings):
@@ -52,6 +76,10 @@ class Settings(BaseSettings):
     )
     host: str = Field("127.0.0.1", description="Address to listen on.")
     port: int = Field(8000, ge=0, le=65535, description="Port to listen on.")
+    probes: dict[str, _Probe] = Field(
+        default_factory=dict,
+        description="Probes for `lynx`: `name: file`, files of `adjourn learn --policy lynx`.",
+    )
     policy: str = Field("deer", description="Default policy, e.g. `any_of(deer, loop)`, or `off`.")
     mode: Literal["enforce", "observe"] = Field(
         "enforce", description="`observe` lets policies decide and carries nothing out."
@@ -121,9 +149,9 @@ class Settings(BaseSettings):
 
     @field_validator("policy")
     @classmethod
-    def _policy_exists(cls, value: str) -> str:
-        if value != "off":
-            parse(value)
+    def _policy_exists(cls, value: str, info: ValidationInfo) -> str:
+        if value != "off" and "probes" in info.data:  # else their fault is told
+            parse(value, probes=info.data["probes"])
         return value
 
     @field_validator("dialects")

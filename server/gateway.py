@@ -50,7 +50,9 @@ class Gateway:
         self.adapter: Adapter = VLLM(self.engine)  # until it was asked
         self.equality = Equality()
         self.metrics = Metrics()
-        self.default = None if settings.policy == "off" else parse(settings.policy)
+        self.default = (
+            None if settings.policy == "off" else parse(settings.policy, probes=settings.probes)
+        )
         self.dialects = override(builtin(), settings.dialects)
         self.report: Report | None = None
         self.up = False
@@ -104,6 +106,10 @@ class Gateway:
             return "engine-cannot-probe"
         if needs.ending and not self.report.can_score_endings:
             return "engine-cannot-score-endings"
+        if needs.models - {model.id}:
+            return "learned-of-another-model"
+        if needs.hidden_states - self.report.layers:
+            return "engine-tells-no-hidden-states"
         if needs.logprobs and not self.report.can_tell_logprobs:
             return "engine-tells-no-logprobs"
         if needs.inducers - model.marks.inducers.keys():

@@ -58,6 +58,7 @@ class Prober:
             at=now,
             top=drawn.top,
             ending=drawn.ending,
+            hidden_states=drawn.hidden_states,
         )
         return session.probed(result, prefilled=drawn.prefilled, decoded=drawn.decoded)
 

@@ -16,6 +16,7 @@ from msgspec import Raw
 
 from policies.dialect import Dialect, Marks, candidates
 from policies.events import Probe
+from policies.hidden_states import Layer
 from policies.markers import Ids
 from policies.uncertainty import TOP
 from server.adapters.adapter import Adapter, Headers
@@ -42,12 +43,14 @@ _TEXT_CUTS = {"token ids of raw completions"}
 @dataclass(frozen=True, slots=True)
 class Report:
     """``engine``: its kind and version. ``models`` by id; ``missing`` maps what the engine can't do
-    to what is off for it."""
+    to what is off for it. ``layers``: those behind which it tells hidden states, where a policy may
+    ask for them."""
 
     engine: str
     models: Mapping[str, Model]
     missing: Mapping[str, str] = field(default_factory=dict)
     habits: Habits = field(default_factory=Habits)
+    layers: frozenset[Layer] = frozenset()
 
     @property
     def can_probe(self) -> bool:
@@ -94,6 +97,7 @@ async def examine(
     headers = [*_HEADERS, *authorization(adapter.engine.settings)]
     missing: dict[str, str] = {}
     models: dict[str, Model] = {}
+    layers: frozenset[Layer] = frozenset()
     for card in await _cards(adapter.engine, headers):
         marks = await _marks(adapter, card.id, dialects, forced, headers, missing)
         chat: dict[str, Any] = {}
@@ -101,6 +105,7 @@ async def examine(
         if not models:
             talk = _Talk(adapter, card.id, marks, headers, missing)
             chat, text = await talk.hold()
+            layers = talk.layers
         models[card.id] = Model(card.id, card.max_model_len, marks, chat, text)
     for what, off in missing.items():
         log.warning("the engine (%s) lacks %s: %s", adapter.name, what, off)
@@ -109,7 +114,7 @@ async def examine(
         # Other models that an engine serves are adapters of the first.
         first = next(iter(models.values()))
         habits = await learn(adapter.engine, first.id, first.max_model_len, headers)
-    return Report(f"{adapter.name} {version}", models, missing, habits)
+    return Report(f"{adapter.name} {version}", models, missing, habits, layers)
 
 
 def authorization(settings: Settings) -> list[tuple[bytes, bytes]]:
@@ -158,6 +163,7 @@ class _Talk:
         headers: Headers,
         missing: dict[str, str],
     ) -> None:
+        self.layers: frozenset[Layer] = frozenset()
         self._adapter = adapter
         self._model = model
         self._marks = marks
@@ -180,6 +186,7 @@ class _Talk:
             prompt = await self._try_text(same, prompt) or prompt
         if prompt is not None:
             await self._try_probes(prompt)
+            await self._try_hidden_states(prompt)
         await self._try_logprobs(CHAT if _CHAT_CUTS.isdisjoint(missing) else COMPLETIONS)
         return chat, text
 
@@ -247,6 +254,28 @@ class _Talk:
                 await adapter.probe(self._model, prompt, probe, headers, {}, end)
             except (GatewayError, BadReply) as error:
                 missing["log-probabilities of chosen tokens"] = f"`margin` is off ({error})"
+
+    async def _try_hidden_states(self, prompt: list[int]) -> None:
+        """Only where a probe may be asked for that reads them."""
+        probes = self._adapter.engine.settings.probes.values()
+        wanted = frozenset(layer for probe in probes for layer in probe.needs)
+        if not wanted:
+            return
+        asked = Probe(inducer="", max_tokens=1, closing=False, hidden_states=True)
+        with contextlib.suppress(GatewayError, BadReply):
+            drawn = await self._adapter.probe(self._model, prompt, asked, self._headers, {})
+            if (told := drawn.hidden_states) is not None:
+                self.layers = frozenset(Layer(number, told.width) for number in told.layers)
+        if not wanted - self.layers:
+            return
+        widths = {layer.width for layer in self.layers}
+        if widths and {layer.width for layer in wanted} != widths:
+            why = f"`lynx` is off: its probe is of another width than this model's {widths.pop()}"
+        elif flags := self._adapter.flags({layer.number for layer in wanted}):
+            why = f"`lynx` is off: start the engine with {flags}, see docs/engines.md"
+        else:
+            why = "`lynx` is off"
+        self._missing["hidden states"] = why
 
     async def _try_logprobs(self, endpoint: str) -> None:
         chat = {"logprobs": Raw(b"true"), "top_logprobs": Raw(b"%d" % TOP)}

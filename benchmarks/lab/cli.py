@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
 import msgspec
 import typer
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 __all__ = ["learn", "record", "replay"]
 
+_Learnable = Literal["learned", "lynx"]
 _TOLD = 5
 """Failed traces that are named; the others likely failed for the same reason."""
 
@@ -56,7 +57,8 @@ def record(
     """
     from benchmarks.lab.plan import BadPlan, Plan, needs_of, probe_of
     from benchmarks.lab.plan import prompts as read
-    from policies.registry import BadPolicy, parse
+    from benchmarks.lab.probes import parse
+    from policies.registry import BadPolicy
 
     own = {"temperature": temperature, "max_tokens": max_tokens, "seed": seed}
     try:
@@ -127,23 +129,29 @@ def replay(
 
 def learn(
     traces: Annotated[
-        Path, typer.Argument(help="What `adjourn record` wrote, with --for learned.")
+        Path, typer.Argument(help="What `adjourn record` wrote, with --for this policy.")
     ],
-    out: Annotated[Path, typer.Option(help="Where the weights are written.")] = Path(
-        "learned.json"
-    ),
+    policy: Annotated[_Learnable, typer.Option(help="Which one.")] = "learned",
+    out: Annotated[
+        Path | None, typer.Option(help="Where what was learned is written, else POLICY.json.")
+    ] = None,
     tolerance: Annotated[
-        float, typer.Option(min=0, help="Points of accuracy that may be lost, for the threshold.")
+        float, typer.Option(min=0, help="Points of accuracy that may be lost, for `learned`.")
     ] = 1.0,
 ) -> None:
-    """Learn the policy `learned` from recorded traces, and try it on prompts it has not seen."""
+    """Learn `learned`, or the probe of `lynx`, from recorded traces, and try it on prompts it has
+    not seen."""
+    out = out or Path(f"{policy}.json")
     with _laboratory():
-        from benchmarks.lab.learn import learn as run
+        from benchmarks.lab import learn, readiness
         from benchmarks.lab.traces import BadTraces
         from policies.learned import Learned
 
         try:
-            run(traces, Learned(), out, tolerance / 100)
+            if policy == "lynx":
+                readiness.learn(traces, out)
+            else:
+                learn.learn(traces, Learned(), out, tolerance / 100)
         except BadTraces as error:
             _fail(str(error))
 

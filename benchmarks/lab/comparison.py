@@ -19,10 +19,12 @@ from benchmarks.lab.page import page
 from benchmarks.lab.plan import foretold
 from benchmarks.lab.plot import plot
 from benchmarks.lab.points import Judge, Point, best, front
+from benchmarks.lab.probes import parse
 from benchmarks.lab.replay import sweep
 from benchmarks.lab.report import notes, table
 from benchmarks.lab.tape import Tapes
-from policies.registry import BadPolicy, parse
+from policies.policy import Needs
+from policies.registry import BadPolicy
 from policies.sampling import Sampling
 
 __all__ = ["compare"]
@@ -54,10 +56,8 @@ def compare(
         foretold(policy)
     tapes = Tapes(traces)
     for name in names:
-        if parse(name).needs.logprobs > tapes.logprobs:
-            raise BadPolicy(
-                f"{name}: log-probabilities were not recorded: record with --for '{name}'"
-            )
+        if (why := _untold(parse(name).needs, tapes)) is not None:
+            raise BadPolicy(f"{name}: {why}")
     baselines = Baselines(tapes, instant=instant)
     judge = Judge([tape.prompt for tape in tapes.tapes], baselines)
     began = time.perf_counter()
@@ -79,6 +79,19 @@ def compare(
     _write(out, tapes, points, baselines, marked, said)
     console.print(f"{rate:.0f} traces a second; {out}/", markup=False, highlight=False)
     return points
+
+
+def _untold(needs: Needs, tapes: Tapes) -> str | None:
+    """What a recording lacks of what a policy sees with its probes or its tokens."""
+    again = "record again with --for this policy"
+    if needs.logprobs > tapes.logprobs:
+        return f"log-probabilities were not recorded: {again}"
+    if lacking := sorted(needs.hidden_states - tapes.layers):
+        told = ", ".join(f"{number} (width {width})" for number, width in lacking)
+        return f"hidden states behind layer {told} were not recorded: {again}"
+    if needs.models - {tapes.recording.model}:
+        return f"learned from {', '.join(needs.models)}, recorded of {tapes.recording.model}"
+    return None
 
 
 def _console() -> Console:

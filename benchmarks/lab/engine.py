@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import math
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
@@ -13,6 +14,7 @@ import msgspec
 
 from policies.dialect import Dialect, Marks, candidates
 from policies.events import Probe
+from policies.hidden_states import HiddenStates
 from policies.markers import Ids
 
 __all__ = ["TROUBLE", "BadEngine", "Chunk", "Drawing", "Engine"]
@@ -82,7 +84,7 @@ class Chunk(msgspec.Struct):
 @dataclass(frozen=True, slots=True)
 class Drawing:
     """What a probe brought. ``prefilled``: prompt tokens that the cache did not hold; ``decoded``:
-    tokens that it took; ``top`` and ``ending`` as in a ProbeResult."""
+    tokens that it took; ``top``, ``ending`` and ``hidden_states`` as in a ProbeResult."""
 
     text: str
     tokens: tuple[str, ...]
@@ -92,6 +94,7 @@ class Drawing:
     decoded: int
     top: tuple[tuple[float, ...], ...]
     ending: float | None
+    hidden_states: HiddenStates | None
 
 
 _decode_chunk = msgspec.json.Decoder(Chunk).decode
@@ -158,7 +161,7 @@ class Engine:
     ) -> Drawing:
         """Draw greedily from these ids, and score those of ``ending`` behind them, each of which is
         a prompt more. BadEngine where log-probabilities are missing."""
-        body = {
+        body: dict[str, Any] = {
             "model": self.model,
             "prompt": [[*prompt, *ending[:n]] for n in range(len(ending))] or prompt,
             "max_tokens": probe.max_tokens,
@@ -169,7 +172,9 @@ class Engine:
             body["logprob_token_ids"] = list(ending)
         if ending or (probe.top > 1 and probe.max_tokens == 1):
             body["return_tokens_as_token_ids"] = True
-        return _drawing(await self._post("/v1/completions", body), ending)
+        if probe.hidden_states:
+            body["kv_transfer_params"] = {"hidden_states": True}
+        return _drawing(await self._post("/v1/completions", body), probe, ending)
 
     async def _get(self, path: str) -> Any:
         async with self._session.get(self._url + path) as reply:
@@ -182,7 +187,7 @@ class Engine:
             return msgspec.json.decode(await reply.read())
 
 
-def _drawing(reply: Any, ending: Sequence[int]) -> Drawing:
+def _drawing(reply: Any, probe: Probe, ending: Sequence[int]) -> Drawing:
     choices = sorted(reply["choices"], key=lambda choice: choice["index"])
     choice, usage = choices[0], reply["usage"]
     drawn = choice["logprobs"] or {"tokens": (), "token_logprobs": (None,)}
@@ -200,7 +205,17 @@ def _drawing(reply: Any, ending: Sequence[int]) -> Drawing:
         decoded=max(len(drawn["tokens"]), len(choices)),
         top=tuple(tuple(sorted((top or {}).values(), reverse=True)) for top in tops),
         ending=_scored(choices, ending) if ending else None,
+        hidden_states=_hidden_states(reply) if probe.hidden_states else None,
     )
+
+
+def _hidden_states(reply: Any) -> HiddenStates:
+    try:
+        told = reply["kv_transfer_params"]["hidden_states"]
+        data = base64.b64decode(told["data"], validate=True)
+        return HiddenStates(tuple(told["layers"]), told["width"], data)
+    except (TypeError, LookupError, ValueError):
+        raise BadEngine("a probe's reply tells no hidden states: see docs/engines.md") from None
 
 
 def _scored(choices: Sequence[Any], ids: Sequence[int]) -> float:

@@ -38,7 +38,7 @@ from policies.learned import FEATURES, Learned, LearnedStopper, Look
 from policies.mathematics import equal
 from policies.policy import Needs, Policy, Stopper
 
-__all__ = ["Looked", "fit", "learn", "looks"]
+__all__ = ["Looked", "fit", "learn", "looks", "table"]
 
 THRESHOLDS = (0.8, 0.9, 0.95, 0.97, 0.98, 0.99, 0.995)
 FOLDS = 5
@@ -144,7 +144,7 @@ def learn(
     learned = replace(fit(policy, looked), threshold=threshold)
     quality = _quality(looked, told)
     _write(out, learned, tapes, quality, chosen)
-    console.print(_table([*points, *rivals], chosen))
+    console.print(table([*points, *rivals], chosen))
     console.print(_said(learned, quality, chosen, tolerance, out), markup=False, highlight=False)
     return learned
 
@@ -221,7 +221,7 @@ def _write(
     out.write_text(json.dumps(document, indent=1) + "\n", "utf-8")
 
 
-def _table(points: Sequence[Point], chosen: Point | None) -> Table:
+def table(points: Sequence[Point], chosen: Point | None) -> Table:
     made = Table(box=SIMPLE_HEAD, caption="Out of sample, probes at once; 95 % intervals.")
     for name in ("policy, threshold", "right, %", "± full, points", "CRT", "probes", "stopped"):
         made.add_column(name, justify="left" if name.startswith("policy") else "right")

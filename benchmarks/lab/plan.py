@@ -95,7 +95,15 @@ class Plan:
 
 def _looks(needs: Needs) -> Needs:
     """Less what makes no difference to where is looked, and what is told there."""
-    return replace(needs, thoughts=False, probes=False, ending=False, inducers=frozenset())
+    return replace(
+        needs,
+        thoughts=False,
+        probes=False,
+        ending=False,
+        hidden_states=frozenset(),
+        models=frozenset(),
+        inducers=frozenset(),
+    )
 
 
 class _Row(msgspec.Struct):
@@ -200,8 +208,9 @@ def foretold(policy: Policy) -> None:
 
 def kind(probe: Probe) -> Probe:
     """A probe less its length: of those of one kind, a longer one answers a shorter as well, since
-    both are greedy. Where a single token is told by its id, it is of a kind of its own."""
-    alone = probe.ending or (probe.top > 1 and probe.max_tokens == 1)
+    both are greedy. Where a single token is told by its id, or with what the model held before it,
+    it is of a kind of its own."""
+    alone = probe.ending or probe.hidden_states or (probe.top > 1 and probe.max_tokens == 1)
     return probe if alone else replace(probe, max_tokens=0)
 
 

@@ -249,6 +249,7 @@ class _Taking:
             at=now,
             top=drawn.top,
             ending=drawn.ending,
+            hidden_states=drawn.hidden_states,
         )
         return result, drawn.prefilled, drawn.decoded
 

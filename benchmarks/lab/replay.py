@@ -16,13 +16,14 @@ from multiprocessing import get_context
 from pathlib import Path
 
 from benchmarks.lab.plan import LED_ELSEWHERE
+from benchmarks.lab.probes import parse
 from benchmarks.lab.tape import Found, Run, Tape, Tapes
 from policies.appraisal import Appraiser
 from policies.dialect import Marks
 from policies.events import ProbeFailed, ProbeResult
 from policies.orders import Ask, Cut, Order
 from policies.policy import Needs, Policy
-from policies.registry import BadPolicy, parse
+from policies.registry import BadPolicy
 from policies.session import Session
 
 __all__ = ["Outcome", "play", "play_all", "sweep"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from bisect import bisect_left, bisect_right
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
+from copy import copy
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from itertools import accumulate, chain, dropwhile, groupby
@@ -20,6 +21,7 @@ from policies.boundaries import BoundaryScanner
 from policies.cues import CueScanner
 from policies.dialect import Marks
 from policies.events import Probe, ProbeFailed, ProbeResult
+from policies.hidden_states import Layer
 from policies.ledger import Ledger
 from policies.markers import NOWHERE
 from policies.mathematics import equal
@@ -195,6 +197,15 @@ class Tape:
             found = trial.position
         return found
 
+    @property
+    def layers(self) -> frozenset[Layer]:
+        """Those behind which hidden states were told."""
+        results = (draw.result for draw in chain.from_iterable(self._draws.values()))
+        states = (r.hidden_states for r in results if isinstance(r, ProbeResult))
+        return frozenset(
+            Layer(number, one.width) for one in states if one is not None for number in one.layers
+        )
+
     def pace(self) -> list[float]:
         """Seconds a drawn token, of each probe."""
         every = chain.from_iterable(self._draws.values())
@@ -283,8 +294,8 @@ def _endlessness() -> Callable[[Feed], bool]:
 class Tapes:
     """The traces of a file that came to their own end, with what holds for all of them.
 
-    ``truncated`` were left out. ``logprobs``: so many were told with each token. ``resume``:
-    seconds from a cut to the answer's first token.
+    ``truncated`` were left out. ``logprobs``: so many were told with each token. ``layers``: those
+    behind which hidden states were. ``resume``: seconds from a cut to the answer's first token.
     Raises BadTraces.
     """
 
@@ -303,7 +314,14 @@ class Tapes:
         self.truncated = len(every) - len(self.tapes)
         if not self.tapes:
             raise BadTraces(f"{path} holds no trace that came to its own end")
+        self.layers = frozenset(layer for tape in self.tapes for layer in tape.layers)
         self.resume = _resume(self.tapes)
+
+    def only(self, which: Callable[[Tape], bool]) -> Tapes:
+        """Those of them."""
+        some = copy(self)
+        some.tapes = list(filter(which, self.tapes))
+        return some
 
 
 def _resume(tapes: Sequence[Tape]) -> float:

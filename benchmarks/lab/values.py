@@ -6,12 +6,13 @@ checkpoint or result needs no line here.
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from types import ModuleType
 from typing import Any
 
-from policies import dialect, events, policy
+from policies import dialect, events, hidden_states, policy
 from policies.markers import Mark, Markers
 
 __all__ = ["BadValue", "read", "write"]
@@ -30,7 +31,7 @@ def _classes(*modules: ModuleType) -> dict[str, type]:
     }
 
 
-_KNOWN = _classes(events, dialect, policy)
+_KNOWN = _classes(events, dialect, hidden_states, policy)
 
 
 def write(value: Any) -> Any:
@@ -46,6 +47,8 @@ def write(value: Any) -> Any:
         return [write(part) for part in value]
     if isinstance(value, frozenset):
         return {"set": sorted(value)}
+    if isinstance(value, bytes):
+        return {"bytes": base64.b64encode(value).decode()}
     return value
 
 
@@ -59,6 +62,8 @@ def read(document: Any) -> Any:
     parts = {key: read(part) for key, part in document.items()}
     if parts.keys() == {"set"}:
         return frozenset(parts["set"])
+    if parts.keys() == {"bytes"}:
+        return base64.b64decode(parts["bytes"])
     if parts.keys() == {"markers"}:
         return Markers({ids: Mark(mark) for ids, mark in parts["markers"]})
     if "type" not in parts:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from policies.events import Probe
+from policies.hidden_states import HiddenStates
 from server.chat import Chat
 from server.completions import ENDPOINT as COMPLETIONS
 from server.completions import Completions
@@ -22,7 +23,7 @@ Headers = Sequence[tuple[bytes, bytes]]
 @dataclass(frozen=True, slots=True)
 class Drawn:
     """What a probe brought. ``prefilled``: prompt tokens that the cache did not hold. ``decoded``:
-    tokens that it took. ``top`` and ``ending`` as in a ProbeResult."""
+    tokens that it took. ``top``, ``ending`` and ``hidden_states`` as in a ProbeResult."""
 
     text: str
     tokens: tuple[str, ...]
@@ -32,6 +33,7 @@ class Drawn:
     decoded: int
     top: tuple[tuple[float, ...], ...] = ()
     ending: float | None = None
+    hidden_states: HiddenStates | None = None
 
 
 class Adapter(ABC):
@@ -79,8 +81,13 @@ class Adapter(ABC):
         """Draw greedily from these ids. ``extra``: what must be the same on all calls of a
         request. ``ending``: ids that are scored behind them, for a probe that asks for it.
 
-        Raises BadReply where log-probabilities are missing.
+        Raises BadReply where log-probabilities are missing, or hidden states that were asked for.
         """
+
+    def flags(self, layers: Iterable[int]) -> str:
+        """What to start such an engine with so that it tells the hidden states behind these layers;
+        empty where nothing would make it."""
+        return ""
 
     async def prompt(self, fields: Fields, headers: Headers) -> list[int]:
         """The ids of a chat's prompt, where its stream does not tell them."""

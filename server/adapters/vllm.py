@@ -1,13 +1,15 @@
-"""vLLM. All of it is stock, with no flag of the operator's but the reasoning parser."""
+"""vLLM. All of it is stock, with no flag of the operator's but the reasoning parser; hidden states
+alone need a connector, and flags that bring it in."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Literal
 
 import msgspec
 
 from policies.events import Probe
+from policies.hidden_states import HiddenStates
 from server.adapters.adapter import Adapter, Drawn, Headers
 from server.engine import BadReply, Engine
 
@@ -36,9 +38,21 @@ class _Usage(msgspec.Struct):
     prompt_tokens_details: _Details | None = None
 
 
+class _States(msgspec.Struct):
+    layers: list[int]
+    width: int
+    dtype: Literal["bfloat16"]
+    data: bytes
+
+
+class _Transferred(msgspec.Struct):
+    hidden_states: _States | None = None
+
+
 class _Completion(msgspec.Struct):
     choices: list[_Drawn]
     usage: _Usage = msgspec.field(default_factory=_Usage)
+    kv_transfer_params: _Transferred | None = None
 
 
 _decode_completion = msgspec.json.Decoder(_Completion).decode
@@ -91,8 +105,27 @@ class VLLM(Adapter):
         if ending or (probe.top > 1 and probe.max_tokens == 1):
             # By their text, tokens that look alike would be one; an answer is read from its text.
             fields["return_tokens_as_token_ids"] = True
+        if probe.hidden_states:
+            fields["kv_transfer_params"] = {"hidden_states": True}
         content = await self.engine.post("/v1/completions", msgspec.json.encode(fields), headers)
-        return _read_drawn(content, ending)
+        return _read_drawn(content, probe, ending)
+
+    def flags(self, layers: Iterable[int]) -> str:
+        chosen = {"hf_config": {"eagle_aux_hidden_state_layer_ids": sorted(layers)}}
+        speculative = {
+            "method": "extract_hidden_states",
+            "num_speculative_tokens": 1,
+            "draft_model_config": chosen,
+        }
+        transfer = {
+            "kv_connector": "HiddenStatesConnector",
+            "kv_connector_module_path": "adjourn_hidden_states",
+            "kv_role": "kv_producer",
+        }
+        return (
+            f"--speculative-config '{msgspec.json.encode(speculative).decode()}' "
+            f"--kv-transfer-config '{msgspec.json.encode(transfer).decode()}'"
+        )
 
     async def tokenize(self, model: str, text: str, headers: Headers) -> list[int]:
         body = msgspec.json.encode({"model": model, "prompt": text, "add_special_tokens": False})
@@ -103,7 +136,7 @@ class VLLM(Adapter):
             raise BadReply(f"/tokenize answered with something else: {error}") from None
 
 
-def _read_drawn(content: bytes, ending: Sequence[int]) -> Drawn:
+def _read_drawn(content: bytes, probe: Probe, ending: Sequence[int]) -> Drawn:
     try:
         reply = _decode_completion(content)
         choices = sorted(reply.choices, key=lambda choice: choice.index)
@@ -128,7 +161,18 @@ def _read_drawn(content: bytes, ending: Sequence[int]) -> Drawn:
         decoded=max(len(drawn.tokens), len(choices)),
         top=tuple(tuple(sorted((t or {}).values(), reverse=True)) for t in drawn.top_logprobs),
         ending=_scored(choices, ending) if ending else None,
+        hidden_states=_read_states(reply.kv_transfer_params) if probe.hidden_states else None,
     )
+
+
+def _read_states(transferred: _Transferred | None) -> HiddenStates:
+    """Raises BadReply."""
+    if transferred is None or (told := transferred.hidden_states) is None:
+        raise BadReply("a probe's reply tells no hidden states")
+    try:
+        return HiddenStates(tuple(told.layers), told.width, told.data)
+    except ValueError as error:
+        raise BadReply(f"a probe's reply could not be read: {error}") from None
 
 
 def _scored(choices: Sequence[_Drawn], ids: Sequence[int]) -> float:

@@ -1,0 +1,45 @@
+"""Policies as the laboratory reads them: what `adjourn learn` wrote is named by its path."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from functools import lru_cache
+from pathlib import Path
+
+from policies.policy import Policy
+from policies.readiness import UNTRAINED, BadReadiness, Readiness
+from policies.registry import BadPolicy
+from policies.registry import parse as parse_with
+
+__all__ = ["parse"]
+
+
+@lru_cache(maxsize=64)
+def _read(path: str) -> Readiness:
+    try:
+        return Readiness.read(Path(path).read_bytes())
+    except OSError as error:
+        raise BadPolicy(f"{path}: {error.strerror}") from None
+    except BadReadiness as error:
+        raise BadPolicy(f"{path}: {error}") from None
+
+
+class _Files(Mapping[str, Readiness]):
+    """Any file; none at all is for recording what is yet to be learned from."""
+
+    def __getitem__(self, path: str) -> Readiness:
+        return _read(path) if path else UNTRAINED
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(())
+
+    def __len__(self) -> int:
+        return 0
+
+
+_FILES = _Files()
+
+
+def parse(specification: str) -> Policy:
+    """The policy that ``specification`` describes. Raises BadPolicy."""
+    return parse_with(specification, probes=_FILES)

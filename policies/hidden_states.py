@@ -1,0 +1,56 @@
+"""Hidden states: what a model holds at one token, behind some of its layers."""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+__all__ = ["HiddenStates", "Layer"]
+
+_BYTES = 2
+
+
+class Layer(NamedTuple):
+    """States are told behind the ``number``-th layer, from 1 on, and are ``width`` numbers."""
+
+    number: int
+    width: int
+
+
+@dataclass(frozen=True, slots=True)
+class HiddenStates:
+    """Of one token: ``data`` holds ``width`` numbers for each of ``layers``, one behind the other,
+    as bfloat16 with the low byte first: half of what float32 takes, in a log too, and all of its
+    range."""
+
+    layers: tuple[int, ...]
+    width: int
+    data: bytes
+
+    def __post_init__(self) -> None:
+        if len(self.data) != _BYTES * self.width * len(self.layers):
+            raise ValueError("hidden states of another width than they say")
+
+    def behind(self, layers: Iterable[int]) -> array[float]:
+        """The states behind these layers, one behind the other. Raises ValueError where one was
+        not told."""
+        size = _BYTES * self.width
+        places = [self.layers.index(layer) * size for layer in layers]
+        low = b"".join(self.data[place : place + size] for place in places)
+        # A bfloat16 is the upper half of a float32.
+        wide = bytearray(2 * len(low))
+        wide[2::4], wide[3::4] = low[0::2], low[1::2]
+        return _floats(bytes(wide))
+
+
+def _floats(data: bytes) -> array[float]:
+    read = array("f")
+    read.frombytes(data)
+    if _BIG_ENDIAN:
+        read.byteswap()
+    return read
+
+
+_BIG_ENDIAN = array("H", [1]).tobytes() == b"\x00\x01"
