@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -33,7 +33,7 @@ class HiddenStates:
         if len(self.data) != _BYTES * self.width * len(self.layers):
             raise ValueError("hidden states of another width than they say")
 
-    def behind(self, layers: Iterable[int]) -> array[float]:
+    def behind(self, layers: Iterable[int]) -> Sequence[float]:
         """The states behind these layers, one behind the other. Raises ValueError where one was
         not told."""
         size = _BYTES * self.width
@@ -45,7 +45,7 @@ class HiddenStates:
         return _floats(bytes(wide))
 
 
-def _floats(data: bytes) -> array[float]:
+def _floats(data: bytes) -> Sequence[float]:
     read = array("f")
     read.frombytes(data)
     if _BIG_ENDIAN:

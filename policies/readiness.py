@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from array import array
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from operator import mul
@@ -41,7 +40,7 @@ class Readiness:
     layers: tuple[int, ...] = field(compare=False, repr=False)
     width: int = field(compare=False, repr=False)
     bias: float = field(compare=False, repr=False)
-    weights: array[float] = field(compare=False, repr=False)
+    weights: tuple[float, ...] = field(compare=False, repr=False)
     ready: tuple[float, ...] = field(compare=False, repr=False)
     not_ready: tuple[float, ...] = field(compare=False, repr=False)
     digest: str
@@ -73,7 +72,7 @@ class Readiness:
             layers,
             width,
             _one(told, "bias", float),
-            array("d", weights),
+            weights,
             _shares(scores, "ready"),
             _shares(scores, "not_ready"),
             hashlib.blake2b(document, digest_size=6).hexdigest(),
@@ -111,7 +110,7 @@ class Readiness:
         return frozenset(label for label, it_could in could if it_could)
 
 
-UNTRAINED = Readiness("", (), 0, -math.inf, array("d"), (), (), "")
+UNTRAINED = Readiness("", (), 0, -math.inf, (), (), (), "")
 """Never ready: to record with."""
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -117,7 +116,7 @@ def fit(model: str, taught: Sequence[Cue]) -> Readiness:
     scaler, model_ = search.best_estimator_
     weights = model_.coef_[0] / scaler.scale_
     bias = float(model_.intercept_[0] - weights @ scaler.mean_)
-    short = array("d", (float(f"{weight:.5g}") for weight in weights))
+    short = tuple(float(f"{weight:.5g}") for weight in weights)
     return Readiness(model, layers, width, round(bias, 5), short, (), (), "")
 
 
@@ -189,9 +188,7 @@ def _points(probe: Readiness, tapes: Tapes) -> list[Point]:
 def _coverage(probe: Readiness, tried: Sequence[Cue]) -> Table:
     """At each δ, of the cues of each kind: how many the set holds, and how many it calls ready."""
     told = [(probe.probability(cue.states), READY if cue.ready else NOT_READY) for cue in tried]
-    made = Table(
-        box=SIMPLE_HEAD, caption="Of the cues of prompts that taught nothing, %."
-    )
+    made = Table(box=SIMPLE_HEAD, caption="Of the cues of prompts that taught nothing, %.")
     kinds = (READY, NOT_READY)
     made.add_column("δ", justify="right")
     for what in ("in the set", "taken for ready"):

@@ -1,0 +1,109 @@
+"""``lynx`` asks for hidden states at every cue and stops where they leave nothing but ready."""
+
+from __future__ import annotations
+
+import pytest
+
+from policies.events import Command, Probe, Stop
+from policies.hidden_states import HiddenStates, Layer
+from policies.lynx import Lynx
+from policies.readiness import UNTRAINED
+from policies.registry import BadPolicy, parse
+from tests.policies.lab import cue, ended, failed, fed, result, session
+from tests.policies.probes import read, states
+
+ASKED = Probe(inducer="", max_tokens=1, closing=False, hidden_states=True)
+SURE, UNSURE, NO = (states(value, 0, 0, 0) for value in (4, 0, -4))
+"""p of 0.98, which nothing that is not ready ever had, of 0.5, which could be either, and 0.02."""
+OVERLAPPING = {
+    "ready": [0.4 + n / 165 for n in range(99)],
+    "not_ready": [n / 165 for n in range(99)],
+}
+
+
+def told(policy: Lynx, hidden_states: HiddenStates | None) -> Command | None:
+    stopper = policy.start()
+    assert stopper.observe(cue(7)) == ASKED
+    return stopper.observe(result(7, "W", probe=ASKED, hidden_states=hidden_states))
+
+
+def test_it_stops_where_the_set_is_exactly_ready() -> None:
+    stop = told(Lynx(read()), SURE)
+    assert isinstance(stop, Stop)
+    assert (stop.reason, stop.position) == ("ready", 7)
+    assert stop.confidence == pytest.approx(0.982, abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("hidden", "delta"),
+    [
+        (UNSURE, 0.005),  # too few to rule anything out: both
+        (UNSURE, 0.05),  # both could be
+        (NO, 0.05),  # not ready alone
+        (UNSURE, 0.9),  # neither
+        (None, 0.05),
+    ],
+)
+def test_any_other_set_goes_on(hidden: HiddenStates | None, delta: float) -> None:
+    assert told(Lynx(read(calibration=OVERLAPPING), delta), hidden) is None
+
+
+def test_a_calibration_too_small_for_delta_never_stops() -> None:
+    few = {"ready": [0.9] * 50, "not_ready": [0.1] * 18}
+    assert told(Lynx(read(calibration=few)), SURE) is None
+    assert told(Lynx(read(calibration=few), delta=0.06), SURE) is not None
+
+
+def test_it_asks_again_at_the_next_cue_and_only_at_cues() -> None:
+    stopper = Lynx(read()).start()
+    assert stopper.observe(cue(1)) == ASKED
+    assert stopper.observe(failed(1, ASKED)) is None
+    assert stopper.observe(ended("paragraph", 2)) is None
+    assert stopper.observe(cue(3)) == ASKED
+
+
+def test_states_of_another_shape_mute_it() -> None:
+    """The session goes on without it."""
+    made = session(Lynx(read()))
+    fed(made, ("So", 30), (" Wait", 31), (",", 32))
+    probed = result(1, "W", probe=ASKED, hidden_states=states(1, width=1, layers=(2,)))
+    assert made.probed(probed) is None
+    assert made.muted == "policy-error"
+
+
+def test_what_it_needs() -> None:
+    """The layers of its probe and its model; untrained, it looks and asks for the recorder."""
+    needs = Lynx(read()).needs
+    assert (needs.cues, needs.probes) == (True, True)
+    assert needs.hidden_states == {Layer(2, 2), Layer(5, 2)}
+    assert needs.models == {"small"}
+    assert Lynx(UNTRAINED).needs.models == Lynx(UNTRAINED).needs.hidden_states == frozenset()
+    assert told(Lynx(UNTRAINED), SURE) is None
+
+
+def test_it_is_read_with_the_probe_that_it_names() -> None:
+    probes = {"mine": read()}
+    assert parse("lynx(probe='mine', delta=0.1)", probes=probes) == Lynx(read(), 0.1)
+    assert parse("lynx", {"probe": "mine"}, probes) == Lynx(read())
+    composed = parse("any_of(lynx(probe='mine'), loop)", probes=probes)
+    assert composed.needs.models == {"small"}
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("lynx", "must name a probe that `adjourn learn` made: mine"),
+        ("lynx(probe='other')", "must name a probe"),
+        ("lynx(probe=3)", "must be the name of a probe"),
+        ("lynx(probe='mine', delta=0)", "delta must lie"),
+        ("lynx(probe='mine', delta=1.0)", "delta must lie"),
+    ],
+)
+def test_options_that_make_no_sense(text: str, said: str) -> None:
+    with pytest.raises(BadPolicy, match=said):
+        parse(text, probes={"mine": read()})
+
+
+def test_without_any_probe_it_says_so() -> None:
+    with pytest.raises(BadPolicy, match="none is configured"):
+        parse("lynx")
