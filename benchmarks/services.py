@@ -183,7 +183,11 @@ def llama(port: int) -> Iterator[str]:
 
 @contextlib.contextmanager
 def gateway(
-    upstream: str, port: int, *options: str, env: dict[str, str] | None = None
+    upstream: str,
+    port: int,
+    *options: str,
+    env: dict[str, str] | None = None,
+    log: Path | None = None,
 ) -> Iterator[str]:
     """The gateway before ``upstream``; gives its base URL once it has examined the engine."""
     command = [
@@ -191,5 +195,5 @@ def gateway(
         "--port", str(port), *options,
     ]  # fmt: skip
     url = f"http://127.0.0.1:{port}"
-    with running(command, f"{url}/ready", within=60.0, env=env):
+    with running(command, f"{url}/ready", within=60.0, env=env, log=log):
         yield url

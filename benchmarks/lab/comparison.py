@@ -56,7 +56,7 @@ def compare(
         foretold(policy)
     tapes = Tapes(traces)
     for name in names:
-        if (why := _untold(parse(name).needs, tapes)) is not None:
+        if (why := _untold(name, parse(name).needs, tapes)) is not None:
             raise BadPolicy(f"{name}: {why}")
     baselines = Baselines(tapes, instant=instant)
     judge = Judge([tape.prompt for tape in tapes.tapes], baselines)
@@ -81,16 +81,15 @@ def compare(
     return points
 
 
-def _untold(needs: Needs, tapes: Tapes) -> str | None:
-    """What a recording lacks of what a policy sees with its probes or its tokens."""
-    again = "record again with --for this policy"
+def _untold(name: str, needs: Needs, tapes: Tapes) -> str | None:
+    """What a recording lacks of what a policy sees with its tokens or its probes."""
     if needs.logprobs > tapes.logprobs:
-        return f"log-probabilities were not recorded: {again}"
+        return f"log-probabilities were not recorded: record with --for '{name}'"
+    if others := needs.models - {tapes.recording.model}:
+        return f"learned from {', '.join(others)}, and this is of {tapes.recording.model}"
     if lacking := sorted(needs.hidden_states - tapes.layers):
         told = ", ".join(f"{number} (width {width})" for number, width in lacking)
-        return f"hidden states behind layer {told} were not recorded: {again}"
-    if needs.models - {tapes.recording.model}:
-        return f"learned from {', '.join(needs.models)}, recorded of {tapes.recording.model}"
+        return f"hidden states behind layer {told} were not recorded: record with --for lynx"
     return None
 
 

@@ -157,7 +157,9 @@ class Engine:
             self._fail(connection, scenario.probe_status, scenario.probe_delay)
             return
         stream = bool(body.get("stream"))
-        parts = probe.answer(self.model, [s.probe(turn) for s, turn in found], stream=stream)
+        trials = [s.probe(turn) for s, turn in found]
+        hidden = scenario.hidden_states(found[0][1])
+        parts = probe.answer(self.model, trials, hidden, stream=stream)
         data = wire.http(200, parts[0])
         if stream:
             chunks = b"".join(wire.chunk(part) for part in parts)

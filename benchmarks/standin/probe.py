@@ -33,7 +33,14 @@ class Probe:
             return cls(name, body, [prompt])
         return cls(name, body, [v.encode(x) if isinstance(x, str) else x for x in prompt])
 
-    def answer(self, model: str, trials: list[tuple[str, float]], *, stream: bool) -> list[bytes]:
+    def answer(
+        self,
+        model: str,
+        trials: list[tuple[str, float]],
+        hidden: dict[str, Any] | None,
+        *,
+        stream: bool,
+    ) -> list[bytes]:
         choices = [
             self._choice(prompt, *trial) for prompt, trial in zip(self.prompts, trials, strict=True)
         ]
@@ -46,7 +53,9 @@ class Probe:
             return wire.completion_events(self.name, model, choices[0], used if wanted else None)
         cached = {"cached_tokens": hit, "created_cache_tokens": None, "multimodal_tokens": None}
         used = wire.usage(asked, said, None, cached, nulls=True)
-        return [wire.completion(self.name, model, choices, used)]
+        asks = (self.body.get("kv_transfer_params") or {}).get("hidden_states")
+        transferred = {"hidden_states": hidden} if asks and hidden is not None else None
+        return [wire.completion(self.name, model, choices, used, transferred)]
 
     def _choice(self, prompt: list[int], trial: str, logprob: float) -> dict[str, Any]:
         body = self.body

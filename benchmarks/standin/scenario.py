@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import struct
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any
@@ -33,6 +35,9 @@ class Scenario:
     # Probes: one for all, or one after the other; the last goes on
     trial: str | tuple[str, ...] = "42"
     trial_logprob: float | tuple[float, ...] = -0.01  # of each token
+    hidden: float | tuple[float, ...] | None = None  # what every hidden state is; None: not told
+    hidden_layers: tuple[int, ...] = (2, 5)
+    hidden_width: int = 2
     probe_delay: float = 0.0
     probe_status: int | None = None
     # Faults
@@ -98,7 +103,21 @@ class Scenario:
 
     def probe(self, turn: int) -> tuple[str, float]:
         """The trial answer of the turn-th probe, and its tokens' log-probability."""
-        trials = (self.trial,) if isinstance(self.trial, str) else self.trial
-        logprobs = self.trial_logprob
-        logprobs = logprobs if isinstance(logprobs, tuple) else (logprobs,)
-        return trials[min(turn, len(trials) - 1)], logprobs[min(turn, len(logprobs) - 1)]
+        return _turn(self.trial, turn), _turn(self.trial_logprob, turn)
+
+    def hidden_states(self, turn: int) -> dict[str, Any] | None:
+        """What the turn-th probe is told of them, as engine/adjourn_hidden_states.py tells it."""
+        if self.hidden is None:
+            return None
+        number = struct.pack("<f", _turn(self.hidden, turn))[2:]
+        data = number * self.hidden_width * len(self.hidden_layers)
+        return {
+            "layers": self.hidden_layers,
+            "width": self.hidden_width,
+            "dtype": "bfloat16",
+            "data": base64.b64encode(data).decode(),
+        }
+
+
+def _turn(value: Any, turn: int) -> Any:
+    return value[min(turn, len(value) - 1)] if isinstance(value, tuple) else value

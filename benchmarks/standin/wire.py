@@ -256,7 +256,13 @@ def chat(
 # Completions: the probes
 
 
-def completion(name: str, model: str, choices: list[dict[str, Any]], used: dict[str, Any]) -> bytes:
+def completion(
+    name: str,
+    model: str,
+    choices: list[dict[str, Any]],
+    used: dict[str, Any],
+    transferred: dict[str, Any] | None = None,
+) -> bytes:
     order = ("text", "logprobs", "finish_reason", "stop_reason", "token_ids")
     return dump(
         {
@@ -277,7 +283,7 @@ def completion(name: str, model: str, choices: list[dict[str, Any]], used: dict[
             "service_tier": None,
             "system_fingerprint": FINGERPRINT,
             "usage": used,
-            "kv_transfer_params": None,
+            "kv_transfer_params": transferred,
             "ec_transfer_params": None,
             "metrics": None,
         }

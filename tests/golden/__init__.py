@@ -2,6 +2,7 @@
 
 ``inputs`` of a recording are a session's calls in order; ``outcome`` is what ``replay`` makes of
 them. ``python -m tests.golden NAME`` prints a replay, to be read before it is kept.
+Where the policy has a probe it is ``small``, and ``hidden_states`` of a result are what that reads.
 A step is (command, state after it, pieces released so far). Recordings in ``races`` are those of
 policies over several traces: events, and the commands that answer each.
 """
@@ -19,6 +20,7 @@ from policies.registry import parse
 from policies.sampling import Sampling
 from policies.session import Session
 from tests.policies.lab import MARKS, Generous, result
+from tests.policies.probes import read, states
 
 __all__ = ["races", "recordings", "replay", "rerun"]
 
@@ -49,7 +51,8 @@ def _read(folder: Path) -> dict[str, dict[str, Any]]:
 
 def replay(recording: dict[str, Any]) -> dict[str, Any]:
     """Each input's command, state and released pieces, and the ledger and trigger at the end."""
-    session = Session(parse(recording["policy"]), MARKS, Generous(), **recording["options"])
+    policy = parse(recording["policy"], probes={"small": read()})
+    session = Session(policy, MARKS, Generous(), **recording["options"])
     asked: list[Ask] = []
     steps = []
     for name, *values in recording["inputs"]:
@@ -72,7 +75,9 @@ def _call(session: Session, name: str, values: list[Any], asked: list[Ask]) -> O
             return session.feed(text, ids, at, **(rest[0] if rest else {}))
         case "probed":
             answer, certainty, closed, at, *more = values
-            ask, told = asked[-1], more[0] if more else {}
+            ask, told = asked[-1], dict(more[0]) if more else {}
+            if "hidden_states" in told:
+                told["hidden_states"] = states(*told["hidden_states"])
             drawn = result(ask.position, answer, certainty, ask.probe, closed=closed, at=at, **told)
             return session.probed(drawn)
         case "probe_failed":

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from server.config import BadConfig, Settings, load
+from tests.policies.probes import document, read
 
 
 @pytest.fixture(autouse=True)
@@ -62,9 +63,10 @@ def test_a_path_is_for_one_reading(file: Path) -> None:
 
 @pytest.mark.parametrize("name", sorted(Settings.model_fields))
 def test_every_key_can_be_set_in_the_environment(
-    name: str, monkeypatch: pytest.MonkeyPatch
+    name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """Each key by its variable, mappings as JSON."""
+    (tmp_path / "lynx.json").write_bytes(document())
     values: dict[str, Any] = {
         "upstream": ("http://engine:1", "http://engine:1/"),
         "engine": ("sglang", "sglang"),
@@ -74,6 +76,7 @@ def test_every_key_can_be_set_in_the_environment(
         "aliases": ('{"a": "b"}', {"a": "b"}),
         "dialects": ('{"qwen3": {"cues": ["Hm"]}}', {"qwen3": {"cues": ["Hm"]}}),
         "dialect": ("qwen3", "qwen3"),
+        "probes": (f'{{"a": "{tmp_path}/lynx.json"}}', {"a": read()}),
         "log_level": ("debug", "debug"),
         "stop_in_answer": ("false", False),
         "reasoning_field": ("tags", "tags"),
@@ -128,6 +131,10 @@ def test_an_empty_file_is_the_defaults(file: Path, text: str) -> None:
         ("dialects: {mine: {cues: ['']}}", "dialects: .*mine.*cues"),
         ("dialects: {mine: {cues: Wait}}", "dialects: .*mine.*cues"),
         ("dialects: {mine: {end: 5}}", "dialects: .*mine.*end"),
+        ("probes: {mine: nowhere.json}", r"probes\.mine: .*nowhere\.json: No such file"),
+        ("probes: {mine: 5}", r"probes\.mine: "),
+        ("probes: {mine: pyproject.toml}", r"probes\.mine: .*pyproject\.toml: no JSON"),
+        ("policy: lynx", "policy: .*must name a probe .*none is configured"),
         ("- a", "mapping|dictionary"),
         ("port: [", r"adjourn\.yaml"),
     ],
@@ -137,6 +144,16 @@ def test_what_is_wrong_is_named(file: Path, text: str, named: str) -> None:
     file.write_text(text)
     with pytest.raises(BadConfig, match=named):
         load(file)
+
+
+def test_a_probe_is_read_once(file: Path) -> None:
+    """At start-up; what is shown of it is what it is, not its weights."""
+    (file.parent / "lynx.json").write_bytes(document())
+    file.write_text(f"probes: {{mine: {file.parent}/lynx.json}}\npolicy: lynx(probe='mine')\n")
+    settings = load(file)
+    (file.parent / "lynx.json").unlink()
+    assert settings.probes == {"mine": read()}
+    assert settings.model_dump(mode="json")["probes"] == {"mine": repr(read())}
 
 
 def test_a_file_that_is_not_there(file: Path) -> None:

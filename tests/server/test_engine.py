@@ -45,6 +45,40 @@ def asked(
     return json.loads(seen[0].content), drawn
 
 
+STATES = {"layers": [2, 5], "width": 1, "dtype": "bfloat16", "data": "gD8AQA=="}
+ASKED = Probe(inducer="", max_tokens=1, closing=False, hidden_states=True)
+
+
+def test_hidden_states_are_asked_for_and_read() -> None:
+    """1 behind the second layer, 2 behind the fifth; nobody else gets them."""
+    reply = {"choices": [CHOICE], "kv_transfer_params": {"hidden_states": STATES}}
+    body, drawn = asked(reply, probe=ASKED)
+    assert body["kv_transfer_params"] == {"hidden_states": True}
+    assert drawn.hidden_states is not None
+    assert list(drawn.hidden_states.behind([2, 5])) == [1.0, 2.0]
+    body, drawn = asked(reply)
+    assert "kv_transfer_params" not in body
+    assert drawn.hidden_states is None
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        None,
+        {},
+        {"hidden_states": None},
+        {"hidden_states": {**STATES, "data": "AAA="}},
+        {"hidden_states": {**STATES, "data": "!"}},
+        {"hidden_states": {**STATES, "dtype": "float16"}},
+        {"hidden_states": {**STATES, "width": "1"}},
+    ],
+)
+def test_hidden_states_that_are_none_are_a_bad_reply(told: Any) -> None:
+    """A stock engine's, one that finished without them, and such as cannot be read."""
+    with pytest.raises(BadReply):
+        asked({"choices": [CHOICE], "kv_transfer_params": told}, probe=ASKED)
+
+
 def test_a_probe_is_greedy() -> None:
     """Trap 3: at temperature 0 the token drawn is the most probable, so its probability is the
     maximum; nothing that a client asked for its own stream changes that."""
