@@ -1,6 +1,7 @@
 """One real engine for all, and a gateway with ``deer`` before it; nothing is held out.
 
-``ENGINE_URL`` names an engine that is up already, started as ``benchmarks.services`` starts one.
+``ENGINE_URL`` names an engine that is up already, started as ``benchmarks.services`` starts one,
+and ``TELLING_ENGINE_URL`` one that tells hidden states.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from benchmarks.services import engine, free_port, gateway
+from benchmarks.services import ENGINE_ARGUMENTS, engine, free_port, gateway, hidden_states
 
 
 @pytest.fixture(scope="session")
@@ -19,6 +20,16 @@ def vllm() -> Iterator[str]:
         yield running
         return
     with engine(free_port()) as url:
+        yield url
+
+
+@pytest.fixture(scope="module")
+def telling() -> Iterator[str]:
+    """An engine that tells hidden states."""
+    if running := os.environ.get("TELLING_ENGINE_URL"):
+        yield running
+        return
+    with engine(free_port(), arguments=ENGINE_ARGUMENTS + hidden_states()) as url:
         yield url
 
 

@@ -1,0 +1,166 @@
+"""The real engine tells hidden states, leaves other requests alone, and `lynx` stops traces by
+them."""
+
+from __future__ import annotations
+
+import base64
+import json
+import math
+import subprocess
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from benchmarks.pocket.task import grade, held_out
+from benchmarks.services import LAYERS, MODEL, ROOT, free_port, gateway, hidden_states
+from policies.hidden_states import HiddenStates
+from tests.engine.talk import PROBLEMS, ask
+
+pytestmark = pytest.mark.engine
+
+PROBE = ROOT / "benchmarks" / "pocket" / "lynx.json"
+WIDTH = 192
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory) -> str:
+    path = tmp_path_factory.mktemp("lynx") / "adjourn.yaml"
+    path.write_text(f"probes: {{pocket: {PROBE}}}\npolicy: lynx(probe='pocket')\nhold_out: 0\n")
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def prompts(telling: str) -> list[list[int]]:
+    """Beginnings of thinking, of 20 to 2,900 tokens: less than a block, several, and several steps
+    of the scheduler."""
+    text = "<think>\n47 + 38 = 15 + 70 = 85\n85 - 9 = 6 + 70 = 76\nWait, let me check that again.\n"
+    asked = {"model": "pocket", "prompt": PROBLEMS[0] + text * 90, "add_special_tokens": False}
+    ids = httpx.post(f"{telling}/tokenize", json=asked).json()["tokens"]
+    assert len(ids) > 2900
+    return [ids[:count] for count in (20, 64, 65, 300, 777, 2900)]
+
+
+def drawn(url: str, prompt: Sequence[int], **fields: Any) -> tuple[Any, HiddenStates]:
+    asked = {"model": "pocket", "prompt": prompt, "max_tokens": 1, "temperature": 0, **fields}
+    asked["kv_transfer_params"] = {"hidden_states": True}
+    reply = httpx.post(f"{url}/v1/completions", json=asked, timeout=60)
+    assert reply.status_code == 200, reply.text
+    told = reply.json()["kv_transfer_params"]["hidden_states"]
+    data = base64.b64decode(told["data"])
+    return reply.json(), HiddenStates(tuple(told["layers"]), told["width"], data)
+
+
+def distance(one: Sequence[float], other: Sequence[float]) -> float:
+    """As a share of how long the states are."""
+    return math.dist(one, other) / math.hypot(*other)
+
+
+def test_they_are_the_models_own(telling: str, prompts: list[list[int]]) -> None:
+    """As transformers computes them: of all layers and of the last three tokens, those behind the
+    layer that is named and of the last token are the nearest, and near."""
+    python = ROOT / ".engine" / "bin" / "python"
+    done = subprocess.run(
+        [python, "-m", "tests.engine.reference", str(MODEL)],
+        input=json.dumps(prompts),
+        cwd=ROOT,
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    for prompt, expected in zip(prompts, json.loads(done.stdout), strict=True):
+        _, told = drawn(telling, prompt)
+        assert (told.layers, told.width) == (LAYERS, WIDTH)
+        for layer in LAYERS:
+            states = told.behind([layer])
+            far = {
+                (number, place): distance(states, own)
+                for number, tokens in enumerate(expected, start=1)
+                for place, own in enumerate(tokens)
+            }
+            assert min(far, key=far.__getitem__) == (layer, 2)
+            assert far[layer, 2] < 0.05
+
+
+def test_they_are_the_same_from_the_cache(telling: str, prompts: list[list[int]]) -> None:
+    """Computed whole, with all that whole blocks hold from the cache, and beside others."""
+    for number, prompt in enumerate(prompts):
+        fresh, states = drawn(telling, prompt, cache_salt=f"{number}")
+        again, cached = drawn(telling, prompt, cache_salt=f"{number}")
+        hits = [r["usage"]["prompt_tokens_details"]["cached_tokens"] for r in (fresh, again)]
+        assert hits == [0, (len(prompt) - 1) // 32 * 32]
+        assert distance(cached.behind(LAYERS), states.behind(LAYERS)) < 0.01
+    with ThreadPoolExecutor(len(prompts)) as pool:
+        beside = list(pool.map(lambda prompt: drawn(telling, prompt)[1], prompts))
+    for prompt, told in zip(prompts, beside, strict=True):
+        alone = drawn(telling, prompt)[1]
+        assert distance(told.behind(LAYERS), alone.behind(LAYERS)) < 0.01
+
+
+def test_longer_answers_tell_the_prompts_last_token(telling: str, prompts: list[list[int]]) -> None:
+    """However many tokens follow."""
+    short, long = drawn(telling, prompts[3])[1], drawn(telling, prompts[3], max_tokens=9)[1]
+    assert distance(long.behind(LAYERS), short.behind(LAYERS)) < 0.01
+
+
+def test_who_does_not_ask_gets_none(telling: str, prompts: list[list[int]]) -> None:
+    asked = {"model": "pocket", "prompt": prompts[0], "max_tokens": 2}
+    for extra in ({}, {"kv_transfer_params": {}}, {"kv_transfer_params": {"hidden_states": "1"}}):
+        reply = httpx.post(f"{telling}/v1/completions", json={**asked, **extra}).json()
+        assert reply["kv_transfer_params"] is None
+
+
+def test_greedy_answers_are_those_of_a_stock_engine(telling: str, vllm: str) -> None:
+    for prompt in PROBLEMS[:4]:
+        told, stock = (ask(url, prompt)["choices"][0]["message"] for url in (telling, vllm))
+        assert (told["reasoning"], told["content"]) == (stock["reasoning"], stock["content"])
+
+
+def test_sampled_answers_are_right_as_often(telling: str) -> None:
+    """Beside speculation the CPU's own sampling is noise, unless the connector mends it."""
+    problems = held_out(24)
+
+    def right(seed: int) -> bool:
+        fields = {"temperature": 0.6, "seed": seed}
+        reply = ask(telling, problems[seed].prompt, **fields)
+        return grade(reply["choices"][0]["message"]["content"] or "", problems[seed])
+
+    with ThreadPoolExecutor(8) as pool:
+        assert sum(pool.map(right, range(len(problems)))) >= 18
+
+
+def test_lynx_stops_real_traces(telling: str, config: str) -> None:
+    """From exact ids, in one response, with answers that are right."""
+    with gateway(telling, free_port(), "--config", config) as url:
+        assert "hidden states" not in httpx.get(f"{url}/ready").json()["missing"]
+        problems = held_out(12)
+        replies = [ask(url, problem.prompt, adjourn={"delta": 0.1}) for problem in problems]
+    notes = [reply["adjourn"] for reply in replies]
+    stopped = [n for n, note in enumerate(notes) if note["stopped"]]
+    assert len(stopped) >= 4
+    assert {notes[n]["reason"] for n in stopped} == {"ready"}
+    assert all(note["action"] == "carried-out" for note in notes if note["stopped"])
+    assert all(note.get("muted") is None for note in notes)
+    said = (replies[n]["choices"][0]["message"]["content"] for n in stopped)
+    right = [grade(text, problems[n]) for n, text in zip(stopped, said, strict=True)]
+    assert sum(right) >= len(right) - 1
+
+
+def test_a_stock_engine_is_refused_with_the_flags(vllm: str, config: str, tmp_path: Path) -> None:
+    """Those that the engine above was started with."""
+    log = tmp_path / "log"
+    with gateway(vllm, free_port(), "--config", config, log=log) as url:
+        told = httpx.get(f"{url}/ready").json()["missing"]["hidden states"]
+        reply = httpx.post(
+            f"{url}/v1/chat/completions",
+            json={"messages": [{"role": "user", "content": PROBLEMS[0]}], "max_tokens": 4},
+        )
+    assert reply.headers["x-adjourn-passed-through"] == "engine-tells-no-hidden-states"
+    assert told in log.read_text().replace('\\"', '"')
+    for argument in hidden_states():
+        name, _, value = argument.partition("=")
+        flag = told.partition(f"{name} '")[2].partition("'")[0]
+        assert json.loads(flag) == json.loads(value)
