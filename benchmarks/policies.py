@@ -16,6 +16,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
 from rich.console import Console
@@ -28,7 +29,7 @@ from benchmarks.lab.points import Point, best
 from benchmarks.lab.report import table
 from benchmarks.lab.tape import Tapes
 from benchmarks.pocket.task import held_out
-from benchmarks.services import ROOT, engine, free_port
+from benchmarks.services import ENGINE_ARGUMENTS, ROOT, engine, free_port, hidden_states
 
 __all__ = ["RECORDINGS", "main", "winners"]
 
@@ -37,7 +38,7 @@ _LEARNED = (
     "position=-0.6839, cues=1.0801"
 )
 """What `adjourn learn` made of 800 other problems (those of seed 1)."""
-
+_STATES = "states"
 RECORDINGS = {
     "cues": (
         "deer(threshold={0.9,0.95,0.97,0.98,0.985,0.99,0.992,0.995}, gate=0)",
@@ -59,8 +60,10 @@ RECORDINGS = {
         "cusum(reference={0.05,0.1,0.2}, threshold={12,24,36})",
         "deviation(window={64,128}, threshold={1.1,1.2,1.5})",
     ),
+    _STATES: ("lynx(probe='benchmarks/pocket/lynx.json', delta={0.01,0.02,0.05,0.1,0.2})",),
 }
-"""By what is looked at. The last needs log-probabilities with every token."""
+"""By what is looked at. The one of tokens needs log-probabilities with every token; that of hidden
+states needs an engine that tells them, whose traces are others of the same problems."""
 TOLERANCE = 0.01
 
 
@@ -81,9 +84,12 @@ def main() -> None:
     prompts = options.traces / f"prompts-{options.problems}-{options.seed}.jsonl"
     prompts.write_text(_prompts(options.problems, options.seed))
     chosen: list[Point] = []
-    with engine(free_port()) as url:
-        for name in options.recordings:
-            _record(url, prompts, name, options.samples, options.concurrency)
+    for telling in (False, True):
+        names = [name for name in options.recordings if (name == _STATES) is telling]
+        arguments = ENGINE_ARGUMENTS + (hidden_states() if telling else ())
+        with engine(free_port(), arguments=arguments) if names else nullcontext("") as url:
+            for name in names:
+                _record(url, prompts, name, options.samples, options.concurrency)
     for name in options.recordings:
         traces, group = _recording(prompts, name, options.samples), RECORDINGS[name]
         points = compare(traces, group, traces.with_suffix(""), TOLERANCE, console=console)

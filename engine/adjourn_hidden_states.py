@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 __all__ = ["HiddenStatesConnector", "Slots", "States"]
 
-KEY = "hidden_states"
+_KEY = "hidden_states"
 
 
 @dataclass
@@ -77,7 +77,7 @@ class HiddenStatesConnector(ExampleHiddenStatesConnector):
         # A worker's: of this step.
         self._states = States()
         if current_platform.is_cpu():
-            rejection_sampler.expand_batch_to_tokens = expanded
+            rejection_sampler.expand_batch_to_tokens = _expanded
 
     @property
     def requires_kv_delivery(self) -> bool:
@@ -86,7 +86,7 @@ class HiddenStatesConnector(ExampleHiddenStatesConnector):
     # -- the scheduler's ----------------------------------------------------------------------
 
     def on_new_request(self, request: Request) -> None:
-        if (request.kv_transfer_params or {}).get(KEY) is True:
+        if (request.kv_transfer_params or {}).get(_KEY) is True:
             self._asked[request.request_id] = request
 
     def build_connector_meta(self, scheduler_output: SchedulerOutput) -> Slots:
@@ -107,10 +107,15 @@ class HiddenStatesConnector(ExampleHiddenStatesConnector):
         name = request.request_id
         if self._asked.pop(name, None) is None:
             return False, None
-        answer = self._owed[name] = {KEY: None}
+        answer = self._owed[name] = {_KEY: None}
         if (states := self._known.pop(name, None)) is not None:
             self._fill(name, states)
         return False, answer
+
+    def request_finished_all_groups(
+        self, request: Request, block_ids: tuple[list[int], ...]
+    ) -> tuple[bool, dict[str, Any] | None]:
+        return self.request_finished(request, [])  # of one that was never scheduled, too
 
     def update_connector_output(self, connector_output: KVConnectorOutput) -> None:
         meta = connector_output.kv_connector_worker_meta
@@ -122,7 +127,7 @@ class HiddenStatesConnector(ExampleHiddenStatesConnector):
         self._owed.clear()  # what has not come in the step of its end does not come
 
     def _fill(self, name: str, states: str) -> None:
-        self._owed.pop(name)[KEY] = {**self._told, "data": states}
+        self._owed.pop(name)[_KEY] = {**self._told, "data": states}
 
     # -- a worker's ---------------------------------------------------------------------------
 
@@ -155,7 +160,7 @@ class HiddenStatesConnector(ExampleHiddenStatesConnector):
         return None, None
 
 
-def expanded(
+def _expanded(
     values: torch.Tensor,
     ends: torch.Tensor,
     count: int,
