@@ -247,7 +247,10 @@ class _Talk:
             await adapter.probe(self._model, prompt, Probe(max_tokens=1), headers, {})
         except (GatewayError, BadReply) as error:
             missing["token-id probes"] = f"policies that probe are off ({error})"
-        if self._marks is not None:
+        if await adapter.speculates(headers):
+            off = "`margin` is off: they would kill an engine that decodes speculatively"
+            missing["log-probabilities of chosen tokens"] = off
+        elif self._marks is not None:
             try:
                 probe = Probe(inducer="", max_tokens=1, closing=False, ending=True)
                 end = self._marks.closing[:1]

@@ -110,6 +110,12 @@ class VLLM(Adapter):
         content = await self.engine.post("/v1/completions", msgspec.json.encode(fields), headers)
         return _read_drawn(content, probe, ending)
 
+    async def speculates(self, headers: Headers) -> bool:
+        # With `logprob_token_ids` in a batch that verifies drafts, 0.32 answers 500, or dies where
+        # another of its requests has log-probabilities.
+        status, content = await self.engine.get("/metrics", headers)
+        return status == 200 and b"vllm:spec_decode_num_draft_tokens" in content
+
     def flags(self, layers: Iterable[int]) -> str:
         chosen = {"hf_config": {"eagle_aux_hidden_state_layer_ids": sorted(layers)}}
         speculative = {
