@@ -20,6 +20,7 @@ from policies.hidden_states import HiddenStates, Layer
 __all__ = ["NOT_READY", "READY", "UNTRAINED", "VERSION", "BadReadiness", "Readiness"]
 
 VERSION = 1
+_LARGEST = 2**53
 READY, NOT_READY = "ready", "not-ready"
 
 
@@ -116,7 +117,7 @@ UNTRAINED = Readiness("", (), 0, -math.inf, (), (), (), "")
 
 def _one(told: Mapping[str, Any], key: str, kind: type) -> Any:
     value = told.get(key)
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+    if kind is float and type(value) is int and abs(value) < _LARGEST:
         value = float(value)
     if type(value) is not kind or (isinstance(value, float) and not math.isfinite(value)):
         raise BadReadiness(f"{key} must be {_KINDS[kind]}")

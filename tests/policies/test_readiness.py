@@ -108,6 +108,7 @@ def test_coverage_of_each_kind(delta: float) -> None:
         ({"width": 0, "weights": []}, "layers and width"),
         ({"width": True}, "width must be"),
         ({"bias": math.nan}, "bias must be"),
+        ({"bias": 10**400}, "bias must be"),
         ({"model": 7}, "model must be a text"),
         ({"calibration": []}, "calibration must be an object"),
         ({"calibration": {"ready": [0.5]}}, "not_ready must be a list"),
