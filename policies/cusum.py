@@ -58,7 +58,7 @@ class CusumStopper:
     def observe(self, event: Event) -> Command | None:
         match event:
             case Thought():
-                for logprobs in event.logprobs:
+                for logprobs in filter(None, event.logprobs):
                     self._follow(entropy(logprobs))
             case Checkpoint(kind="sentence") if self._sure:
                 if event.position >= self._policy.min_tokens:

@@ -86,7 +86,7 @@ class Thought:
     """A piece of the trace, as decoded. ``position``: tokens of the trace up to its end.
 
     ``logprobs``: for each token those of the most probable ones at its place, highest first, where
-    the policy needs them; () where the engine told none for this piece.
+    the policy needs them; () where the engine told none for this piece, or for one token.
     """
 
     text: str
@@ -117,7 +117,8 @@ class ProbeResult:
 
     ``tokens`` (texts; ``token_id:N`` where a single one was asked for with ``top`` or ``ending``)
     and ``logprobs`` (natural logarithms, of the greedy and hence most probable token
-    at each step) have one entry a token; ``finished`` tells whether the model ended by itself.
+    at each step) have one entry a token; ``finished`` tells whether the model ended by itself. A
+    probe for the ``ending`` draws nothing: ``tokens`` names the first that was scored.
     ``top``: for each token the log-probabilities of the most probable ones, highest first.
     ``ending``: that of the closing sequence up to its marker, and ``hidden_states``, where the
     probe asked for them.

@@ -5,8 +5,8 @@ log p(most probable token) - log p(end of the trace) <= ``threshold``. The end i
 sequence up to its marker: where the model writes a newline first, that newline alone tells nothing.
 Units: nats; 0 or less means that the model itself would close now.
 Source: ThinkBrake, arXiv 2510.00546, where the marker is all that closes.
-Cost: as many tokens a sentence as the end has (one or two). It needs no answer format, so it serves
-prose and tool calls as well.
+Cost: as many requests of one token a sentence as the end has tokens (one or two). It needs no
+answer format, so it serves prose, code, JSON and tool calls as well.
 """
 
 from __future__ import annotations

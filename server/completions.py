@@ -14,7 +14,16 @@ from policies.orders import Said
 from server.choose import Asked
 from server.sse import data_of
 from server.surface import NOTHING, Fields, OpenAI, Wanted
-from server.wire import Choice, Chunk, Delta, event_of, given, hide_ids, with_logprobs
+from server.wire import (
+    Choice,
+    Chunk,
+    Delta,
+    event_of,
+    given,
+    hide_ids,
+    ranked,
+    with_logprobs,
+)
 
 __all__ = ["ENDPOINT", "Completions", "stops_apart"]
 
@@ -108,7 +117,7 @@ class Completions(OpenAI):
             return ()
         if len(told) != len(choice.token_ids or ()):
             return ()
-        return [sorted((one or {}).values(), reverse=True) for one in told]
+        return [ranked((one or {}).values()) for one in told]
 
     def said(self, first: Chunk, said: Said) -> bytes:
         choice = {"index": 0, "text": said.text, "logprobs": None, "finish_reason": None}

@@ -7,7 +7,7 @@ chunk is a key and never a piece of somebody's text.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import msgspec
@@ -25,6 +25,7 @@ __all__ = [
     "hide_ids",
     "is_padding",
     "most_probable",
+    "ranked",
     "spoken",
     "thought_of",
     "with_bias",
@@ -91,6 +92,7 @@ class _Logprobs(msgspec.Struct):
 decode_chunk: Callable[[bytes], Chunk] = msgspec.json.Decoder(Chunk).decode
 """Raises msgspec.MsgspecError where the bytes are no chunk."""
 _decode_logprobs = msgspec.json.Decoder(_Logprobs).decode
+_UNTOLD = -9999.0
 
 
 def most_probable(logprobs: msgspec.Raw) -> list[list[float]]:
@@ -100,8 +102,15 @@ def most_probable(logprobs: msgspec.Raw) -> list[list[float]]:
     """
     if not given(logprobs):
         return []
-    told = _decode_logprobs(logprobs).content or []
-    return [sorted((top.logprob for top in one.top_logprobs), reverse=True) for one in told]
+    content = _decode_logprobs(logprobs).content or []
+    return [ranked(top.logprob for top in one.top_logprobs) for one in content]
+
+
+def ranked(told: Iterable[float]) -> list[float]:
+    """Log-probabilities of one token, highest first; none where vLLM told that of the token itself
+    alone, as it does while it scores chosen tokens for somebody else."""
+    found = sorted(told, reverse=True)
+    return [] if len(found) > 1 and found[1] <= _UNTOLD else found
 
 
 def with_logprobs(

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import contextlib
 import math
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import aiohttp
@@ -93,10 +94,11 @@ class Drawing:
     prefilled: int
     decoded: int
     top: tuple[tuple[float, ...], ...]
-    ending: float | None
-    hidden_states: HiddenStates | None
+    ending: float | None = None
+    hidden_states: HiddenStates | None = None
 
 
+_BY_ID = {"return_tokens_as_token_ids": True}
 _decode_chunk = msgspec.json.Decoder(Chunk).decode
 
 
@@ -159,22 +161,34 @@ class Engine:
     async def draw(
         self, prompt: Sequence[int], probe: Probe, ending: Sequence[int] = ()
     ) -> Drawing:
-        """Draw greedily from these ids, and score those of ``ending`` behind them, each of which is
-        a prompt more. BadEngine where log-probabilities are missing."""
+        """Draw greedily from these ids, or score those of ``ending`` behind them, each in a request
+        of its own. BadEngine where log-probabilities are missing."""
         body: dict[str, Any] = {
             "model": self.model,
-            "prompt": [[*prompt, *ending[:n]] for n in range(len(ending))] or prompt,
+            "prompt": prompt,
             "max_tokens": probe.max_tokens,
             "temperature": 0,
             "logprobs": probe.top,
         }
         if ending:
-            body["logprob_token_ids"] = list(ending)
-        if ending or (probe.top > 1 and probe.max_tokens == 1):
-            body["return_tokens_as_token_ids"] = True
+            scores = (
+                self._score(body, [*prompt, *ending[:n]], token) for n, token in enumerate(ending)
+            )
+            return _together(await asyncio.gather(*scores))
+        if probe.top > 1 and probe.max_tokens == 1:
+            body |= _BY_ID
         if probe.hidden_states:
             body["kv_transfer_params"] = {"hidden_states": True}
-        return _drawing(await self._post("/v1/completions", body), probe, ending)
+        reply = await self._post("/v1/completions", body)
+        return replace(_drawing(reply), hidden_states=_hidden_states(reply, probe))
+
+    async def _score(self, body: Mapping[str, Any], prompt: Sequence[int], token: int) -> Drawing:
+        """The only choice, whose raw log-probability is told, beside the most probable one's."""
+        only = {"prompt": prompt, "max_tokens": 1, "allowed_token_ids": [token]}
+        drawn = _drawing(await self._post("/v1/completions", {**body, **_BY_ID, **only}))
+        if drawn.tokens != (f"token_id:{token}",) or not drawn.top or not drawn.top[0]:
+            raise BadEngine("a probe's reply does not score the end of the trace")
+        return replace(drawn, logprobs=drawn.top[0][:1], ending=drawn.logprobs[0])
 
     async def _get(self, path: str) -> Any:
         async with self._session.get(self._url + path) as reply:
@@ -187,29 +201,28 @@ class Engine:
             return msgspec.json.decode(await reply.read())
 
 
-def _drawing(reply: Any, probe: Probe, ending: Sequence[int]) -> Drawing:
-    choices = sorted(reply["choices"], key=lambda choice: choice["index"])
-    choice, usage = choices[0], reply["usage"]
+def _drawing(reply: Any) -> Drawing:
+    choice, usage = reply["choices"][0], reply["usage"]
     drawn = choice["logprobs"] or {"tokens": (), "token_logprobs": (None,)}
     logprobs = tuple(drawn["token_logprobs"])
     if not all(p is not None and math.isfinite(p) for p in logprobs):
         raise BadEngine("a probe's reply has no log-probabilities")
-    cached = (usage.get("prompt_tokens_details") or {}).get("cached_tokens") or 0  # told once
+    cached = (usage.get("prompt_tokens_details") or {}).get("cached_tokens") or 0
     tops = drawn.get("top_logprobs") or ()
     return Drawing(
         text=choice["text"],
         tokens=tuple(drawn["tokens"]),
         logprobs=logprobs,
         finished=choice["finish_reason"] == "stop",
-        prefilled=usage["prompt_tokens"] - cached * len(choices),
-        decoded=max(len(drawn["tokens"]), len(choices)),
+        prefilled=usage["prompt_tokens"] - cached,
+        decoded=len(drawn["tokens"]),
         top=tuple(tuple(sorted((top or {}).values(), reverse=True)) for top in tops),
-        ending=_scored(choices, ending) if ending else None,
-        hidden_states=_hidden_states(reply) if probe.hidden_states else None,
     )
 
 
-def _hidden_states(reply: Any) -> HiddenStates:
+def _hidden_states(reply: Any, probe: Probe) -> HiddenStates | None:
+    if not probe.hidden_states:
+        return None
     try:
         told = reply["kv_transfer_params"]["hidden_states"]
         data = base64.b64decode(told["data"], validate=True)
@@ -218,13 +231,14 @@ def _hidden_states(reply: Any) -> HiddenStates:
         raise BadEngine("a probe's reply tells no hidden states: see docs/engines.md") from None
 
 
-def _scored(choices: Sequence[Any], ids: Sequence[int]) -> float:
-    """The log-probability of ``ids`` in a row: each is told by the choice that ends before it."""
-    try:
-        told = (choice["logprobs"]["top_logprobs"][0] for choice in choices)
-        return math.fsum(top[f"token_id:{token}"] for top, token in zip(told, ids, strict=True))
-    except (TypeError, LookupError, ValueError):
-        raise BadEngine("a probe's reply does not score the end of the trace") from None
+def _together(scored: Sequence[Drawing]) -> Drawing:
+    """Tokens that were scored behind one another, as one."""
+    return replace(
+        scored[0],
+        prefilled=sum(one.prefilled for one in scored),
+        decoded=len(scored),
+        ending=math.fsum(one.ending or 0.0 for one in scored),
+    )
 
 
 async def _refusal(reply: aiohttp.ClientResponse) -> None:

@@ -203,12 +203,8 @@ class Engine:
         connection.reply(wire.http(200, b"{}"))
 
 
-_DRAFTS = b'vllm:spec_decode_num_draft_tokens_total{engine="0",model_name="standin"} 0.0\n'
 _ROUTES: dict[tuple[str, str], Callable[[Engine, Connection, dict[str, Any]], None]] = {
     ("GET", "/health"): lambda e, c, b: c.reply(wire.http(200)),
-    ("GET", "/metrics"): lambda e, c, b: c.reply(
-        wire.http(200, _DRAFTS if e.scenario.speculates else b"")
-    ),
     ("GET", "/version"): lambda e, c, b: c.reply(wire.http(200, b'{"version":"0.32.0"}')),
     ("GET", "/v1/models"): lambda e, c, b: c.reply(
         wire.http(200, wire.models(e.model, e.max_model_len))

@@ -67,6 +67,9 @@ class Probe:
         text = v.decode([token for token in tokens if token != v.END])
         if stop is not None and finish == "stop":
             text = text[: text.index(stop)]
+        likely = tokens[0]
+        if only := body.get("allowed_token_ids"):
+            tokens, text, finish = [only[0]], v.PIECES.get(only[0], ""), "length"
         ids = bool(body.get("return_token_ids"))
         top = body.get("logprobs")
         return {
@@ -78,7 +81,7 @@ class Probe:
                 tokens,
                 logprob,
                 top,
-                body.get("logprob_token_ids"),
+                likely=likely if only else None,
                 as_ids=bool(body.get("return_tokens_as_token_ids")),
             ),
             "finish_reason": finish,

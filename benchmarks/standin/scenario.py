@@ -38,7 +38,6 @@ class Scenario:
     hidden: float | tuple[float, ...] | None = None  # what every hidden state is; None: not told
     hidden_layers: tuple[int, ...] = (2, 5)
     hidden_width: int = 2
-    speculates: bool = False  # as its metrics say
     probe_delay: float = 0.0
     probe_status: int | None = None
     # Faults

@@ -308,26 +308,28 @@ def completion_events(
 
 
 def completion_logprobs(
-    tokens: list[int], logprob: float, top: int, wanted: list[int] | None, *, as_ids: bool
+    tokens: list[int], logprob: float, top: int, *, likely: int | None, as_ids: bool
 ) -> dict[str, Any]:
-    """Log-probabilities in the shape of /v1/completions: `wanted` ids in place of the top ones."""
+    """Log-probabilities in the shape of /v1/completions. `likely`: the most probable token, where
+    another one was the only choice."""
 
     def spell(token: int) -> str:
         return f"token_id:{token}" if as_ids else v.decode([token])
 
-    offsets, ranked, spelled = [], [], [spell(token) for token in tokens]
+    offsets, ranked, told, spelled = [], [], [], [spell(token) for token in tokens]
     offset = 0
     for token, name in zip(tokens, spelled, strict=True):
         offsets.append(offset)
         offset += len(name)
         pairs = _ranked(token, logprob, max(top, 1))
-        if wanted is not None:
-            low = math.log(max(1.0 - math.exp(logprob), 1e-12) / max(len(wanted), 1))
-            pairs = [(token, logprob), *((x, low) for x in wanted if x != token)]
+        if likely is not None and likely != token:
+            rest = math.log(max(1.0 - math.exp(logprob), 1e-12))
+            pairs = [(token, rest), *_ranked(likely, logprob, max(top, 1))]
+        told.append(pairs[0][1])
         ranked.append({spell(x): y for x, y in pairs})
     return {
         "text_offset": offsets,
-        "token_logprobs": [logprob] * len(tokens),
+        "token_logprobs": told,
         "tokens": spelled,
         "top_logprobs": ranked,
     }

@@ -84,10 +84,6 @@ class Adapter(ABC):
         Raises BadReply where log-probabilities are missing, or hidden states that were asked for.
         """
 
-    async def speculates(self, headers: Headers) -> bool:
-        """Whether it decodes speculatively, and cannot score chosen tokens meanwhile."""
-        return False
-
     def flags(self, layers: Iterable[int]) -> str:
         """What to start such an engine with so that it tells the hidden states behind these layers;
         empty where nothing would make it."""

@@ -35,9 +35,6 @@ class SGLang(VLLM):
     retold = False  # as vLLM tells them, and whether this one does so nobody tried
     chat = SGLangChat
 
-    async def speculates(self, headers: Headers) -> bool:
-        return False  # it scores no chosen tokens either way
-
     async def version(self, headers: Headers) -> str | None:
         for path in ("/server_info", "/get_server_info"):  # the latter is going
             if (version := await told_version(self.engine, path, headers)) is not None:

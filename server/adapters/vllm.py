@@ -3,7 +3,10 @@ alone need a connector, and flags that bring it in."""
 
 from __future__ import annotations
 
+import asyncio
+import math
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 import msgspec
@@ -24,7 +27,6 @@ class _Logprobs(msgspec.Struct):
 
 class _Drawn(msgspec.Struct):
     text: str
-    index: int = 0
     logprobs: _Logprobs | None = None
     finish_reason: str | None = None
 
@@ -55,6 +57,7 @@ class _Completion(msgspec.Struct):
     kv_transfer_params: _Transferred | None = None
 
 
+_BY_ID = {"return_tokens_as_token_ids": True}  # by their text, tokens that look alike would be one
 _decode_completion = msgspec.json.Decoder(_Completion).decode
 
 
@@ -91,30 +94,41 @@ class VLLM(Adapter):
         extra: Mapping[str, Any],
         ending: Sequence[int] = (),
     ) -> Drawn:
-        # Each id of the ending is a prompt more in the same request.
         fields = {
             **extra,
             "model": model,
-            "prompt": [[*prompt, *ending[:n]] for n in range(len(ending))] or prompt,
+            "prompt": prompt,
             "max_tokens": probe.max_tokens,
             "temperature": 0,
             "logprobs": probe.top,
         }
         if ending:
-            fields["logprob_token_ids"] = list(ending)
-        if ending or (probe.top > 1 and probe.max_tokens == 1):
-            # By their text, tokens that look alike would be one; an answer is read from its text.
-            fields["return_tokens_as_token_ids"] = True
+            scores = (
+                self._score([*prompt, *ending[:n]], token, fields, headers)
+                for n, token in enumerate(ending)
+            )
+            return _together(await asyncio.gather(*scores))
+        if probe.top > 1 and probe.max_tokens == 1:
+            fields |= _BY_ID  # an answer is read from its text
         if probe.hidden_states:
             fields["kv_transfer_params"] = {"hidden_states": True}
         content = await self.engine.post("/v1/completions", msgspec.json.encode(fields), headers)
-        return _read_drawn(content, probe, ending)
+        return _read_drawn(content, hidden_states=probe.hidden_states)
 
-    async def speculates(self, headers: Headers) -> bool:
-        # With `logprob_token_ids` in a batch that verifies drafts, 0.32 answers 500, or dies where
-        # another of its requests has log-probabilities.
-        status, content = await self.engine.get("/metrics", headers)
-        return status == 200 and b"vllm:spec_decode_num_draft_tokens" in content
+    async def _score(
+        self, prompt: Sequence[int], token: int, fields: Mapping[str, Any], headers: Headers
+    ) -> Drawn:
+        """The log-probability of ``token`` behind these ids, and that of the most probable one.
+
+        It is made the only choice, which its raw log-probability does not tell. vLLM's field for
+        it, ``logprob_token_ids``, takes every other request's ``top_logprobs`` away in that step.
+        """
+        only = {"prompt": prompt, "max_tokens": 1, "allowed_token_ids": [token]}
+        body = msgspec.json.encode({**fields, **_BY_ID, **only})
+        drawn = _read_drawn(await self.engine.post("/v1/completions", body, headers))
+        if drawn.tokens != (f"token_id:{token}",) or not drawn.top or not drawn.top[0]:
+            raise BadReply("a probe's reply does not score the token it was asked about")
+        return replace(drawn, logprobs=drawn.top[0][:1], ending=drawn.logprobs[0])
 
     def flags(self, layers: Iterable[int]) -> str:
         chosen = {"hf_config": {"eagle_aux_hidden_state_layer_ids": sorted(layers)}}
@@ -142,11 +156,10 @@ class VLLM(Adapter):
             raise BadReply(f"/tokenize answered with something else: {error}") from None
 
 
-def _read_drawn(content: bytes, probe: Probe, ending: Sequence[int]) -> Drawn:
+def _read_drawn(content: bytes, *, hidden_states: bool = False) -> Drawn:
     try:
         reply = _decode_completion(content)
-        choices = sorted(reply.choices, key=lambda choice: choice.index)
-        choice = choices[0]
+        choice = reply.choices[0]
     except (msgspec.MsgspecError, IndexError) as error:
         raise BadReply(f"a probe's reply could not be read: {error}") from None
     drawn = choice.logprobs
@@ -157,17 +170,15 @@ def _read_drawn(content: bytes, probe: Probe, ending: Sequence[int]) -> Drawn:
     ):
         raise BadReply("a probe's reply has no log-probabilities")
     details = reply.usage.prompt_tokens_details
-    cached = (details.cached_tokens if details else None) or 0  # of one prompt, told once
     return Drawn(
         text=choice.text,
         tokens=tuple(drawn.tokens),
         logprobs=tuple(p for p in drawn.token_logprobs if p is not None),
         finished=choice.finish_reason == "stop",
-        prefilled=reply.usage.prompt_tokens - cached * len(choices),
-        decoded=max(len(drawn.tokens), len(choices)),
+        prefilled=reply.usage.prompt_tokens - ((details.cached_tokens if details else None) or 0),
+        decoded=len(drawn.tokens),
         top=tuple(tuple(sorted((t or {}).values(), reverse=True)) for t in drawn.top_logprobs),
-        ending=_scored(choices, ending) if ending else None,
-        hidden_states=_read_states(reply.kv_transfer_params) if probe.hidden_states else None,
+        hidden_states=_read_states(reply.kv_transfer_params) if hidden_states else None,
     )
 
 
@@ -181,14 +192,11 @@ def _read_states(transferred: _Transferred | None) -> HiddenStates:
         raise BadReply(f"a probe's reply could not be read: {error}") from None
 
 
-def _scored(choices: Sequence[_Drawn], ids: Sequence[int]) -> float:
-    """The log-probability of ``ids`` in a row: each is told by the choice whose prompt ends before
-    it. Raises BadReply."""
-    total = 0.0
-    try:
-        for choice, token in zip(choices, ids, strict=True):
-            assert choice.logprobs is not None
-            total += (choice.logprobs.top_logprobs[0] or {})[f"token_id:{token}"]
-    except (AssertionError, LookupError, ValueError):
-        raise BadReply("a probe's reply does not score the tokens it was asked about") from None
-    return total
+def _together(scored: Sequence[Drawn]) -> Drawn:
+    """Tokens that were scored behind one another, as one."""
+    return replace(
+        scored[0],
+        prefilled=sum(one.prefilled for one in scored),
+        decoded=len(scored),
+        ending=math.fsum(one.ending or 0.0 for one in scored),
+    )

@@ -70,6 +70,8 @@ def test_without_log_probabilities_it_never_stops() -> None:
         stopper.observe(thought("x", 1, position=position))
         assert stopper.observe(ended("sentence", position)) is None
     assert stopper.observe(result(500)) is None
+    think(stopper, [()] * 500, [3])
+    assert stopper.observe(ended("sentence", 500)) is None
 
 
 @pytest.mark.parametrize(

@@ -23,26 +23,34 @@ USAGE = {"prompt_tokens": 9, "prompt_tokens_details": {"cached_tokens": 4}}
 
 
 def asked(
-    reply: Any,
+    reply: Any, extra: dict[str, Any] | None = None, status: int = 200, probe: Probe = TRIAL
+) -> tuple[dict[str, Any], Drawn]:
+    """The probe's body as the engine got it, and what was drawn from this reply."""
+    (body,), drawn = probed(lambda body: reply, extra, status, probe)
+    return body, drawn
+
+
+def probed(
+    replied: Callable[[dict[str, Any]], Any],
     extra: dict[str, Any] | None = None,
     status: int = 200,
     probe: Probe = TRIAL,
     ending: tuple[int, ...] = (),
-) -> tuple[dict[str, Any], Drawn]:
-    """The probe's body as the engine got it, and what was drawn from this reply."""
-    seen: list[httpx.Request] = []
+) -> tuple[list[dict[str, Any]], Drawn]:
+    """The bodies as the engine got them, each of which is ``replied`` to, and what was drawn."""
+    seen: list[dict[str, Any]] = []
 
     def answer(request: httpx.Request) -> httpx.Response:
-        seen.append(request)
-        return httpx.Response(status, content=json.dumps(reply).encode())
+        assert request.url.path == "/v1/completions"
+        seen.append(json.loads(request.content))
+        return httpx.Response(status, content=json.dumps(replied(seen[-1])).encode())
 
     async def draw() -> Drawn:
         adapter = VLLM(Engine(Settings(), httpx.MockTransport(answer)))
         return await adapter.probe("m", [5, 6, 7], probe, [], extra or {}, ending)
 
     drawn = asyncio.run(draw())
-    assert seen[0].url.path == "/v1/completions"
-    return json.loads(seen[0].content), drawn
+    return seen, drawn
 
 
 STATES = {"layers": [2, 5], "width": 1, "dtype": "bfloat16", "data": "gD8AQA=="}
@@ -117,16 +125,21 @@ def test_a_reply_without_probabilities_is_a_bad_one(reply: Any) -> None:
         asked(reply)
 
 
-def chosen(index: int, *told: dict[str, float]) -> dict[str, Any]:
-    """A choice of one token, told by ids."""
-    logprobs = {"tokens": ["token_id:9"], "token_logprobs": [-0.1], "top_logprobs": list(told)}
-    return {"index": index, "text": " So", "logprobs": logprobs, "finish_reason": "length"}
+def told(token: int, logprob: float, **top: float) -> dict[str, Any]:
+    """A reply of one token, told by ids."""
+    ranked = {f"token_id:{name[1:]}": told for name, told in top.items()}
+    logprobs = {
+        "tokens": [f"token_id:{token}"],
+        "token_logprobs": [logprob],
+        "top_logprobs": [{f"token_id:{token}": logprob, **ranked}],
+    }
+    choice = {"index": 0, "text": " So", "logprobs": logprobs, "finish_reason": "length"}
+    return {"choices": [choice], "usage": USAGE}
 
 
 def test_a_distribution_is_asked_for_by_ids() -> None:
     """Tokens that look alike are told apart, and the most probable come first."""
-    reply = {"choices": [chosen(0, {"token_id:8": -2.0, "token_id:9": -0.1})]}
-    body, drawn = asked(reply, probe=Probe(inducer="", max_tokens=1, top=20))
+    body, drawn = asked(told(8, -2.0, t9=-0.1), probe=Probe(inducer="", max_tokens=1, top=20))
     assert (body["logprobs"], body["return_tokens_as_token_ids"]) == (20, True)
     assert drawn.top == ((-0.1, -2.0),)
     body, _ = asked({"choices": [CHOICE]}, probe=Probe(top=20))
@@ -136,31 +149,28 @@ def test_a_distribution_is_asked_for_by_ids() -> None:
 ENDING = Probe(inducer="", max_tokens=1, closing=False, ending=True)
 
 
-def test_the_end_is_scored_in_one_request() -> None:
-    """One prompt a token of it; the sum of their log-probabilities, whatever order they come in."""
-    told = [{"token_id:9": -0.1, "token_id:10": -2.0}, {"token_id:2": -0.5, "token_id:10": -9.0}]
-    reply = {"choices": [chosen(1, told[1]), chosen(0, told[0])], "usage": USAGE}
-    body, drawn = asked(reply, probe=ENDING, ending=(10, 2))
-    assert body["prompt"] == [[5, 6, 7], [5, 6, 7, 10]]
-    assert body["logprob_token_ids"] == [10, 2]
+def test_the_end_is_scored_token_by_token() -> None:
+    """Each is the only choice behind those before it, and its raw log-probability is told beside
+    the most probable one's; the field that would tell both takes other requests' away."""
+    replies = {10: told(10, -2.0, t9=-0.1), 2: told(2, -0.5)}
+    bodies, drawn = probed(
+        lambda body: replies[body["allowed_token_ids"][0]], probe=ENDING, ending=(10, 2)
+    )
+    asked = {(*body["prompt"], *body["allowed_token_ids"]) for body in bodies}
+    assert asked == {(5, 6, 7, 10), (5, 6, 7, 10, 2)}
+    for body in bodies:
+        assert (body["max_tokens"], body["return_tokens_as_token_ids"]) == (1, True)
+        assert "logprob_token_ids" not in body
     assert drawn.ending == -2.5
     assert drawn.logprobs == (-0.1,)
-    assert (drawn.decoded, drawn.prefilled) == (2, 1)
+    assert (drawn.decoded, drawn.prefilled) == (2, 10)
 
 
-@pytest.mark.parametrize(
-    "choices",
-    [
-        [chosen(0, {"token_id:10": -2.0})],
-        [chosen(0, {"token_id:10": -2.0}), chosen(1, {"token_id:9": -0.5})],
-        [chosen(0, {"token_id:10": -2.0}), chosen(1)],
-        [chosen(0, {"token_id:10": -2.0}), {"index": 1, "text": ""}],
-    ],
-)
-def test_an_end_that_is_not_scored_is_a_bad_reply(choices: list[Any]) -> None:
+@pytest.mark.parametrize("reply", [told(9, -0.1), {"choices": [CHOICE]}, {"choices": []}])
+def test_an_end_that_is_not_scored_is_a_bad_reply(reply: Any) -> None:
     """An engine that does not know the field is found out, not believed."""
     with pytest.raises(BadReply):
-        asked({"choices": choices}, probe=ENDING, ending=(10, 2))
+        probed(lambda body: reply, probe=ENDING, ending=(10, 2))
 
 
 def test_a_probe_that_is_refused() -> None:

@@ -116,18 +116,6 @@ def test_an_engine_that_tells_none_is_said_at_start_up(
     assert reply.json()["usage"]["completion_tokens_details"]["reasoning_tokens"] == 80
 
 
-def test_what_would_kill_a_speculating_engine_is_not_tried() -> None:
-    """vLLM 0.32 does not survive chosen tokens' log-probabilities beside drafts."""
-    url, engine = served({"speculates": True})
-    with engine, gateway(url, free_port(), "--policy", "margin", "--hold-out", "0") as adjourn:
-        missing = httpx.get(f"{adjourn}/ready").json()["missing"]
-        reply = chat(adjourn, standin=TRACE)
-        asked = [json.loads(request["body"]) for request in sent(url)]
-    assert "would kill an engine" in missing["log-probabilities of chosen tokens"]
-    assert reply.headers["x-adjourn-passed-through"] == "engine-cannot-score-endings"
-    assert not any("logprob_token_ids" in body for body in asked)
-
-
 def test_a_model_of_another_width_is_said_at_start_up(config: str) -> None:
     url, engine = served({"hidden": READY, "hidden_width": 3})
     with engine, gateway(url, free_port(), "--config", config) as adjourn:

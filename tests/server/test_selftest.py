@@ -10,9 +10,9 @@ import pytest
 
 from policies.dialect import Marks, builtin
 from policies.markers import NOWHERE, Ids, Mark
-from server.adapters.adapter import Adapter
+from server.adapters.adapter import Adapter, Drawn
 from server.engine import BadReply
-from server.selftest import _marks
+from server.selftest import _marks, _Talk
 
 THINK = ("<think>", "</think>", "<tool_call>")
 HARMONY = ("<|start|>", "<|end|>", "<|channel|>", "<|message|>", "assistant", "analysis", "final")
@@ -134,3 +134,19 @@ def test_an_engine_that_will_not_tell() -> None:
     missing: dict[str, str] = {}
     found = asyncio.run(_marks(cast(Adapter, Silent()), "x", builtin(), None, [], missing))
     assert (found, list(missing)) == (None, ["/tokenize"])
+
+
+@pytest.mark.parametrize(("ending", "scored"), [(-7.0, True), (-0.2, False), (0.0, False)])
+def test_scores_that_cannot_be(ending: float, scored: bool) -> None:
+    """Where an engine tells log-probabilities as it samples, the only choice is always certain: two
+    tokens at one place that are both likely give it away."""
+
+    class Scoring(Vocabulary):
+        async def probe(self, *_: object) -> Drawn:
+            return Drawn("", ("a",), (-0.1,), False, 1, 1, ending=ending)
+
+    marks = told("qwen3", THINK)
+    missing: dict[str, str] = {}
+    talk = _Talk(cast(Adapter, Scoring(THINK)), "m", marks, [], missing)
+    asyncio.run(talk._try_probes([1]))
+    assert (missing == {}) is scored

@@ -223,6 +223,14 @@ def test_the_most_probable_come_first(logprobs: Any, expected: list[list[float]]
     assert most_probable(chunk.choices[0].logprobs) == expected
 
 
+def test_what_was_not_told_is_no_certainty() -> None:
+    """While vLLM scores chosen tokens for another request, it tells of the token itself and writes
+    -9999 for the rest; a rest that cannot come beside two that can is told."""
+    tokens = [told("a", -1.5, -9999.0, -9999.0), told("b", -0.7, -0.7, -9999.0), told("c", -0.1)]
+    chunk = read(chunk_of({"reasoning": "a"}, logprobs={"content": tokens}))
+    assert most_probable(chunk.choices[0].logprobs) == [[], [-0.7, -0.7, -9999.0], [-0.1]]
+
+
 @for_all(text=_TRICKY, logprobs=st.lists(st.floats(-30, 0), max_size=4))
 def test_log_probabilities_that_nobody_asked_for(text: str, logprobs: list[float]) -> None:
     """What the client gets is the chunk as it would have come without them, to the byte."""
