@@ -39,7 +39,8 @@ class Appraiser:
 
     The chance of a stop is kept by how often the trace was probed before. What is left of a trace
     is the mean length of those that came to their own end less what was thought, and never less
-    than what was thought: long traces are the ones that go on.
+    than what was thought: long traces are the ones that go on. A row of looks has to begin early
+    all the same, or the trace ends before it does.
     """
 
     __slots__ = ("_length", "_probe_seconds", "_refused", "_stops", "_token_seconds")
@@ -58,19 +59,26 @@ class Appraiser:
             return 0.0
         return self._probe_seconds / self._token_seconds
 
-    def worth(self, position: int, asked: int) -> bool:
-        """Whether to probe after ``position`` tokens of a trace that was probed ``asked`` times."""
+    def worth(self, position: int, asked: int, looks: int = 1) -> bool:
+        """Whether to probe after ``position`` tokens of a trace that was probed ``asked`` times,
+        and at so many checkpoints in a row, ``looks``, before there can be a stop."""
         chance = self._stops[min(asked, _ORDINALS - 1)].value
-        left = max(float(position), (self._length or 0.0) - position)
-        if chance * left >= self.price:
+        left = max(float(position if looks == 1 else 0), (self._length or 0.0) - position)
+        if chance * left >= looks * self.price:
             return True
         self._refused += 1
-        return self._refused % _EXPLORE == 0
+        return self._refused % (_EXPLORE * looks) == 0
 
-    def probed(self, seconds: float, asked: int, stopped: bool) -> None:
-        """One checkpoint was probed, gate and trial answer together taking ``seconds``."""
-        self._stops[min(asked, _ORDINALS - 1)].add(stopped)
+    def probed(self, seconds: float, asked: int, stopped: bool | None) -> None:
+        """One checkpoint was probed, gate and trial answer together taking ``seconds``. None where
+        it could not have said stop."""
+        if stopped is not None:
+            self.tried(asked, stopped=stopped)
         self._probe_seconds = _smoothed(self._probe_seconds, seconds)
+
+    def tried(self, asked: int, *, stopped: bool) -> None:
+        """What came of a probe, or of a row of them, after ``asked`` others."""
+        self._stops[min(asked, _ORDINALS - 1)].add(stopped)
 
     def decoded(self, tokens: int, seconds: float) -> None:
         """A stream brought ``tokens`` in ``seconds``."""

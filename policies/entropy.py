@@ -45,18 +45,24 @@ class Entropy:
     @property
     def needs(self) -> Needs:
         paragraphs = self.at == "paragraph"
-        return Needs(paragraphs=paragraphs, sentences=not paragraphs, probes=True)
+        return Needs(
+            paragraphs=paragraphs, sentences=not paragraphs, probes=True, series=self.least
+        )
+
+    @property
+    def least(self) -> int:
+        """Looks before which it never stops."""
+        return math.ceil(4 / self.alpha)
 
     def start(self) -> EntropyStopper:
         return EntropyStopper(self)
 
 
 class EntropyStopper:
-    __slots__ = ("_least", "_looks", "_mean", "_policy", "_variance")
+    __slots__ = ("_looks", "_mean", "_policy", "_variance")
 
     def __init__(self, policy: Entropy) -> None:
         self._policy = policy
-        self._least = math.ceil(4 / policy.alpha)
         self._looks = 0
         self._mean = self._variance = 0.0
 
@@ -66,7 +72,7 @@ class EntropyStopper:
                 return _PROBE
             case ProbeResult() if event.top:
                 self._follow(entropy(event.top[0]))
-                if self._looks >= self._least and self._variance < self._policy.delta:
+                if self._looks >= self._policy.least and self._variance < self._policy.delta:
                     return Stop("settled", event.position)
         return None
 

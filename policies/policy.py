@@ -29,7 +29,8 @@ class Needs:
     ``inducers``: texts of the dialect that it draws with, or puts into the trace. ``extends``: to
     be told when the model would end the trace, which it may extend. ``bias``: what the end marker's
     logit is raised by from the beginning. ``logprobs``: with each token of the trace, those of so
-    many (0: none); the engine pays for them on the main stream.
+    many (0: none); the engine pays for them on the main stream. ``series``: checkpoints that must be
+    probed before the policy can stop, which are worth their price together or not at all.
     """
 
     start: bool = False
@@ -47,6 +48,7 @@ class Needs:
     extends: bool = False
     bias: float = 0.0
     logprobs: int = 0
+    series: int = 1
 
     @property
     def boundaries(self) -> frozenset[str]:
@@ -72,6 +74,7 @@ class Needs:
             extends=self.extends or other.extends,
             bias=max(self.bias, other.bias),
             logprobs=max(self.logprobs, other.logprobs),
+            series=max(self.series, other.series),
         )
 
 

@@ -35,6 +35,7 @@ from policies.events import (
     TraceEnd,
 )
 from policies.ledger import Ledger
+from policies.looks import Looks
 from policies.markers import NOWHERE, Ids, Mark
 from policies.never import Never
 from policies.orders import Ask, Cut, Order, Reopen, Said
@@ -167,8 +168,7 @@ class Session:
         self._next_interval = self._needs.interval
         self._checkpoint = 0  # the position that is being probed
         self._unseen: Cue | Boundary | None = None  # the latest that came beside a probe
-        self._asked = 0
-        self._probe_seconds = 0.0
+        self._looks = Looks(appraiser, needs.series)
         self._began: float | None = None
         self._reopen: Reopen | None = None
         self.extended = 0
@@ -425,7 +425,9 @@ class Session:
         if self.trigger is not None:
             if last.ending != "length":
                 self.trigger.after = self.ledger.reasoning - self.trigger.position
-        elif self.muted is None:
+            return
+        self._looks.ended()
+        if self.muted is None:
             self._observe(TraceEnd(self.ledger.reasoning, last.at))
 
     # -- an answer that no trigger asked for -------------------------------------------------
@@ -491,7 +493,7 @@ class Session:
         took, where those were more than it shows."""
         self.ledger.probe += max(len(result.tokens), decoded)
         self.ledger.prefilled += prefilled
-        self._probe_seconds += result.seconds
+        self._looks.asked(result.seconds)
         return self._answered(result)
 
     def probe_failed(self, reason: str, ask: Ask, at: float) -> Order | None:
@@ -633,6 +635,8 @@ class Session:
         if self.state not in (State.THINKING, State.PROBING):
             return None  # the trace is over: there is nothing to stop any more
         if isinstance(command, Stop):
+            if not isinstance(event, ProbeResult | ProbeFailed):
+                self._looks.ended()
             return self._stop(command)
         if isinstance(command, Probe):
             return self._ask(command, event)
@@ -650,11 +654,8 @@ class Session:
         command = self._observe(event) if self.muted is None else None
         if isinstance(command, Ask):
             return command
-        if isinstance(event, ProbeResult) or self._probe_seconds:
-            self._appraiser.probed(
-                self._probe_seconds, self._asked, stopped=self.trigger is not None
-            )
-            self._asked += 1
+        told = isinstance(event, ProbeResult)
+        self._looks.answered(told=told, stopped=self.trigger is not None)
         self._pace(event.at)
         if self.state is State.PROBING:
             self._go_on()
@@ -665,10 +666,9 @@ class Session:
         place = self._place()
         if self.state is State.THINKING:
             position = place.position
-            if not self._appraiser.worth(position, self._asked):
+            if not self._looks.worth(position):
                 return self._observe(ProbeFailed(probe, position, "price", event.at))
             self._checkpoint = position
-            self._probe_seconds = 0.0
         elif not isinstance(event, ProbeResult | ProbeFailed):
             return None  # one is in flight
         self._go(Input.PROBE)

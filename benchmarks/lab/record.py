@@ -71,7 +71,7 @@ class _Scout:
 class _Patient(Appraiser):
     """Every probe is worth its price."""
 
-    def worth(self, position: int, asked: int) -> bool:
+    def worth(self, position: int, asked: int, looks: int = 1) -> bool:
         return True
 
 

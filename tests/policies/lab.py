@@ -84,7 +84,7 @@ MARKS = Marks(
 class Generous(Appraiser):
     """Every probe is worth its price."""
 
-    def worth(self, position: int, asked: int) -> bool:
+    def worth(self, position: int, asked: int, looks: int = 1) -> bool:
         return True
 
 

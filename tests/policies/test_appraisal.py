@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from policies.appraisal import Appraiser
+from policies.looks import Looks
 
 
 def seasoned(*, token: float = 0.01, probe: float = 1.0, length: int = 200) -> Appraiser:
@@ -46,6 +47,72 @@ def test_chances_are_kept_by_ordinal() -> None:
         appraiser.probed(1.6, 2, stopped=False)
     assert appraiser.worth(10, 0)
     assert not appraiser.worth(10, 2)
+
+
+def test_a_series_must_earn_the_price_of_all_its_looks() -> None:
+    """Three looks at thirty tokens each, against one half of what is left."""
+    appraiser = seasoned(probe=0.3)
+    assert [appraiser.worth(10, 0, looks) for looks in (1, 3, 4)] == [True, True, False]
+
+
+def looks(appraiser: Appraiser, series: int, stops_at: int | None, tokens: int = 200) -> int:
+    """So many looks one trace of ``tokens`` gets, at every tenth; each takes a tenth of a second,
+    and a token a hundredth."""
+    trace, count = Looks(appraiser, series), 0
+    for position in range(10, tokens, 10):
+        if not trace.worth(position):
+            continue
+        count += 1
+        trace.asked(0.1)
+        trace.answered(told=True, stopped=count == stops_at)
+        appraiser.decoded(10, 0.1)
+        if count == stops_at:
+            return count
+    trace.ended()
+    appraiser.ended(tokens)
+    return count
+
+
+def test_a_series_that_pays_is_never_starved() -> None:
+    """Eight looks that end in a stop go on being made, though the first seven never stop; only once
+    does a trace go to its end, and it is seen how long they are."""
+    appraiser = Appraiser()
+    assert [looks(appraiser, 8, stops_at=8) for _ in range(200)] == [8, 0, *[8] * 198]
+    alone = Appraiser()  # each look for itself: they are found worthless, and then none can stop
+    assert looks(alone, 1, stops_at=8) == 8
+    assert sum(looks(alone, 1, stops_at=8) for _ in range(200)) < 8 * 200 / 2
+
+
+def test_a_series_that_pays_nothing_is_given_up() -> None:
+    """Where no stop comes of it, few are begun; where traces are too short for it, as few."""
+    appraiser = Appraiser()
+    spent = [looks(appraiser, 8, stops_at=None) for _ in range(200)]
+    assert spent[0] == 19
+    assert sum(spent[100:]) / 100 < 2
+    short = Appraiser()
+    spent = [looks(short, 8, stops_at=None, tokens=60) for _ in range(200)]
+    assert spent[0] == 5
+    assert sum(spent[100:]) / 100 < 2
+
+
+@given(st.integers(1, 30), st.lists(st.booleans(), max_size=60))
+def test_a_series_is_all_or_nothing(series: int, refused: list[bool]) -> None:
+    """Once its first look is made, none before its last is refused, whatever the price is now."""
+    asked: list[int] = []
+
+    class Fickle(Appraiser):
+        def worth(self, position: int, ordinal: int, looks: int = 1) -> bool:
+            asked.append(looks)
+            return not refused[position]
+
+    trace, made = Looks(Fickle(), series), 0
+    for position, no in enumerate(refused):
+        worth = trace.worth(position)
+        assert worth is (0 < made < series or not no)
+        if worth:
+            trace.answered(told=True, stopped=False)
+            made += 1
+    assert set(asked) <= {1, series}
 
 
 def test_a_refused_place_is_looked_at_now_and_then() -> None:

@@ -23,6 +23,7 @@ from policies.events import (
 from policies.never import Never
 from policies.orders import Ask, Cut
 from policies.policy import Needs
+from policies.session import Session
 from policies.states import State
 from tests.policies.driver import ANSWER, END
 from tests.policies.lab import (
@@ -483,7 +484,7 @@ def test_a_truncated_trace_is_no_measure_of_length(ending: str | None, known: in
 class Dear(Appraiser):
     """No probe is worth its price."""
 
-    def worth(self, position: int, asked: int) -> bool:
+    def worth(self, position: int, asked: int, looks: int = 1) -> bool:
         return False
 
 
@@ -503,11 +504,11 @@ def test_a_probe_that_is_too_dear_is_not_sent() -> None:
 
 def test_a_second_question_at_a_place_is_not_priced_again() -> None:
     """Gate and trial answer are one look."""
-    looks: list[tuple[int, int]] = []
+    looked: list[tuple[int, int]] = []
 
     class Counting(Generous):
-        def worth(self, position: int, asked: int) -> bool:
-            looks.append((position, asked))
+        def worth(self, position: int, asked: int, looks: int = 1) -> bool:
+            looked.append((position, asked))
             return True
 
     made = session(Deer(gap=0), appraiser=Counting())
@@ -515,7 +516,40 @@ def test_a_second_question_at_a_place_is_not_priced_again() -> None:
     assert isinstance(made.probed(result(1, "7", 0.9, GATE, closed=False)), Ask)
     assert made.probed(result(1, "7", 0.5)) is None
     fed(made, (" Wait", 53), (" b", 54))
-    assert looks == [(1, 0), (3, 1)]
+    assert looked == [(1, 0), (3, 1)]
+
+
+def test_a_series_is_priced_where_it_begins() -> None:
+    """A policy that cannot stop before its third look is not starved of its second, and what came
+    of the three, and of those behind them, is learned by the trace's end."""
+    asked: list[tuple[int, int]] = []
+    came: list[tuple[int, bool]] = []
+
+    class Counting(Appraiser):
+        def worth(self, position: int, asked_before: int, looks: int = 1) -> bool:
+            asked.append((asked_before, looks))
+            return True
+
+        def tried(self, asked: int, *, stopped: bool) -> None:
+            came.append((asked, stopped))
+
+    policy = Scripted(
+        lambda event: Probe() if isinstance(event, Checkpoint) else None,
+        Needs(cues=True, probes=True, series=3),
+    )
+
+    def looked(times: int) -> Session:
+        made = session(policy, appraiser=Counting())
+        for look in range(times):
+            fed(made, (".", 50), (" Wait", 51), (" a", 52))
+            made.probed(result(1 + 3 * look, "7", 0.5))
+        return made
+
+    made = looked(5)
+    assert asked == [(0, 3), (1, 1), (2, 1)]
+    assert came == [(1, False), (2, False)]
+    made.feed("", (END,), 9.0)
+    assert came[2:] == [(0, False)]
 
 
 @pytest.mark.parametrize("certainty", [0.5, 0.99])
