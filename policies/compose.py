@@ -2,8 +2,10 @@
 
 ``any_of`` stops when one of them does. ``all_of`` stops when all have; a member that looks by
 probe must agree at the same checkpoint, one that has no probe stays agreed. One probe is in flight
-at a time: members that ask the same thing share its result, the others take turns. Of the
-checkpoints that come while one runs only the latest is looked at, when it has said no.
+at a time: members that ask the same thing at one checkpoint share its result, the others take
+turns. Of the checkpoints of a kind that come while one runs only the latest is looked at, when it
+has said no; the kinds take turns, so that a member that looks often starves none that looks
+elsewhere.
 """
 
 from __future__ import annotations

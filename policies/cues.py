@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import ClassVar, Literal
 
 __all__ = ["Cue", "CueScanner"]
 
@@ -17,6 +18,7 @@ __all__ = ["Cue", "CueScanner"]
 class Cue:
     """A confirmed cue. ``start``: characters before it in the text scanned so far."""
 
+    kind: ClassVar[Literal["cue"]] = "cue"
     word: str
     start: int
 

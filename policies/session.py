@@ -23,6 +23,7 @@ from policies.cues import Cue, CueScanner
 from policies.dialect import Marks
 from policies.events import (
     Checkpoint,
+    CheckpointKind,
     Closing,
     Command,
     Event,
@@ -167,7 +168,9 @@ class Session:
         self._on_newline = True
         self._next_interval = self._needs.interval
         self._checkpoint = 0  # the position that is being probed
-        self._unseen: Cue | Boundary | None = None  # the latest that came beside a probe
+        # The latest of each kind that came beside a probe; None where tokens were due. The kind
+        # that waits longest stands first.
+        self._unseen: dict[CheckpointKind, Cue | Boundary | None] = {}
         self._looks = Looks(appraiser, needs.series)
         self._began: float | None = None
         self._reopen: Reopen | None = None
@@ -255,7 +258,7 @@ class Session:
         self.ledger.reasoning += count
         if thought:
             self._on_newline = thought[-1] == "\n"
-        if self.muted is not None or self.trigger is not None:
+        if self._unjudged:
             self._let_go()
             return None
         return self._think(thought, token_ids, at, before, logprobs)
@@ -312,8 +315,8 @@ class Session:
         logprobs: Sequence[Sequence[float]],
     ) -> Order | None:
         finds = self._find(thought)
-        if finds:
-            self._unseen = finds[-1]
+        for find in finds:
+            self._unseen[find.kind] = find
         if not (self._held and self._held[-1] is before):
             self._held.append(before)
         if self._at_start and thought.strip():
@@ -330,21 +333,26 @@ class Session:
             if (command := self._observe(piece)) is not None:
                 return command
         if self.state is not State.THINKING:
+            if self._unseen and 0 < self._next_interval <= self.ledger.reasoning:
+                self._unseen.setdefault("interval")
             return None
         for find in finds:
             if (command := self._look(find, at)) is not None:
                 return command
         if finds:
             self._release(self._settled)
+        return self._look_if_due(at)
+
+    def _look_if_due(self, at: float) -> Order | None:
         position = self._place().position
-        if self._next_interval and position >= self._next_interval:
-            self._next_interval = position + self._needs.interval
-            return self._observe(Checkpoint("interval", position, at))
-        return None
+        if not 0 < self._next_interval <= position:
+            return None
+        self._next_interval = position + self._needs.interval
+        return self._observe(Checkpoint("interval", position, at))
 
     def _look(self, find: Cue | Boundary, at: float) -> Order | None:
-        if find is self._unseen:
-            self._unseen = None
+        if self._unseen.get(find.kind) is find:
+            del self._unseen[find.kind]
         self._release(find.start)
         return self._observe(self._checkpoint_at(find, at))
 
@@ -617,8 +625,13 @@ class Session:
 
     # -- the policy --------------------------------------------------------------------------
 
+    @property
+    def _unjudged(self) -> bool:
+        """Whether the policy is asked no more."""
+        return self.muted is not None or self.trigger is not None
+
     def _ask_policy(self, event: Event) -> Command | None:
-        if self.muted is not None or self.trigger is not None:
+        if self._unjudged:
             return None
         try:
             command = self._stopper.observe(event)
@@ -744,17 +757,27 @@ class Session:
     def _go_on(self) -> None:
         if self.state is State.PROBING:
             self._go(Input.GO_ON)
-        unjudged = self.muted is not None or self.trigger is not None
-        if unjudged and not self.waiting:
+        if self._unjudged and not self.waiting:
             self._let_go()
 
     def _catch_up(self, at: float) -> Order | None:
-        """The probe said no. Of the checkpoints that came meanwhile the latest is the one to look
-        at: all of its prefix is decoded already, and the most is known there."""
-        command = None if self._unseen is None else self._look(self._unseen, at)
-        if command is None:
-            self._release(self._settled)
-        return command
+        """The probe said no. Of the checkpoints of a kind that came meanwhile the latest is the one
+        to look at: all of its prefix is decoded already, and the most is known there. Kinds take
+        turns, or one that comes often would have every probe; one whose place was passed over
+        keeps its turn."""
+        for kind, find in list(self._unseen.items()):
+            if find is None:
+                del self._unseen[kind]
+                self._release(self._settled)
+                command = self._look_if_due(at)
+            elif find.start >= self._place().start:
+                command = self._look(find, at)
+            else:
+                continue
+            if command is not None or self._unjudged:
+                return command
+        self._release(self._settled)
+        return None
 
     def _pace(self, at: float) -> None:
         if self._began is not None:

@@ -24,6 +24,7 @@ from policies.loop import Loop
 from policies.margin import Margin
 from policies.never import Never
 from policies.no_thinking import NoThinking
+from policies.orders import Ask
 from policies.policy import Needs, Policy, Stopper
 from policies.states import State
 from policies.tilt import Tilt
@@ -34,7 +35,9 @@ from tests.policies.lab import (
     MARKS,
     PROMPT,
     START,
+    Scripted,
     kinds,
+    result,
     session,
 )
 
@@ -223,3 +226,59 @@ def test_the_cut_is_before_the_cue_whatever_the_chunking(sizes: list[int]) -> No
 def test_the_marks_of_the_lab() -> None:
     """The lab's two closings differ, or the tests of their choice would show nothing."""
     assert MARKS.closing != MARKS.closing_on_newline
+
+
+# -- kinds take turns ---------------------------------------------------------------------------
+
+
+def asks_at(kind: str, probe: Probe) -> Scripted:
+    """A member that asks at every checkpoint of one kind, and never stops."""
+    needs = Needs(
+        cues=kind == "cue",
+        sentences=kind == "sentence",
+        paragraphs=kind == "paragraph",
+        interval=7 if kind == "interval" else 0,
+        probes=True,
+    )
+    return Scripted(lambda event: probe if getattr(event, "kind", "") == kind else None, needs)
+
+
+KINDS = ("sentence", "cue", "paragraph", "interval")
+TEXTS = (" so", " it", ".", " Wait", " Hmm", "\n\n", " 7")
+
+
+@given(
+    st.permutations(KINDS).flatmap(lambda kinds: st.sampled_from([kinds[:2], kinds[:3], kinds])),
+    st.lists(st.sampled_from(TEXTS), min_size=1, max_size=6),
+    st.lists(st.integers(1, 25), min_size=1, max_size=5),
+)
+def test_kinds_of_checkpoints_take_turns(
+    kinds: list[str], texts: list[str], times: list[int]
+) -> None:
+    """However often one comes, and however long the probes take, none that comes beside every probe
+    is passed over more often than there are others."""
+    probes = {Probe("", n + 1): kind for n, kind in enumerate(kinds)}
+    members = tuple(asks_at(kind, probe) for probe, kind in probes.items())
+    made = session(AnyOf(members))
+    seen: list[str] = []  # kinds whose place came beside the probe in flight
+    passed = dict.fromkeys(kinds, 0)
+    asked: Ask | None = None
+    due = 0
+    for step in range(600):
+        before = dict(made._unseen)
+        order = made.feed(texts[step % len(texts)], (50,), float(step))
+        if asked is not None:
+            seen += [kind for kind, find in made._unseen.items() if before.get(kind, 0) != find]
+            if step < due:
+                continue
+            order = made.probed(result(asked.position, "7", 0.5, asked.probe, at=float(step)))
+            following = probes[order.probe] if isinstance(order, Ask) else None
+            for kind in set(seen) - {following}:
+                passed[kind] += following is not None
+                assert passed[kind] < len(kinds), (kind, passed)
+            if following is not None:
+                passed[following] = 0
+            asked, seen = None, []
+        if isinstance(order, Ask):
+            asked, due = order, step + times[step % len(times)]
+            passed[probes[order.probe]] = 0
