@@ -1,6 +1,7 @@
 """``budget``: think no more than a number of tokens, and no less.
 
-Rule: from ``max`` tokens on, cut at the next end of a sentence; ``grace`` tokens later, anywhere.
+Rule: from ``max`` tokens on, cut at the next end of a sentence that is not within a code fence or a
+string; ``grace`` tokens later, anywhere.
 Where the model would close the trace before ``min`` tokens, "Wait" is put there in place of the end
 and it goes on, ``waits`` times at most.
 Source: budget forcing, s1, arXiv 2501.19393; "Wait" in Self-Correction Bench as well.
@@ -12,6 +13,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from policies.enclosures import Enclosures
 from policies.events import Closing, Command, Event, Extend, Stop, Thought
 from policies.policy import Needs
 
@@ -48,19 +50,25 @@ class Budget:
 
 
 class BudgetStopper:
-    __slots__ = ("_policy", "_waits")
+    __slots__ = ("_enclosures", "_length", "_policy", "_waits")
 
     def __init__(self, policy: Budget) -> None:
         self._policy = policy
         self._waits = policy.waits
+        self._enclosures = Enclosures()
+        self._length = 0
 
     def observe(self, event: Event) -> Command | None:
         if isinstance(event, Closing) and event.position < self._policy.min and self._waits:
             self._waits -= 1
             return Extend()
-        if not isinstance(event, Thought) or event.position < self._policy.max:
+        if not isinstance(event, Thought):
             return None
-        if event.text.rstrip(" ").endswith(_SENTENCE_ENDS):
+        self._enclosures.feed(event.text, self._length)
+        self._length += len(event.text)
+        if event.position < self._policy.max:
+            return None
+        if event.text.rstrip(" ").endswith(_SENTENCE_ENDS) and not self._enclosures.open:
             return Stop("budget")
         if event.position >= self._policy.max + self._policy.grace:
             return Stop("budget-hard")

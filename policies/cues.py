@@ -47,7 +47,7 @@ def _beginning(form: str) -> str:
 
 
 @lru_cache(maxsize=64)
-def _compile(cues: tuple[str, ...]) -> _Patterns:
+def _compile(cues: tuple[str, ...], marks: str) -> _Patterns:
     # "WAIT" is as good a cue as "Wait"; "wait" in the middle of a sentence is not one.
     forms = sorted({form for cue in cues for form in (cue, cue.upper())}, key=len, reverse=True)
     prefixes = []
@@ -60,7 +60,9 @@ def _compile(cues: tuple[str, ...]) -> _Patterns:
     return _Patterns(
         whole=re.compile("|".join(_bounded(form, re.escape(form)) for form in forms) or never),
         partial=re.compile(f"(?:{'|'.join(prefixes) or never})\\Z"),
-        first=re.compile("|".join(sorted(map(_beginning, forms))) or never),
+        first=re.compile(
+            "|".join((*sorted(map(_beginning, forms)), *map(re.escape, marks))) or never
+        ),
     )
 
 
@@ -69,21 +71,22 @@ class CueScanner:
 
     ``length`` counts the characters fed; up to ``settled`` no unconfirmed cue can begin, so a
     caller that wants to cut *before* a cue may pass on that much and no more. The work per piece
-    depends on the piece and the longest cue, never on the text's length.
+    depends on the piece and the longest cue, never on the text's length. ``marks``: characters that
+    somebody else must see.
     """
 
     __slots__ = ("_first", "_patterns", "_tail", "length", "settled")
 
-    def __init__(self, cues: tuple[str, ...]) -> None:
-        self._patterns = _compile(cues)
+    def __init__(self, cues: tuple[str, ...], marks: str = "") -> None:
+        self._patterns = _compile(cues, marks)
         self._first = self._patterns.first.search
         self._tail = ""  # what is still undecided, with one character before it
         self.length = 0
         self.settled = 0
 
     def skim(self, piece: str) -> bool:
-        """The quick way: whether ``piece`` plainly holds no part of a cue. Where it says no,
-        nothing was done, and ``feed`` must be given the piece."""
+        """The quick way: whether ``piece`` plainly holds no part of a cue, and none of ``marks``.
+        Where it says no, nothing was done, and ``feed`` must be given the piece."""
         if self.settled < self.length or self._first(piece) is not None:
             return False
         if piece:

@@ -21,6 +21,7 @@ from policies.appraisal import Appraiser
 from policies.boundaries import Boundary, BoundaryScanner
 from policies.cues import Cue, CueScanner
 from policies.dialect import Marks
+from policies.enclosures import MARKS, Enclosures
 from policies.events import (
     Checkpoint,
     CheckpointKind,
@@ -35,6 +36,7 @@ from policies.events import (
     Thought,
     TraceEnd,
 )
+from policies.graphemes import unfinished
 from policies.ledger import Ledger
 from policies.looks import Looks
 from policies.markers import NOWHERE, Ids, Mark
@@ -151,6 +153,7 @@ class Session:
         needs = self._needs
         # Whether a piece in which no cue begins concerns nobody.
         self._plain = not (needs.start or needs.thoughts or needs.interval or needs.boundaries)
+        self._quick = self._plain  # where nothing is open that could be closed
         self._stopper: Stopper = Never()
         try:
             self._stopper = policy.start()
@@ -158,13 +161,15 @@ class Session:
             self._fail(error)
         self._markers = marks.markers
         self._at = NOWHERE  # among the markers
-        self._scanner = CueScanner(marks.dialect.cues if needs.cues else ())
+        self._scanner = CueScanner(marks.dialect.cues if needs.cues else (), MARKS)
+        self._enclosures = Enclosures()
         self._at_start = needs.start
         self._ends = needs.boundaries
         self._boundaries = BoundaryScanner() if self._ends else None
         self._fed = 0
         self._held: deque[_Piece] = deque()
         self._half: _Piece | None = None  # before ids whose character is not whole yet
+        self._begun = ""  # the text of those ids
         self._on_newline = True
         self._next_interval = self._needs.interval
         self._checkpoint = 0  # the position that is being probed
@@ -207,7 +212,7 @@ class Session:
         state = self.state
         if (
             state is _THINKING
-            and self._plain
+            and self._quick
             and not self._held
             and self._began is not None
             and not answering
@@ -253,8 +258,11 @@ class Session:
             self._began = at
         count = len(token_ids) - opening
         # No trace is cut in the midst of a character, nor where a marker may have begun.
-        whole = thought and not self._markers.begun(self._at)
+        self._begun += thought
+        whole = thought and not self._markers.begun(self._at) and not unfinished(self._begun)
         self._half = None if whole or not count else before
+        if self._half is None:
+            self._begun = ""
         self.ledger.reasoning += count
         if thought:
             self._on_newline = thought[-1] == "\n"
@@ -345,7 +353,7 @@ class Session:
 
     def _look_if_due(self, at: float) -> Order | None:
         position = self._place().position
-        if not 0 < self._next_interval <= position:
+        if not 0 < self._next_interval <= position or self._enclosures.open:
             return None
         self._next_interval = position + self._needs.interval
         return self._observe(Checkpoint("interval", position, at))
@@ -357,13 +365,18 @@ class Session:
         return self._observe(self._checkpoint_at(find, at))
 
     def _find(self, thought: str) -> list[Cue | Boundary]:
-        """The checkpoints that have become certain, in their order in the text."""
+        """The checkpoints that have become certain, in their order in the text; none is within a
+        code fence or a string, which a cut would leave half."""
+        enclosures = self._enclosures
+        enclosures.feed(thought, self._scanner.length)
+        self._quick = self._plain and not enclosures.open
         cues = self._scanner.feed(thought)
         self.cues += len(cues)
-        if self._boundaries is None:
-            return [*cues]
-        ends = [end for end in self._boundaries.feed(thought) if end.kind in self._ends]
-        return sorted([*ends, *cues], key=attrgetter("start"))
+        finds: list[Cue | Boundary] = [*cues]
+        if self._boundaries is not None:
+            finds += [end for end in self._boundaries.feed(thought) if end.kind in self._ends]
+            finds.sort(key=attrgetter("start"))
+        return [find for find in finds if not enclosures.holds(find.start)]
 
     def _checkpoint_at(self, find: Cue | Boundary, at: float) -> Checkpoint:
         position = self._place().position
@@ -528,7 +541,7 @@ class Session:
         self.ledger.reasoning = reopen.position
         if self._half is not None and self._held:
             self._held.pop()  # half a character is not kept
-        self._half, self._at = None, NOWHERE
+        self._half, self._begun, self._at = None, "", NOWHERE
         self._overrun.clear()
         self._fed = reopen.pieces
         self.extended += bool(reopen.said.ids)

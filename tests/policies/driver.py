@@ -31,6 +31,9 @@ VOCABULARY = {
     42: ",",
     43: "",  # half of a character: its text comes with the next token
     44: "é",
+    45: "```",
+    46: "\u200d",  # a joiner: half of a character that is text
+    47: '"',
 }
 """Tokens of a trace, with what each says."""
 
@@ -177,8 +180,10 @@ class Driver:
         assert kept == before or (kept == 1 and opened and before == 0)
         assert kept >= opened
         assert position == kept - opened
-        # Ids that brought no text are part of a character.
-        assert self._texts[: self.session.released][-1:] != [""] or kept == opened
+        # Ids that brought no text are part of a character, and so is what a joiner follows.
+        last = self._texts[: self.session.released][-1:]
+        assert last != [""] or kept == opened
+        assert not last or not last[0].endswith("\u200d")
 
     def _check(self) -> None:
         session, ledger = self.session, self.session.ledger

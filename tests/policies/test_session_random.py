@@ -13,6 +13,7 @@ from policies.compose import AllOf, AnyOf
 from policies.convergence import Convergence
 from policies.deer import Deer
 from policies.deer_pro import DeerPro
+from policies.enclosures import Enclosures
 from policies.entropy import Entropy
 from policies.events import (
     Event,
@@ -226,6 +227,40 @@ def test_the_cut_is_before_the_cue_whatever_the_chunking(sizes: list[int]) -> No
 def test_the_marks_of_the_lab() -> None:
     """The lab's two closings differ, or the tests of their choice would show nothing."""
     assert MARKS.closing != MARKS.closing_on_newline
+
+
+PLACED = [EAGER, Margin(1.0), Entropy(alpha=0.9, delta=1.0, at="sentence")]
+PLACED_BY_TOKENS = [Convergence(every=2, window=2, min_tokens=0), Budget(max=4, grace=10_000)]
+_ENCLOSED = (32, 33, 30, 42, 45, 47, 34)
+
+
+@given(
+    policy=st.sampled_from([*PLACED, *PLACED_BY_TOKENS, AnyOf((*PLACED, *PLACED_BY_TOKENS))]),
+    trace=st.lists(st.sampled_from(_ENCLOSED), max_size=40),
+    sizes=st.lists(st.integers(1, 4), max_size=6),
+    late=st.integers(0, 3),
+)
+def test_no_fence_and_no_string_is_cut(
+    policy: Policy, trace: list[int], sizes: list[int], late: int
+) -> None:
+    """Trap 9: wherever a policy chooses its place, what the model is left with holds no half
+    program, and no half string."""
+    driver = Driver(session(policy))
+    waited = 0
+    for step, chunk in enumerate(chunks(trace, sizes, None)):
+        driver.feed(chunk, float(step))
+        waited = waited + 1 if driver.asked is not None else 0
+        while driver.asked is not None and waited > late:
+            driver.answer(0.999, float(step))
+        if driver.cut is not None:
+            break
+    if driver.cut is not None:
+        text, kept = (
+            "".join(VOCABULARY[i] for i in ids) for ids in (trace, trace[: driver.cut.kept])
+        )
+        enclosures = Enclosures()
+        enclosures.feed(text, 0)
+        assert not enclosures.holds(len(kept))
 
 
 # -- kinds take turns ---------------------------------------------------------------------------
