@@ -3,7 +3,8 @@
 Rule: at a cue, close the trace beside the stream and draw the answer greedily; p = 1 / (1 + e⁻ˢ),
 s = ``bias`` + Σ weight · feature over what ``Look`` holds; stop when p ≥ threshold. The weights are
 learned from recorded traces by ``adjourn learn``, which writes these options; as they come they
-are those of ``deer`` with a threshold of its own.
+are those of ``deer`` with a threshold of its own. Where the entropy has a weight, the probe asks for
+the most probable tokens at each step as well.
 Source: ours; LYNX's idea (arXiv 2512.05325) on what can be seen without the hidden states.
 Cost: a trial answer of at most ``max_tokens`` at a cue.
 """
@@ -12,12 +13,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import astuple, dataclass, fields
+from statistics import fmean
 from typing import ClassVar
 
-from policies.answers import confidence, hesitant, same, trial_answer
+from policies.answers import confidence, hesitant, own_tokens, same, trial_answer
 from policies.events import Checkpoint, Command, Event, Probe, ProbeFailed, ProbeResult, Stop
 from policies.pause import Pause
 from policies.policy import Needs
+from policies.uncertainty import TOP, entropy
 
 __all__ = ["FEATURES", "Learned", "LearnedStopper", "Look"]
 
@@ -31,7 +34,8 @@ class Look:
     of its first token, in log-odds within ±8; ``agreement``: trial answers before it, in a row,
     that say the same, ``changes``: how often they said another, both up to 5; ``position`` in
     tokens of the trace and ``cues`` so far, as log₂(1 + n); ``hesitant``: 1 where the model doubts
-    within its trial answer."""
+    within its trial answer; ``entropy``: the answer's tokens' mean, in nats, 0 where it was not
+    asked for."""
 
     confidence: float
     first: float
@@ -40,6 +44,7 @@ class Look:
     position: float
     cues: float
     hesitant: float
+    entropy: float
 
 
 FEATURES = tuple(field.name for field in fields(Look))
@@ -60,6 +65,7 @@ class Learned:
     position: float = 0.0
     cues: float = 0.0
     hesitant: float = 0.0
+    entropy: float = 0.0
     max_tokens: int = 20
     gap: int = 24
     backoff: float = 1.25
@@ -82,6 +88,10 @@ class Learned:
     @property
     def needs(self) -> Needs:
         return Needs(cues=True, probes=True, inducers=frozenset({"answer"}))
+
+    @property
+    def probe(self) -> Probe:
+        return Probe(max_tokens=self.max_tokens, top=TOP if self.entropy else 1)
 
     def pause(self) -> Pause:
         return Pause(self.gap, self.backoff, self.max_gap)
@@ -112,7 +122,7 @@ class LearnedStopper:
             case Checkpoint(kind="cue"):
                 self._cues += 1
                 if self._pause.over(event.position):
-                    return Probe(max_tokens=self._policy.max_tokens)
+                    return self._policy.probe
             case ProbeResult():
                 return self._judge(event)
             case ProbeFailed() if event.reason != "price":  # then nothing was asked
@@ -146,7 +156,13 @@ class LearnedStopper:
             position=math.log2(1 + result.position),
             cues=math.log2(1 + self._cues),
             hesitant=float(hesitant(result.text)),
+            entropy=_entropy(result) if self._policy.entropy else 0.0,
         )
+
+
+def _entropy(result: ProbeResult) -> float:
+    told = result.top[: own_tokens(result.tokens)]
+    return fmean(map(entropy, told)) if told else 0.0
 
 
 def _log_odds(probability: float) -> float:

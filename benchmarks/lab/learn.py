@@ -25,7 +25,9 @@ from sklearn.model_selection import GroupKFold
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+from benchmarks.lab import values
 from benchmarks.lab.baselines import Array, Baselines
+from benchmarks.lab.plan import kind
 from benchmarks.lab.points import Judge, Point, best
 from benchmarks.lab.replay import Outcome, play
 from benchmarks.lab.tape import Tape, Tapes
@@ -114,6 +116,7 @@ def learn(
     the traces. Raises BadTraces where there is too little to learn from."""
     console = console or Console()
     tapes = Tapes(traces)
+    policy = _looking(policy, tapes)
     looked = list(looks(policy, tapes))
     kinds = {one.final for one in looked}
     if len(looked) < _LEAST or len(kinds) < 2:
@@ -147,6 +150,13 @@ def learn(
     console.print(table([*points, *rivals], chosen))
     console.print(_said(learned, quality, chosen, tolerance, out), markup=False, highlight=False)
     return learned
+
+
+def _looking(policy: Learned, tapes: Tapes) -> Learned:
+    """``policy``, with an eye for entropy where these traces tell of it."""
+    attentive = replace(policy, entropy=1.0)
+    asked = map(values.read, tapes.recording.probes)
+    return attentive if kind(attentive.probe) in map(kind, asked) else policy
 
 
 def _arrays(looked: Sequence[Looked]) -> tuple[Array, Array]:

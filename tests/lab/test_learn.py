@@ -6,16 +6,19 @@ import json
 import random
 from pathlib import Path
 
+import msgspec
 import pytest
 from typer.testing import CliRunner
 
-from benchmarks.lab.learn import fit, looks
+from benchmarks.lab import values
+from benchmarks.lab.learn import _looking, fit, looks
 from benchmarks.lab.tape import Tapes
-from benchmarks.lab.traces import Trace
+from benchmarks.lab.traces import Drawn, Trace
+from policies.events import Probe
 from policies.learned import Learned
 from policies.registry import build
 from server.cli import add_commands, app
-from tests.lab.made import drawn, file, trace
+from tests.lab.made import RECORDING, drawn, file, trace
 
 TEXTS = [*[" a"] * 30, " Wait", *[" b"] * 30, " Wait", *[" c"] * 30, " Wait", *[" d"] * 9]
 CUES = (30, 61, 92)
@@ -51,6 +54,29 @@ def test_it_learns_what_matters(recorded: Path) -> None:
     learned = fit(Learned(gap=0), list(looks(Learned(gap=0), Tapes(recorded))))
     assert learned.changes > 1
     assert abs(learned.confidence) < 0.5
+
+
+def test_entropy_is_learned_where_it_was_recorded(tmp_path: Path) -> None:
+    """The final answers are those of which the model was sure of every token; traces that do not
+    tell of it give it no weight."""
+    attentive = Learned(entropy=1.0)
+    traces = made(60)
+    for one in traces:
+        for place, draw in enumerate([e for e in one.events if isinstance(e, Drawn)]):
+            final = draw.result["text"].startswith("7")
+            top = [[-0.1 if final else -0.7, -0.7 - (place % 2) / 10]] * 2
+            result = draw.result | {"probe": values.write(attentive.probe), "top": top}
+            one.events.append(msgspec.structs.replace(draw, result=result))
+    probes = values.write([Probe(), attentive.probe])
+    recording = msgspec.structs.replace(RECORDING, probes=probes)
+    told = Tapes(file(tmp_path / "told.jsonl", traces, recording))
+    policy = _looking(Learned(gap=0), told)
+    looked = list(looks(policy, told))
+    assert {one.look.entropy < 0.6 for one in looked if one.final} == {True}
+    assert fit(policy, looked).entropy < -1
+    untold = Tapes(file(tmp_path / "untold.jsonl", made(60)))
+    policy = _looking(Learned(gap=0), untold)
+    assert policy.entropy == fit(policy, list(looks(policy, untold))).entropy == 0.0
 
 
 def test_the_command(recorded: Path, tmp_path: Path) -> None:

@@ -32,7 +32,7 @@ def test_what_is_seen() -> None:
     """Agreement in a row, changes, the place and the number of the cue."""
     looks = seen((15, "7", 0.5), (31, "7.0", 0.5), (63, "8", 0.9))
     first, second, third = looks
-    assert first == Look(0.0, 0.0, 0.0, 0.0, 4.0, 1.0, 0.0)
+    assert first == Look(0.0, 0.0, 0.0, 0.0, 4.0, 1.0, 0.0, 0.0)
     assert second is not None
     assert third is not None
     assert (second.agreement, second.changes, second.position) == (1.0, 0.0, 5.0)
@@ -53,8 +53,22 @@ def test_doubt_within_an_answer_is_seen() -> None:
     assert look.hesitant == 1.0
 
 
+def test_entropy_is_asked_for_where_it_has_a_weight() -> None:
+    """The mean over the answer's own tokens, of what was told of each."""
+    even, sure = (math.log(0.5),) * 2, (0.0,)
+    stopper = replace(NEVER, entropy=0.5).start()
+    asked = stopper.observe(cue(9))
+    assert asked == Probe(max_tokens=20, top=20)
+    stopper.observe(result(9, "7", 0.5, asked, top=(even, sure, even)))
+    assert stopper.look is not None
+    assert stopper.look.entropy == pytest.approx(math.log(2) / 2)
+    stopper.observe(cue(10))
+    stopper.observe(result(10, "7", 0.5, asked))
+    assert stopper.look.entropy == 0.0
+
+
 @given(
-    st.lists(WEIGHTS, min_size=7, max_size=7), WEIGHTS, st.lists(WEIGHTS, min_size=7, max_size=7)
+    st.lists(WEIGHTS, min_size=8, max_size=8), WEIGHTS, st.lists(WEIGHTS, min_size=8, max_size=8)
 )
 def test_the_rule(weights: list[float], bias: float, values: list[float]) -> None:
     """p is the logistic of the weighted sum, monotone in each weight's sign."""
