@@ -26,7 +26,7 @@ from policies.uncertainty import TOP, entropy
 __all__ = ["Deviation"]
 
 _RECENT = 64
-"""Tokens that a cue may lie back when it becomes certain."""
+"""Unsure pieces that may follow a cue before it becomes certain."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,15 +61,14 @@ class DeviationStopper:
         self._policy = policy
         self._count = 0
         self._recent: deque[int] = deque()  # positions of the transitions in the window
-        self._unsure: deque[int] = deque(maxlen=_RECENT)  # positions of the latest unsure tokens
+        self._unsure: deque[int] = deque(maxlen=_RECENT)  # where pieces with unsure tokens begin
 
     def observe(self, event: Event) -> Command | None:
         match event:
             case Thought():
-                first = event.position - len(event.logprobs)
-                for position, logprobs in enumerate(event.logprobs, first):
-                    if entropy(logprobs) >= self._policy.entropy:
-                        self._unsure.append(position)
+                # A cue's place is where the piece begins that it begins in, be it of one token.
+                if any(entropy(told) >= self._policy.entropy for told in event.logprobs):
+                    self._unsure.append(event.position - len(event.token_ids))
             case Checkpoint(kind="cue") if event.position in self._unsure:
                 return self._turn(event.position)
         return None

@@ -3,8 +3,8 @@
 Rule: at a cue, close the trace beside the stream and draw the answer greedily; p = 1 / (1 + e⁻ˢ),
 s = ``bias`` + Σ weight · feature over what ``Look`` holds; stop when p ≥ threshold. The weights are
 learned from recorded traces by ``adjourn learn``, which writes these options; as they come they
-are those of ``deer`` with a threshold of its own. Where the entropy has a weight, the probe asks for
-the most probable tokens at each step as well.
+are those of ``deer`` with a threshold of its own. Where the entropy has a weight, the probe asks
+for the most probable tokens at each step as well.
 Source: ours; LYNX's idea (arXiv 2512.05325) on what can be seen without the hidden states.
 Cost: a trial answer of at most ``max_tokens`` at a cue.
 """

@@ -29,8 +29,8 @@ class Needs:
     ``inducers``: texts of the dialect that it draws with, or puts into the trace. ``extends``: to
     be told when the model would end the trace, which it may extend. ``bias``: what the end marker's
     logit is raised by from the beginning. ``logprobs``: with each token of the trace, those of so
-    many (0: none); the engine pays for them on the main stream. ``series``: checkpoints that must be
-    probed before the policy can stop, which are worth their price together or not at all.
+    many (0: none); the engine pays for them on the main stream. ``series``: checkpoints that must
+    be probed before the policy can stop, which are worth their price together or not at all.
     """
 
     start: bool = False

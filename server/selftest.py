@@ -249,50 +249,6 @@ class _Talk:
         except (GatewayError, BadReply) as error:
             missing["token-id probes"] = f"policies that probe are off ({error})"
         if self._marks is not None:
-            resumed = [*prompt, *self._marks.start, *self._marks.closing]
-            chunks = await self._stream(CHAT, adapter.chat.resuming(resumed))
-            if _echoed(chunks) != resumed:
-                missing["resuming from token ids"] = "no chat can be stopped: they are not honoured"
-            elif any(c.choices and c.choices[0].delta.thought for c in chunks):
-                missing["a reasoning parser"] = "answers behind a cut would be taken for reasoning"
-        return prompt
-
-    async def _try_in_place(self) -> None:
-        # One that lives until it is closed here.
-        adapter = self._adapter
-        stream = {**self._chat, "stream": True, "max_tokens": 2048, "ignore_eos": True}
-        body = msgspec.json.encode(stream | adapter.chat.asking)
-        try:
-            response = await adapter.engine.send("POST", CHAT, self._headers, body)
-            try:
-                splitter = EventSplitter()
-                async for data in response.stream:  # type: ignore[union-attr]
-                    for chunk in _read(splitter.feed(data), adapter.chat.decode):
-                        await adapter.end_trace(chunk.id, self._model, self._headers)
-                        return
-            finally:
-                await response.aclose()
-            error = "the stream is empty"
-        except (GatewayError, BadReply, msgspec.MsgspecError, *TRANSPORT_ERRORS) as caught:
-            error = str(caught)
-        self._missing["ending a trace in place"] = f"no chat can be stopped ({error})"
-
-    async def _try_text(self, same: Fields, prompt: list[int] | None) -> list[int] | None:
-        """Whether a raw completion can be cut; the ids of its prompt."""
-        chunks = await self._stream(COMPLETIONS, same)
-        echoed = _echoed(chunks)
-        told = any(c.choices and c.choices[0].token_ids for c in chunks)
-        if not told or echoed is None or (prompt is not None and echoed != prompt):
-            self._missing["token ids of raw completions"] = "no raw completion can be stopped"
-        return echoed
-
-    async def _try_probes(self, prompt: list[int]) -> None:
-        adapter, missing, headers = self._adapter, self._missing, self._headers
-        try:
-            await adapter.probe(self._model, prompt, Probe(max_tokens=1), headers, {})
-        except (GatewayError, BadReply) as error:
-            missing["token-id probes"] = f"policies that probe are off ({error})"
-        if self._marks is not None:
             try:
                 await self._try_scores(prompt, self._marks)
             except (GatewayError, BadReply) as error:

@@ -17,37 +17,47 @@ POLICY = Deviation(window=10, threshold=2.0, min_tokens=20)
 
 
 def stops(policy: Deviation, trace: str, size: int = 1) -> int | None:
-    """Where it stops on a trace of tokens: ``W`` an unsure cue, ``w`` a sure one, else none."""
-    stopper, cues = policy.start(), []
+    """Where it stops on a trace of tokens, so many a piece: ``W`` an unsure cue, ``w`` a sure one,
+    ``u`` unsure. A cue's place is where its piece begins."""
+    stopper = policy.start()
     for begin in range(0, len(trace), size):
         now = trace[begin : begin + size]
         told = tuple(UNSURE if one in "Wu" else SURE for one in now)
-        position = begin + len(now)
-        stopper.observe(Thought("x", tuple(range(len(now))), position, 0.0, told))
-        cues += [begin + at for at, one in enumerate(now) if one in "Ww"]
-        while cues and cues[0] < position:
-            at = cues.pop(0)
-            if (stop := stopper.observe(cue(at))) is not None:
-                assert stop == Stop("deviating", at)
-                return at
+        stopper.observe(Thought("x", tuple(range(len(now))), begin + len(now), 0.0, told))
+        for one in now:
+            if one in "Ww" and (stop := stopper.observe(cue(begin))) is not None:
+                assert stop == Stop("deviating", begin)
+                return begin
     return None
 
 
-def oracle(policy: Deviation, trace: str) -> int | None:
+def oracle(policy: Deviation, trace: str, size: int) -> int | None:
+    turns: list[int] = []
     for at, one in enumerate(trace):
-        length = at + 1
-        if one == "W" and length >= max(policy.min_tokens, policy.window):
-            recent = trace[max(length - policy.window, 0) : length].count("W")
-            index = recent / policy.window / (trace[:length].count("W") / length)
-            if recent > 1 and index > policy.threshold:
-                return at
+        begin = at // size * size
+        if one in "Ww" and not {"W", "u"}.isdisjoint(trace[begin : begin + size]):
+            turns.append(begin)
+            recent = sum(turn > begin - policy.window for turn in turns)
+            index = recent / policy.window / (len(turns) / (begin + 1))
+            enough = begin + 1 >= max(policy.min_tokens, policy.window)
+            if enough and recent > 1 and index > policy.threshold:
+                return begin
     return None
 
 
-@given(st.text("Wwu..", max_size=120), st.integers(1, 4))
+@given(
+    st.lists(st.sampled_from(["W", "w", "u", "." * 9, "W.W"]), max_size=20).map("".join),
+    st.integers(1, 4),
+)
 def test_the_index_is_counted_as_it_goes(trace: str, size: int) -> None:
     """Token by token or in pieces: the same place as from the whole trace at once."""
-    assert stops(POLICY, trace, size) == oracle(POLICY, trace)
+    assert stops(POLICY, trace, size) == oracle(POLICY, trace, size)
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 4])
+def test_pieces_of_several_tokens(size: int) -> None:
+    """A turn within a piece is one at its beginning."""
+    assert stops(POLICY, "...W" + "." * 40 + "W.W.W", size) is not None
 
 
 def test_turns_in_a_row_stop_it() -> None:
