@@ -6,6 +6,7 @@ confidence is at least ``floor``. The last two conditions are ours: consistency 
 often, collapses on hard tasks.
 Sources: Dynasor-CoT / Certaindex, arXiv 2412.20993; patience as in PABEE (BERT Loses Patience).
 Cost: one trial answer of at most ``max_tokens`` every ``every`` tokens.
+It needs an answer that can be drawn: a box, a choice, a short text or code (``task``).
 """
 
 from __future__ import annotations

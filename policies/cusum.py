@@ -7,8 +7,9 @@ Units: nats; ``reference`` lies between the two regimes' mean entropies, ``thres
 evidence is wanted.
 Source: Unveiling the Entropy Dynamics of Chain-of-Thought Reasoning, arXiv 2606.02020.
 Cost: no probe, but log-probabilities with every token of the main stream, which slow an engine
-that serves many. It needs no answer format. Both numbers belong to a model and have to be tuned on
-its traces; the defaults were, on the pocket model's.
+that serves many. It needs no answer format, so it serves prose, code, JSON and tool calls as well.
+Both numbers belong to a model and have to be tuned on its traces; the defaults were, on the pocket
+model's.
 """
 
 from __future__ import annotations

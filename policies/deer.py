@@ -6,6 +6,7 @@ Source: Dynamic Early Exit in Reasoning Models (DEER), arXiv 2504.15895.
 Cost: a one-token probe at a cue, and a trial answer of at most ``max_tokens`` where that one
 token leaves the rule a chance. The paper probes at every cue; here cues that follow too soon on a
 probe that said no are passed over.
+It needs an answer that can be drawn: a box, a choice, a short text or code (``task``).
 """
 
 from __future__ import annotations

@@ -6,6 +6,7 @@ Source: Dynamic Early Exit in Reasoning Models (DEER), arXiv 2504.15895, third v
 Cost: up to ``inducers`` trial answers at a cue, one after the other; the rest are not drawn once
 the mean can no longer reach the threshold, so a doubtful cue costs one. Cues that follow too soon
 on a no are passed over, as ``deer`` does.
+It needs an answer that stands in a box.
 """
 
 from __future__ import annotations

@@ -9,8 +9,9 @@ before ``threshold`` windows.
 Units: tokens; nats for ``entropy``; the index has none.
 Source: Reasoning Path Deviation Index (RPDI-EE), arXiv 2603.14251.
 Cost: no probe, but log-probabilities with every token of the main stream, which slow an engine
-that serves many. It needs no answer format. ``window`` and ``threshold`` belong to a model and
-have to be tuned on its traces; the defaults were, on the pocket model's.
+that serves many. It needs no answer format, so it serves prose, code, JSON and tool calls as well.
+``window`` and ``threshold`` belong to a model and have to be tuned on its traces; the defaults
+were, on the pocket model's.
 """
 
 from __future__ import annotations

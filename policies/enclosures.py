@@ -21,7 +21,7 @@ class Enclosures:
     """Feed it pieces. ``open``: whether the text ends within one. The work a piece depends on the
     piece alone."""
 
-    __slots__ = ("_began", "_escaped", "_length", "_mark", "_run", "_spans")
+    __slots__ = ("_began", "_escaped", "_length", "_mark", "_run")
 
     def __init__(self) -> None:
         self._length = 0
@@ -29,7 +29,6 @@ class Enclosures:
         self._began = 0  # characters before what is open
         self._run = 0  # backticks at the end of the text
         self._escaped = False  # the next character is
-        self._spans: list[tuple[int, int]] = []  # those that were closed by the latest piece
 
     @property
     def open(self) -> bool:
@@ -41,39 +40,22 @@ class Enclosures:
         if start != self._length:
             self._run, self._escaped = 0, False
         self._length = start + len(piece)
-        self._spans.clear()
         if self._mark and start - self._began > LONGEST:
             self._mark = ""
         if self._mark or self._run or '"' in piece or "`" in piece:
             for place, character in enumerate(piece, start):
                 self._read(character, place)
 
-    def holds(self, place: int) -> bool:
-        """Whether a cut after so many characters, within the latest piece or at its beginning,
-        would part what belongs together."""
-        if self._mark and place > self._began:
-            return True
-        return any(began < place < end for began, end in self._spans)
-
     def _read(self, character: str, place: int) -> None:
         self._run = self._run + 1 if character == "`" else 0
         if self._mark == '"':
-            if character == "\n":
-                self._mark = ""
-            elif self._escaped:
+            if self._escaped and character != "\n":
                 self._escaped = False
-            elif character == '"':
-                self._close(place)
+            elif character in '"\n':
+                self._mark = ""
             else:
                 self._escaped = character == "\\"
         elif self._run == _FENCE:
-            if self._mark:
-                self._close(place)
-            else:
-                self._mark, self._began = "`", place + 1 - _FENCE
+            self._mark, self._began = "" if self._mark else "`", place
         elif character == '"' and not self._mark:
             self._mark, self._began, self._escaped = '"', place, False
-
-    def _close(self, place: int) -> None:
-        self._mark = ""
-        self._spans.append((self._began, place + 1))

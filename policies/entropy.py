@@ -5,7 +5,8 @@ token that would follow (over the 20 most probable); follow its exponentially we
 variance, and stop when the variance is below ``delta``, 4 / ``alpha`` such looks at the earliest.
 Units: nats, and nats squared for ``delta``.
 Source: Entropy After </think> (EAT), arXiv 2509.26522.
-Cost: one token a paragraph. It needs no answer format.
+Cost: one token a paragraph. It needs no answer format, so it serves prose, code, JSON and tool
+calls as well.
 """
 
 from __future__ import annotations

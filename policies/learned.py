@@ -7,6 +7,7 @@ are those of ``deer`` with a threshold of its own. Where the entropy has a weigh
 for the most probable tokens at each step as well.
 Source: ours; LYNX's idea (arXiv 2512.05325) on what can be seen without the hidden states.
 Cost: a trial answer of at most ``max_tokens`` at a cue.
+It needs an answer that stands in a box.
 """
 
 from __future__ import annotations

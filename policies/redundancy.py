@@ -9,6 +9,7 @@ runs of three words that one earlier step had too: the paper trains an embedder 
 Source: PUMA, arXiv 2605.17672.
 Cost: a trial answer of at most ``max_tokens`` at a step that repeats; comparing costs the engine
 nothing, and here one set of words a step.
+It needs an answer that can be drawn: a box, a choice, a short text or code (``task``).
 """
 
 from __future__ import annotations

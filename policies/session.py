@@ -69,13 +69,14 @@ class _Piece:
     """A piece that is not released, or several that no cut can part. ``pieces``, ``start``,
     ``kept`` and ``position`` are what came before: pieces, characters of the trace, generated ids,
     and tokens of the trace. ``opening``: ids that are kept and are in the piece itself, which
-    opened the trace."""
+    opened the trace. ``inside``: a code fence or a string is open before it."""
 
     pieces: int
     start: int
     kept: int
     position: int
     on_newline: bool
+    inside: bool
     opening: int = 0
 
 
@@ -352,31 +353,30 @@ class Session:
         return self._look_if_due(at)
 
     def _look_if_due(self, at: float) -> Order | None:
-        position = self._place().position
-        if not 0 < self._next_interval <= position or self._enclosures.open:
+        place = self._place()
+        if not 0 < self._next_interval <= place.position or place.inside:
             return None
-        self._next_interval = position + self._needs.interval
-        return self._observe(Checkpoint("interval", position, at))
+        self._next_interval = place.position + self._needs.interval
+        return self._observe(Checkpoint("interval", place.position, at))
 
     def _look(self, find: Cue | Boundary, at: float) -> Order | None:
         if self._unseen.get(find.kind) is find:
             del self._unseen[find.kind]
         self._release(find.start)
+        if self._place().inside:
+            return None  # a cut would leave half a program, or half a string
         return self._observe(self._checkpoint_at(find, at))
 
     def _find(self, thought: str) -> list[Cue | Boundary]:
-        """The checkpoints that have become certain, in their order in the text; none is within a
-        code fence or a string, which a cut would leave half."""
-        enclosures = self._enclosures
-        enclosures.feed(thought, self._scanner.length)
-        self._quick = self._plain and not enclosures.open
+        """The checkpoints that have become certain, in their order in the text."""
+        self._enclosures.feed(thought, self._scanner.length)
+        self._quick = self._plain and not self._enclosures.open
         cues = self._scanner.feed(thought)
         self.cues += len(cues)
-        finds: list[Cue | Boundary] = [*cues]
-        if self._boundaries is not None:
-            finds += [end for end in self._boundaries.feed(thought) if end.kind in self._ends]
-            finds.sort(key=attrgetter("start"))
-        return [find for find in finds if not enclosures.holds(find.start)]
+        if self._boundaries is None:
+            return [*cues]
+        ends = [end for end in self._boundaries.feed(thought) if end.kind in self._ends]
+        return sorted([*ends, *cues], key=attrgetter("start"))
 
     def _checkpoint_at(self, find: Cue | Boundary, at: float) -> Checkpoint:
         position = self._place().position
@@ -762,6 +762,7 @@ class Session:
             len(self.generated),
             self.ledger.reasoning,
             self._on_newline,
+            self._enclosures.open,
         )
 
     def _closing(self, place: _Piece) -> tuple[int, ...]:

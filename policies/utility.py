@@ -9,6 +9,7 @@ Source: Measuring Reasoning Utility in LLMs via Conditional Entropy Reduction, a
 where the answer that is scored is the true one; here it is the model's own, and the probe that
 draws it brings its distributions as well, so that nothing has to be scored again.
 Cost: a trial answer of at most ``max_tokens`` a paragraph.
+It needs an answer that can be drawn: a box, a choice, a short text or code (``task``).
 """
 
 from __future__ import annotations

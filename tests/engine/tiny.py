@@ -5,18 +5,22 @@
 It knows nothing but which token follows which: its embeddings are unit vectors, its head holds the
 rules, its one layer of attention only tells what share of the tokens seen are which. It writes what
 its family writes before a trace, thinks in circles for ever and, once the trace is closed behind
-its back, answers. ``calls`` answers with two tool calls, and ``escapes`` thinks once more first.
+its back, answers. ``calls`` answers with two tool calls, ``escapes`` thinks once more first, and
+``forms`` does as ``forms.py`` says.
 """
 
 from __future__ import annotations
 
+import math
 import sys
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from policies.dialect import builtin
+from tests.engine import forms
 from tests.engine.families import Coder, Family
+from tests.engine.forms import CALLED
 
 __all__ = ["ANSWERED", "CALLED", "CIRCLE", "SERVED", "STRAYING"]
 
@@ -42,9 +46,8 @@ _QWEN3 = Family(
     "",
     "<think>\n",
 )
-STRAYING = dict.fromkeys(("calls", "escapes"), _QWEN3)
+STRAYING = dict.fromkeys(("calls", "escapes", "forms"), _QWEN3)
 """Models of one family that do more than answer."""
-CALLED = tuple(f'{{"name": "add", "arguments": {{"to": {n}}}}}' for n in (1, 2))
 # A turn as Qwen3's template writes it, for who kept its reasoning.
 _TURN = (
     "{% if message.role == 'assistant' %}"
@@ -55,17 +58,21 @@ _TURN = (
     "{{ '}</tool_call>' }}{% endfor %}"
     "{% if message.role == 'assistant' %}{{ '<|eos|>' }}{% endif %}"
 )
-_SIZE = 64
+_SIZES = {"forms": 256}
+_WHISPERS = {"forms": 1e-5}
+"""How loud a layer is that tells what was seen, beside the token that is read."""
 
 
 class Rules:
     """Which token follows which, as a head over unit vectors."""
 
-    def __init__(self, vocabulary: int) -> None:
+    def __init__(self, vocabulary: int, size: int, whisper: float) -> None:
         import torch
 
         self.places: dict[int, int] = {}
-        self.head = torch.zeros(vocabulary, _SIZE)
+        self.head = torch.zeros(vocabulary, size)
+        self.whisper = whisper
+        self.scale = math.sqrt(size)  # of a vector whose norm was made that of its size
 
     def place(self, token: int) -> int:
         return self.places.setdefault(token, len(self.places))
@@ -79,11 +86,14 @@ class Rules:
 
     def rarely_behind(self, token: int, seen: int, weight: float) -> None:
         """``token`` loses ``weight`` times the share that ``seen`` has of all tokens before."""
-        self.head[token, self.place(seen)] -= weight * 125  # what is left of a share behind a layer
+        self.head[token, self.place(seen)] -= weight / (self.scale * self.whisper)
 
 
 def _learn(name: str, family: Family, closing: str, coder: Any, vocabulary: int, end: int) -> Rules:
-    rules = Rules(vocabulary)
+    rules = Rules(vocabulary, _SIZES.get(name, 64), _WHISPERS.get(name, 1e-3))
+    if name == "forms":
+        forms.learn(rules, coder, end)
+        return rules
     prompt, closed = coder.ids(family.prompt), coder.ids(closing)
     written = coder.ids(family.written)
     circle, answer = ([coder.ids(word)[0] for word in words] for words in (CIRCLE, ANSWERED))
@@ -131,21 +141,23 @@ def build(name: str, folder: Path) -> None:
     from transformers import LlamaConfig
 
     family = {**SERVED, **STRAYING}[name]
-    words = tuple(dict.fromkeys((*family.tokens, *CIRCLE, *ANSWERED, *CALLED, "<|eos|>")))
+    own = forms.words() if name == "forms" else (*CIRCLE, *ANSWERED, *CALLED)
+    words = tuple(dict.fromkeys((*family.tokens, *own, "<|eos|>")))
     coder = Coder(Family(family.parser, words, family.prompt, family.end))
     end, vocabulary = coder.ids("<|eos|>")[0], len(coder.tokenizer)
     closing = builtin()[name if name in SERVED else family.parser].closing
     rules = _learn(name, family, closing, coder, vocabulary, end)
+    size = rules.head.shape[1]
     config = LlamaConfig(
-        vocab_size=vocabulary, hidden_size=_SIZE, intermediate_size=_SIZE, num_hidden_layers=1,
-        num_attention_heads=1, num_key_value_heads=1, head_dim=_SIZE, max_position_embeddings=2048,
+        vocab_size=vocabulary, hidden_size=size, intermediate_size=size, num_hidden_layers=1,
+        num_attention_heads=1, num_key_value_heads=1, head_dim=size, max_position_embeddings=2048,
         eos_token_id=end, bos_token_id=None, tie_word_embeddings=False, dtype="float32",
         architectures=["LlamaForCausalLM"],
     )  # fmt: skip
-    embedding = torch.zeros(vocabulary, _SIZE)
+    embedding = torch.zeros(vocabulary, size)
     for token, place in rules.places.items():
         embedding[token, place] = 1.0
-    nothing, all_of_it, ones = torch.zeros(_SIZE, _SIZE), torch.eye(_SIZE), torch.ones(_SIZE)
+    nothing, all_of_it, ones = torch.zeros(size, size), torch.eye(size), torch.ones(size)
     layer = "model.layers.0."
     weights = {
         "model.embed_tokens.weight": embedding,
@@ -156,7 +168,7 @@ def build(name: str, folder: Path) -> None:
         f"{layer}self_attn.q_proj.weight": nothing,
         f"{layer}self_attn.k_proj.weight": nothing,
         f"{layer}self_attn.v_proj.weight": all_of_it,
-        f"{layer}self_attn.o_proj.weight": all_of_it * 1e-3,
+        f"{layer}self_attn.o_proj.weight": all_of_it * rules.whisper,
         **{f"{layer}mlp.{part}_proj.weight": nothing for part in ("gate", "up", "down")},
     }
     coder.tokenizer.eos_token = "<|eos|>"

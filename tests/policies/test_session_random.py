@@ -11,8 +11,10 @@ from hypothesis import strategies as st
 from policies.budget import Budget
 from policies.compose import AllOf, AnyOf
 from policies.convergence import Convergence
+from policies.cusum import Cusum
 from policies.deer import Deer
 from policies.deer_pro import DeerPro
+from policies.deviation import Deviation
 from policies.enclosures import Enclosures
 from policies.entropy import Entropy
 from policies.events import (
@@ -229,6 +231,45 @@ def test_the_marks_of_the_lab() -> None:
     assert MARKS.closing != MARKS.closing_on_newline
 
 
+ANSWER_FREE = [
+    Margin(1e9),
+    Entropy(alpha=0.9, delta=1e9, at="sentence"),
+    Cusum(reference=100.0, threshold=0.1, min_tokens=0),
+    Deviation(window=1, threshold=0.1, entropy=0.0, min_tokens=0),
+]
+
+
+@given(
+    policy=st.sampled_from([*ANSWER_FREE, AnyOf(tuple(ANSWER_FREE))]),
+    thought=st.lists(st.sampled_from(_WORDS), max_size=12),
+    answer=st.lists(st.sampled_from(["So. ", "Wait", "```py\n", '{"a": "b. ', "\n\n", "x"])),
+    late=st.booleans(),
+)
+def test_nothing_is_cut_once_an_answer_or_a_call_has_begun(
+    policy: Policy, thought: list[int], answer: list[str], late: bool
+) -> None:
+    """Trap 9, for those that serve every form of answer: neither by what they see of it, nor by a
+    probe that comes back too late."""
+    made = session(policy)
+    told = ((0.0,),)
+    order = None
+    for token in thought:
+        order = made.feed(VOCABULARY[token], (token,), 0.0, logprobs=told) or order
+        while isinstance(order, Ask) and not late:
+            order = made.probed(result(order.position, "7", 0.9, order.probe))
+    if made.state not in (State.THINKING, State.PROBING):
+        return  # it was cut before
+    made.feed("", (ANSWER,), 0.0, answering=True)
+    for text in answer:
+        assert made.feed(text, (ANSWER,), 0.0, answering=True, logprobs=told) is None
+    if isinstance(order, Ask):
+        sure = {"top": ((0.0,),), "ending": 0.0}
+        assert made.probed(result(order.position, "7", 0.9, order.probe, **sure)) is None
+    assert made.state is State.ANSWERING
+    assert made.trigger is None
+    assert made.released == len(thought) + 1 + len(answer)
+
+
 PLACED = [EAGER, Margin(1.0), Entropy(alpha=0.9, delta=1.0, at="sentence")]
 PLACED_BY_TOKENS = [Convergence(every=2, window=2, min_tokens=0), Budget(max=4, grace=10_000)]
 _ENCLOSED = (32, 33, 30, 42, 45, 47, 34)
@@ -236,17 +277,18 @@ _ENCLOSED = (32, 33, 30, 42, 45, 47, 34)
 
 @given(
     policy=st.sampled_from([*PLACED, *PLACED_BY_TOKENS, AnyOf((*PLACED, *PLACED_BY_TOKENS))]),
-    trace=st.lists(st.sampled_from(_ENCLOSED), max_size=40),
+    trace=st.lists(st.sampled_from(_ENCLOSED), min_size=8, max_size=40),
+    mark=st.sampled_from([45, 47]),
     sizes=st.lists(st.integers(1, 4), max_size=6),
     late=st.integers(0, 3),
 )
 def test_no_fence_and_no_string_is_cut(
-    policy: Policy, trace: list[int], sizes: list[int], late: int
+    policy: Policy, trace: list[int], mark: int, sizes: list[int], late: int
 ) -> None:
     """Trap 9: wherever a policy chooses its place, what the model is left with holds no half
     program, and no half string."""
     driver = Driver(session(policy))
-    waited = 0
+    trace, waited = [32, mark, *trace], 0
     for step, chunk in enumerate(chunks(trace, sizes, None)):
         driver.feed(chunk, float(step))
         waited = waited + 1 if driver.asked is not None else 0
@@ -255,12 +297,9 @@ def test_no_fence_and_no_string_is_cut(
         if driver.cut is not None:
             break
     if driver.cut is not None:
-        text, kept = (
-            "".join(VOCABULARY[i] for i in ids) for ids in (trace, trace[: driver.cut.kept])
-        )
         enclosures = Enclosures()
-        enclosures.feed(text, 0)
-        assert not enclosures.holds(len(kept))
+        enclosures.feed("".join(VOCABULARY[token] for token in trace[: driver.cut.kept]), 0)
+        assert not enclosures.open
 
 
 # -- kinds take turns ---------------------------------------------------------------------------
