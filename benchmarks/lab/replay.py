@@ -82,6 +82,7 @@ class _Player:
             steps=True,
             interval=needs.interval,
             inducers=needs.inducers,
+            series=needs.series,
         )
         self._runs = tape.fine_runs if needs.boundaries else tape.runs
         self._leaps = needs | looks | asks == looks | asks
