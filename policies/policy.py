@@ -23,11 +23,12 @@ class Needs:
     ``start``: a checkpoint where the trace begins. ``cues``, ``sentences``, ``paragraphs``,
     ``steps``: one at every cue, and at every end of the others. ``interval``: one every so many
     tokens (0: none). ``thoughts``: every decoded piece. ``probes``: side requests with
-    log-probabilities; ``ending``: among them the end's. ``inducers``: texts of the dialect that
-    it draws with, or puts into the trace. ``extends``: to be told when the model would end the
-    trace, which it may extend. ``bias``: what the end marker's logit is raised by from the
-    beginning. ``logprobs``: with each token of the trace, those of so many (0: none); the engine
-    pays for them on the main stream.
+    log-probabilities; ``ending``: among them the end's. ``embeddings``: texts of the trace as
+    vectors, by an embedder; ``rewards``: of the trace so far, by a reward model. ``inducers``:
+    texts of the dialect that it draws with, or puts into the trace. ``extends``: to be told when
+    the model would end the trace, which it may extend. ``bias``: what the end marker's logit is
+    raised by from the beginning. ``logprobs``: with each token of the trace, those of so many (0:
+    none); the engine pays for them on the main stream.
     """
 
     start: bool = False
@@ -39,6 +40,8 @@ class Needs:
     thoughts: bool = False
     probes: bool = False
     ending: bool = False
+    embeddings: bool = False
+    rewards: bool = False
     inducers: frozenset[str] = frozenset()
     extends: bool = False
     bias: float = 0.0
@@ -49,6 +52,11 @@ class Needs:
         """The kinds of ends that are looked for."""
         kinds = ("sentence", self.sentences), ("paragraph", self.paragraphs), ("step", self.steps)
         return frozenset(kind for kind, wanted in kinds if wanted)
+
+    @property
+    def questions(self) -> bool:
+        """Whether anything is asked beside the trace."""
+        return self.probes or self.embeddings
 
     def __or__(self, other: Needs) -> Needs:
         intervals = [n for n in (self.interval, other.interval) if n]
@@ -62,6 +70,8 @@ class Needs:
             thoughts=self.thoughts or other.thoughts,
             probes=self.probes or other.probes,
             ending=self.ending or other.ending,
+            embeddings=self.embeddings or other.embeddings,
+            rewards=self.rewards or other.rewards,
             inducers=self.inducers | other.inducers,
             extends=self.extends or other.extends,
             bias=max(self.bias, other.bias),

@@ -1,10 +1,11 @@
 """One request under a policy, by the table in ``policies/states.py``, and nothing that does I/O.
 
 A driver (the server, a replay, a test) feeds the session what the engine sent, numbered by pieces,
-and carries out what comes back: ``Ask`` (send a probe), ``Cut`` (open the answer from a kept
-prefix) and ``Reopen`` (go on with the trace from one). ``released`` says how many pieces may go to
-the client. What stands behind a checkpoint is held back while its probe runs, so that a cut is
-never taken back from the client's screen; the engine's stream itself never pauses.
+and carries out what comes back: ``Ask`` (send a probe), ``Represent`` (ask the embedder), ``Cut``
+(open the answer from a kept prefix) and ``Reopen`` (go on with the trace from one). ``released``
+says how many pieces may go to the client. What stands behind a checkpoint is held back while its
+probe runs, so that a cut is never taken back from the client's screen; the engine's stream itself
+never pauses.
 
 Everything that a policy does wrong ends in ``muted``: the stream goes on without it.
 """
@@ -25,11 +26,16 @@ from policies.events import (
     Checkpoint,
     Closing,
     Command,
+    Embed,
+    Embedded,
+    EmbedFailed,
     Event,
     Extend,
     Probe,
     ProbeFailed,
     ProbeResult,
+    Question,
+    Reply,
     Stop,
     Thought,
     TraceEnd,
@@ -37,7 +43,7 @@ from policies.events import (
 from policies.ledger import Ledger
 from policies.markers import NOWHERE, Ids, Mark
 from policies.never import Never
-from policies.orders import Ask, Cut, Order, Reopen, Said
+from policies.orders import Ask, Cut, Order, Reopen, Represent, Said
 from policies.policy import Policy, Stopper
 from policies.states import TABLE, Input, State
 
@@ -103,8 +109,8 @@ class _End:
 
 
 class Session:
-    """Feed it with ``opened``, ``feed``, ``probed``, ``probe_failed``, ``resumed``, ``reopened``,
-    ``refused`` and ``ended``; each may return an ``Order`` to carry out.
+    """Feed it with ``opened``, ``feed``, ``probed``, ``probe_failed``, ``embedded``, ``resumed``,
+    ``reopened``, ``refused`` and ``ended``; each may return an ``Order`` to carry out.
 
     ``hold_out`` lets the trace run on after a trigger, to measure (the policy is muted then);
     ``observe`` does so for every request. ``apart``: the answer is drawn by a call of its own even
@@ -169,6 +175,7 @@ class Session:
         self._unseen: Cue | Boundary | None = None  # the latest that came beside a probe
         self._asked = 0
         self._probe_seconds = 0.0
+        self._probing = False  # whether a probe was worth its price at this checkpoint
         self._began: float | None = None
         self._reopen: Reopen | None = None
         self.extended = 0
@@ -497,6 +504,10 @@ class Session:
     def probe_failed(self, reason: str, ask: Ask, at: float) -> Order | None:
         return self._answered(ProbeFailed(ask.probe, ask.position, reason, at))
 
+    def embedded(self, reply: Embedded | EmbedFailed) -> Order | None:
+        """What the embedder said. No ledger holds what it read: that is another model's work."""
+        return self._answered(reply)
+
     def resumed(self) -> None:
         """The answer streams from the kept prefix; the main stream is given up."""
         if self._drawing is not None:
@@ -620,7 +631,7 @@ class Session:
             return None
         try:
             command = self._stopper.observe(event)
-            if not isinstance(command, Probe | Stop | Extend | None):
+            if not isinstance(command, Command | None):
                 raise TypeError(f"{command!r} is no command")
         except Exception as error:  # whatever a policy does wrong, the stream goes on
             self._fail(error)
@@ -634,7 +645,7 @@ class Session:
             return None  # the trace is over: there is nothing to stop any more
         if isinstance(command, Stop):
             return self._stop(command)
-        if isinstance(command, Probe):
+        if isinstance(command, Question):
             return self._ask(command, event)
         if isinstance(command, Extend) and isinstance(event, Thought) and self._spare is None:
             return self._reopen_at(self._half or self._here(), command)
@@ -644,11 +655,11 @@ class Session:
         self.mute("policy-error")
         self.error = error
 
-    def _answered(self, event: ProbeResult | ProbeFailed) -> Order | None:
+    def _answered(self, event: Reply) -> Order | None:
         if self.state is not State.PROBING or event.position != self._checkpoint:
             return None
         command = self._observe(event) if self.muted is None else None
-        if isinstance(command, Ask):
+        if isinstance(command, Ask | Represent):
             return command
         if isinstance(event, ProbeResult) or self._probe_seconds:
             self._appraiser.probed(
@@ -661,22 +672,25 @@ class Session:
             return self._catch_up(event.at)
         return command
 
-    def _ask(self, probe: Probe, event: Event) -> Order | None:
+    def _ask(self, question: Question, event: Event) -> Order | None:
         place = self._place()
         if self.state is State.THINKING:
-            position = place.position
-            if not self._appraiser.worth(position, self._asked):
-                return self._observe(ProbeFailed(probe, position, "price", event.at))
-            self._checkpoint = position
-            self._probe_seconds = 0.0
-        elif not isinstance(event, ProbeResult | ProbeFailed):
+            self._checkpoint = place.position
+            self._probe_seconds, self._probing = 0.0, False
+        elif not isinstance(event, Reply):
             return None  # one is in flight
+        if isinstance(question, Probe) and not self._probing:
+            if not self._appraiser.worth(self._checkpoint, self._asked):
+                return self._observe(ProbeFailed(question, self._checkpoint, "price", event.at))
+            self._probing = True
         self._go(Input.PROBE)
+        if isinstance(question, Embed):
+            return Represent(question, place.kept, self._checkpoint)
         self.probes += 1
         closing = self._closing(place)
-        ending = self._markers.through_end(closing) if probe.ending else ()
-        asked = closing + self.marks.header if probe.closing else ()
-        return Ask(probe, place.kept, self._checkpoint, asked, ending)
+        ending = self._markers.through_end(closing) if question.ending else ()
+        asked = closing + self.marks.header if question.closing else ()
+        return Ask(question, place.kept, self._checkpoint, asked, ending)
 
     def _extended(self, before: _Piece, end: _End | None, last: _Fed) -> Reopen | None:
         """The piece ends the trace: whether the policy would rather have it go on."""

@@ -15,6 +15,7 @@ from policies.deer import Deer
 from policies.deer_pro import DeerPro
 from policies.entropy import Entropy
 from policies.events import (
+    Embed,
     Event,
     Extend,
     Probe,
@@ -55,7 +56,7 @@ class Chaos:
     def observe(self, event: Event) -> Any:
         self._turn += 1
         choice = self._choices[self._turn % len(self._choices)]
-        commands = [None, None, Probe(), GATE, Stop("all"), Stop("here", 1, text="wait")]
+        commands = [None, Embed("step"), Probe(), GATE, Stop("all"), Stop("here", 1, text="wait")]
         commands += [Extend(), "nonsense"]
         if choice >= len(commands):
             raise RuntimeError("chaos")
