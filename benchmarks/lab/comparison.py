@@ -58,6 +58,10 @@ def compare(
             raise BadPolicy(
                 f"{name}: log-probabilities were not recorded: record with --for '{name}'"
             )
+        if parse(name).needs.embeddings and not tapes.embedded:
+            raise BadPolicy(
+                f"{name}: steps were not embedded: record with --for '{name}' --embeddings-url URL"
+            )
     baselines = Baselines(tapes, instant=instant)
     judge = Judge([tape.prompt for tape in tapes.tapes], baselines)
     began = time.perf_counter()
