@@ -77,7 +77,7 @@ class Drawer:
         messages = [{"role": "user", "content": problem.prompt}]
         meter, texts, answer = Meter(Never(), WINDOW), list[str](), ""
         lows, rewards = list[tuple[int, float]](), dict[int, float]()
-        prompt, ids, thought, ended = list[int](), list[int](), 0, False
+        prompt, ids, thought, goal, ended = list[int](), list[int](), 0, EVERY, False
         body = {
             "messages": messages,
             "temperature": TEMPERATURE,
@@ -100,8 +100,10 @@ class Drawer:
                 meter.observe(told)
                 if meter.whole and meter.lowest != (lows[-1][1] if lows else None):
                     lows.append((thought, float(meter.lowest or 0.0)))
-                if thought % EVERY == 0:
-                    rewards[thought] = await self._reward(messages, "".join(texts))
+                if thought >= goal:
+                    # A chunk may hold several tokens.
+                    rewards[goal] = await self._reward(messages, "".join(texts))
+                    goal = thought // EVERY * EVERY + EVERY
         rewards[thought] = await self._reward(messages, "".join(texts))
         if not lows and meter.lowest is not None:
             lows.append((thought, meter.lowest))

@@ -297,9 +297,9 @@ class Conductor:
                     raise TypeError(f"{command!r} is no command")
 
     async def _score(self, lane: Lane) -> None:
-        assert self._reward is not None  # or the policy would not judge here
         position, reward = lane.session.ledger.reasoning, None
         try:
+            assert self._reward is not None, "a policy that scores says so in its needs"
             reward = await self._reward(lane.thought())
         except Exception as error:  # a fault of ours is no worse than one of the reward model's
             log.exception("a reward: %s", type(error).__name__)
