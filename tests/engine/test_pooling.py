@@ -104,8 +104,8 @@ def test_steps_are_recorded_and_replayed(steps: Steps, vllm: str, tmp_path: Path
 
 
 def test_the_reward_tells_a_slip(rewarding: str) -> None:
-    """Of two derivations that differ by a slip, the one without is the better, as they come: cut
-    behind the line that slipped, read through the reward model's own template."""
+    """Of two derivations of which one slipped, the one that did not is the better, read through
+    the reward model's own template."""
     rng, right, tried = random.Random(1), 0, 0
     for problem in held_out(40, seed=3):
         good = derive(problem, rng)
@@ -113,17 +113,19 @@ def test_the_reward_tells_a_slip(rewarding: str) -> None:
         if bad is None or good.slips:
             continue
         operations = ", ".join(f"{step.op} {step.operand}" for step in problem.steps)
-        head, lines = f"I start with {problem.start}: {operations}.", min(bad.slips) + 1
-        thoughts = [(head, *derived.lines[:lines]) for derived in (good, bad)]
+        head = f"I start with {problem.start}: {operations}."
+        thoughts = [
+            "\n".join([head, *derived.lines, f"So the result is {derived.result}."])
+            for derived in (good, bad)
+        ]
         rewards = [reward(rewarding, problem.prompt, thought) for thought in thoughts]
         tried, right = tried + 1, right + (rewards[0] > rewards[1])
     assert tried >= 10
-    assert right >= 0.85 * tried
+    assert right >= 0.9 * tried
 
 
-def reward(url: str, prompt: str, lines: tuple[str, ...]) -> float:
-    turns = [{"role": "user", "content": prompt}]
-    turns.append({"role": "assistant", "content": "".join(line + "\n" for line in lines)})
+def reward(url: str, prompt: str, thought: str) -> float:
+    turns = [{"role": "user", "content": prompt}, {"role": "assistant", "content": thought}]
     told = httpx.post(f"{url}/pooling", json={"messages": turns}, timeout=60).json()
     return float(told["data"][0]["data"][-1])
 
