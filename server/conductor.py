@@ -168,8 +168,9 @@ class Conductor:
             lane.relay = lane.task = None
         # What is left must not keep each other: the collector would find it late.
         self._lanes.clear()
+        self._scoring.clear()
         self.chosen = self._refusal = None
-        del self._start
+        del self._start, self._reward
 
     # -- what the lanes tell -------------------------------------------------------------------
 
