@@ -23,16 +23,19 @@ __all__ = [
     "LAYERS",
     "LLAMA",
     "ROOT",
+    "embedder",
     "engine",
     "free_port",
     "gateway",
     "hidden_states",
     "llama",
+    "reward_model",
     "running",
 ]
 
 ROOT = Path(__file__).resolve().parent.parent
 MODEL = ROOT / "benchmarks" / "pocket" / "model"
+REWARD = ROOT / "benchmarks" / "pocket" / "reward"
 LLAMA = ROOT / ".llama" / "bin" / "llama-server-vulkan"
 """llama.cpp's server, once `make llama` has brought it."""
 ENGINE_ARGUMENTS = (
@@ -48,6 +51,12 @@ ENGINE_ARGUMENTS = (
     "--disable-uvicorn-access-log",
     # A model this small leaves nothing for a worker process to do but to spin, and on two cores
     # that starves the API server: it delivers a second's tokens in one lump.
+    "--distributed-executor-backend=uni",
+)
+POOLING_ARGUMENTS = (
+    "--runner=pooling",
+    "--max-model-len=4096",
+    "--disable-uvicorn-access-log",
     "--distributed-executor-backend=uni",
 )
 LAYERS = (2, 3, 5)
@@ -163,6 +172,23 @@ def engine(
     ]  # fmt: skip
     url = f"http://127.0.0.1:{port}"
     with running(command, f"{url}/health", env=ENGINE_ENVIRONMENT):
+        yield url
+
+
+@contextlib.contextmanager
+def embedder(port: int) -> Iterator[str]:
+    """vLLM with the pocket model as an embedder of texts: the mean of its last states."""
+    pooler = '--pooler-config={"pooling_type": "MEAN"}'
+    names = "--served-model-name=pocket-embedder", "--convert=embed"
+    with engine(port, arguments=(*POOLING_ARGUMENTS, *names, pooler)) as url:
+        yield url
+
+
+@contextlib.contextmanager
+def reward_model(port: int) -> Iterator[str]:
+    """vLLM with the pocket reward model; gives its base URL."""
+    arguments = *POOLING_ARGUMENTS, "--served-model-name=pocket-reward"
+    with engine(port, model=REWARD, arguments=arguments) as url:
         yield url
 
 

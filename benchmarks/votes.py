@@ -13,8 +13,8 @@ import asyncio
 import contextlib
 import heapq
 import json
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -28,9 +28,22 @@ from benchmarks.services import ROOT, engine, free_port, gateway
 from benchmarks.statistics import paired_difference
 from policies.answers import Classes, final_answer
 from policies.registry import parse
-from policies.sampling import Answered, Begun, Choose, Closed, GiveUp, Open, Sampling
+from policies.sampling import (
+    Answered,
+    Begun,
+    Choose,
+    Closed,
+    Event,
+    GiveUp,
+    Open,
+    Reached,
+    Sampling,
+    Score,
+    Scored,
+    Sureness,
+)
 
-__all__ = ["Ballot", "Sample", "majority", "vote"]
+__all__ = ["Ballot", "Sample", "alone", "majority", "report", "rotations", "vote"]
 
 TRACES = 16
 POLICIES = (
@@ -48,12 +61,20 @@ POLICIES = (
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """A trace that was drawn. ``label`` numbers its answer; ``net`` is all that it cost."""
+    """A trace that was drawn. ``label`` numbers its answer; ``net`` is all that it cost.
+
+    What some policies look at besides: ``lows``, the trace's least confidence so far, at the
+    positions at which it fell; ``certainty``, the model's own in its answer; ``rewards`` by
+    position, the last one at its end.
+    """
 
     label: int | None
     right: bool
     reasoning: int
     net: int
+    lows: tuple[tuple[int, float], ...] = ()
+    certainty: float | None = None
+    rewards: Mapping[int, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,29 +88,29 @@ class Ballot:
 
 def vote(policy: Sampling, samples: Sequence[Sample]) -> Ballot:
     """The policy over these traces, in their order. One that is given up has cost no more than the
-    time it ran, in tokens."""
+    time it ran, in tokens; what is asked of an answer is one token more, a reward comes at once."""
+    samples = [replace(one, net=one.net + policy.asks) for one in samples]
     sampler, now, opened, chosen = policy.sample(), 0, 0, None
     ends: dict[int, int] = {}  # of the traces that run
     began: dict[int, int] = {}
-    due: list[tuple[int, int, Closed | Answered]] = []
-    spent = 0
+    due: list[tuple[int, int, Event]] = []
+    spent = shown = 0
     commands = list(sampler.observe(Begun(0.0)))
     while chosen is None:
         for command in commands:
             match command:
                 case Open(count):
                     for trace in range(opened, opened + count):
-                        one = samples[trace]
-                        began[trace], ends[trace] = now, now + one.net
-                        closed = now + min(one.reasoning, one.net)
-                        heapq.heappush(
-                            due, (closed, 2 * trace, Closed(trace, one.reasoning, closed))
-                        )
-                        end = Answered(trace, str(one.label), one.label, one.net, ends[trace])
-                        heapq.heappush(due, (ends[trace], 2 * trace + 1, end))
+                        began[trace], ends[trace] = now, now + samples[trace].net
+                        for event in _life(trace, samples[trace], policy.every, now):
+                            heapq.heappush(due, (int(event.at), shown := shown + 1, event))
                     opened += count
+                case Score(trace):
+                    reward = _reward(samples[trace], now - began[trace])
+                    event = Scored(trace, reward, now - began[trace], now)
+                    heapq.heappush(due, (now, shown := shown + 1, event))
                 case GiveUp(traces):
-                    for trace in traces:
+                    for trace in set(traces) & set(ends):
                         spent += now - began[trace]
                         del ends[trace]
                 case Choose(chosen):
@@ -98,7 +119,7 @@ def vote(policy: Sampling, samples: Sequence[Sample]) -> Ballot:
             chosen = 0  # no answer at all: the first
         elif chosen is None:
             now, _, event = heapq.heappop(due)
-            if event.trace not in ends:
+            if event.trace not in ends and not isinstance(event, Scored):
                 commands = []
                 continue
             if isinstance(event, Answered):
@@ -108,6 +129,28 @@ def vote(policy: Sampling, samples: Sequence[Sample]) -> Ballot:
     for trace in ends:
         spent += samples[trace].net if trace == chosen else now - began[trace]
     return Ballot(samples[chosen].right, spent, opened)
+
+
+def _life(trace: int, one: Sample, every: int, now: int) -> Iterator[Event]:
+    """All that is heard of a trace that begins now, in order."""
+    closed = now + min(one.reasoning, one.net)
+    lows = [(now + position, position, low) for position, low in one.lows]
+    for at, position, low in lows:
+        if at < closed:
+            yield Sureness(trace, low, position, at)
+    for position in range(every, one.reasoning, every) if every else ():
+        yield Reached(trace, position, now + position)
+    if lows:
+        yield Sureness(trace, lows[-1][2], lows[-1][1], closed)
+    yield Closed(trace, one.reasoning, closed)
+    end = now + one.net
+    yield Answered(trace, str(one.label), one.label, one.net, end, one.certainty)
+
+
+def _reward(one: Sample, position: int) -> float | None:
+    """The latest that was told by then."""
+    told = [at for at in one.rewards if at <= position]
+    return one.rewards[max(told)] if told else None
 
 
 def majority(samples: Sequence[Sample]) -> Ballot:
@@ -173,12 +216,13 @@ def _rows(drawn: dict[str, list[list[Sample]]]) -> dict[str, list[list[Ballot]]]
     return rows
 
 
-def _report(rows: dict[str, list[list[Ballot]]], options: argparse.Namespace) -> None:
-    baseline = f"majority of {TRACES}"
+def report(rows: dict[str, list[list[Ballot]]], out: Path, traces: int = TRACES) -> None:
+    """Print the table, and write its rows."""
+    baseline = f"majority of {traces}"
 
     def flat(name: str, key: str) -> list[float]:
         """Rotation by rotation, as the statistics want it: problems in order, over again."""
-        return [getattr(own[k], key) for k in range(TRACES) for own in rows[name]]
+        return [getattr(own[k], key) for k in range(traces) for own in rows[name]]
 
     table = Table(
         "", "right, %", "traces", "net tokens", "of the majority's, %", "difference, points"
@@ -186,8 +230,8 @@ def _report(rows: dict[str, list[list[Ballot]]], options: argparse.Namespace) ->
     written = {}
     for name in rows:
         right, net = flat(name, "right"), flat(name, "net")
-        difference = paired_difference(right, flat(baseline, "right"), samples=TRACES)
-        ratio = paired_difference(net, flat(baseline, "net"), samples=TRACES, ratio=True)
+        difference = paired_difference(right, flat(baseline, "right"), samples=traces)
+        ratio = paired_difference(net, flat(baseline, "net"), samples=traces, ratio=True)
         written[name] = {
             "right": float(np.mean(right)),
             "traces": float(np.mean(flat(name, "traces"))),
@@ -204,8 +248,8 @@ def _report(rows: dict[str, list[list[Ballot]]], options: argparse.Namespace) ->
             "{:+.2f} ({:+.2f} to {:+.2f})".format(*(100 * x for x in difference)),
         )
     Console(width=170).print(table)
-    options.out.mkdir(parents=True, exist_ok=True)
-    (options.out / "votes.json").write_text(json.dumps(written, indent=2) + "\n")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(json.dumps(written, indent=2) + "\n")
 
 
 def main() -> None:
@@ -222,7 +266,7 @@ def main() -> None:
         flags = ("--hold-out", "0", "--log-level", "warning")
         url = stack.enter_context(gateway(upstream, free_port(), *flags))
         drawn = asyncio.run(_draw(url, options))
-    _report(_rows(drawn), options)
+    report(_rows(drawn), options.out / "votes.json")
 
 
 if __name__ == "__main__":

@@ -20,11 +20,12 @@ from policies.events import (
     Checkpoint,
     Closing,
     Command,
+    Embed,
     Event,
     Extend,
     Probe,
-    ProbeFailed,
-    ProbeResult,
+    Question,
+    Reply,
     Stop,
 )
 from policies.policy import Needs, Policy, Stopper
@@ -67,13 +68,13 @@ class AllOf(_Composition):
 class _Member:
     """One policy's stopper, what it asked and what it said last."""
 
-    __slots__ = ("asked", "extends", "probes", "stopper", "verdict")
+    __slots__ = ("asked", "asks", "extends", "stopper", "verdict")
 
     def __init__(self, policy: Policy) -> None:
         self.stopper: Stopper = policy.start()
-        self.probes = policy.needs.probes
+        self.asks = policy.needs.questions
         self.extends = policy.needs.extends
-        self.asked: Probe | None = None
+        self.asked: Question | None = None
         self.verdict: Stop | None = None
 
 
@@ -85,12 +86,12 @@ class CompositionStopper:
     ) -> None:
         self._members = [_Member(policy) for policy in policies]
         self._combine = combine
-        self._in_flight: Probe | None = None
+        self._in_flight: Question | None = None
 
     def observe(self, event: Event) -> Command | None:
         if isinstance(event, Closing):
             return self._extended(event)
-        answered = event.probe if isinstance(event, ProbeResult | ProbeFailed) else None
+        answered = event.question if isinstance(event, Reply) else None
         if answered is not None:
             self._in_flight = None
         shown = [m for m in self._members if answered is None or m.asked == answered]
@@ -109,7 +110,7 @@ class CompositionStopper:
         return self._granted([command for command in said if isinstance(command, Extend)])
 
     def _granted(self, extends: Sequence[Extend | None]) -> Extend | None:
-        """The first of them; a probe of the stream that is given up for it never comes back."""
+        """The first of them; a question of the stream that is given up for it never comes back."""
         extend = next(filter(None, extends), None)
         if extend is not None:
             self._in_flight = None
@@ -119,17 +120,17 @@ class CompositionStopper:
 
     @staticmethod
     def _show(member: _Member, event: Event) -> Extend | None:
-        if isinstance(event, Checkpoint) and member.probes:
+        if isinstance(event, Checkpoint) and member.asks:
             member.verdict = None
-        if isinstance(event, ProbeResult | ProbeFailed):
+        if isinstance(event, Reply):
             member.asked = None
         if member.verdict is not None:
             return None
         match member.stopper.observe(event):
             case Stop() as stop:
                 member.verdict, member.asked = stop, None
-            case Probe() as probe:
-                member.asked = probe
+            case Probe() | Embed() as question:
+                member.asked = question
             case Extend() as extend:
                 return extend
         return None

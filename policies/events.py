@@ -16,11 +16,16 @@ __all__ = [
     "CheckpointKind",
     "Closing",
     "Command",
+    "Embed",
+    "EmbedFailed",
+    "Embedded",
     "Event",
     "Extend",
     "Probe",
     "ProbeFailed",
     "ProbeResult",
+    "Question",
+    "Reply",
     "Stop",
     "Thought",
     "TraceEnd",
@@ -47,6 +52,17 @@ class Probe:
     top: int = 1
     ending: bool = False
     hidden_states: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Embed:
+    """Ask the embedder, a model of its own, for the vector of this text."""
+
+    text: str
+
+
+Question = Probe | Embed
+"""What is asked beside the running trace, one at a time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +94,7 @@ class Extend:
     bias: float | None = None
 
 
-Command = Probe | Stop | Extend
+Command = Question | Stop | Extend
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,6 +152,10 @@ class ProbeResult:
     ending: float | None = None
     hidden_states: HiddenStates | None = None
 
+    @property
+    def question(self) -> Question:
+        return self.probe
+
 
 @dataclass(frozen=True, slots=True)
 class ProbeFailed:
@@ -146,6 +166,43 @@ class ProbeFailed:
     position: int
     reason: str
     at: float
+
+    @property
+    def question(self) -> Question:
+        return self.probe
+
+
+@dataclass(frozen=True, slots=True)
+class Embedded:
+    """The vector of a text, of whatever length, that was asked for at ``position``."""
+
+    embed: Embed
+    vector: tuple[float, ...]
+    position: int
+    seconds: float
+    at: float
+
+    @property
+    def question(self) -> Question:
+        return self.embed
+
+
+@dataclass(frozen=True, slots=True)
+class EmbedFailed:
+    """An embedder that brought nothing: ``reason`` is ``error``, ``timeout`` or ``bad-reply``."""
+
+    embed: Embed
+    position: int
+    reason: str
+    at: float
+
+    @property
+    def question(self) -> Question:
+        return self.embed
+
+
+Reply = ProbeResult | ProbeFailed | Embedded | EmbedFailed
+"""What came of a question."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,4 +221,4 @@ class TraceEnd:
     at: float
 
 
-Event = Thought | Checkpoint | ProbeResult | ProbeFailed | Closing | TraceEnd
+Event = Thought | Checkpoint | Reply | Closing | TraceEnd

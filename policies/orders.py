@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from policies.events import Probe
+from policies.events import Embed, Probe
 
-__all__ = ["Ask", "Cut", "Order", "Reopen", "Said"]
+__all__ = ["Ask", "Cut", "Order", "Reopen", "Represent", "Said"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +21,16 @@ class Ask:
     position: int
     closing: tuple[int, ...]
     ending: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Represent:
+    """Ask the embedder for the vector of a text. ``kept`` and ``position`` as of a probe sent from
+    here."""
+
+    embed: Embed
+    kept: int
+    position: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,5 +70,5 @@ class Reopen:
     bias: float | None = None
 
 
-Order = Ask | Cut | Reopen
+Order = Ask | Represent | Cut | Reopen
 """What the driver is to carry out."""

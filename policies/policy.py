@@ -26,11 +26,13 @@ class Needs:
     tokens (0: none). ``thoughts``: every decoded piece. ``probes``: side requests with
     log-probabilities; ``ending``: among them the end's; ``hidden_states``: with them those behind
     these layers. ``models``: those that it was learned from, of which this one must be one.
-    ``inducers``: texts of the dialect that it draws with, or puts into the trace. ``extends``: to
-    be told when the model would end the trace, which it may extend. ``bias``: what the end marker's
-    logit is raised by from the beginning. ``logprobs``: with each token of the trace, those of so
-    many (0: none); the engine pays for them on the main stream. ``series``: checkpoints that must
-    be probed before the policy can stop, which are worth their price together or not at all.
+    ``embeddings``: texts of the trace as vectors, by an embedder; ``rewards``: of the trace so far,
+    by a reward model. ``inducers``: texts of the dialect that it draws with, or puts into the
+    trace. ``extends``: to be told when the model would end the trace, which it may extend.
+    ``bias``: what the end marker's logit is raised by from the beginning. ``logprobs``: with each
+    token of the trace, those of so many (0: none); the engine pays for them on the main stream.
+    ``series``: checkpoints that must be probed before the policy can stop, which are worth their
+    price together or not at all.
     """
 
     start: bool = False
@@ -44,6 +46,8 @@ class Needs:
     ending: bool = False
     hidden_states: frozenset[Layer] = frozenset()
     models: frozenset[str] = frozenset()
+    embeddings: bool = False
+    rewards: bool = False
     inducers: frozenset[str] = frozenset()
     extends: bool = False
     bias: float = 0.0
@@ -55,6 +59,11 @@ class Needs:
         """The kinds of ends that are looked for."""
         kinds = ("sentence", self.sentences), ("paragraph", self.paragraphs), ("step", self.steps)
         return frozenset(kind for kind, wanted in kinds if wanted)
+
+    @property
+    def questions(self) -> bool:
+        """Whether anything is asked beside the trace."""
+        return self.probes or self.embeddings
 
     def __or__(self, other: Needs) -> Needs:
         intervals = [n for n in (self.interval, other.interval) if n]
@@ -70,6 +79,8 @@ class Needs:
             ending=self.ending or other.ending,
             hidden_states=self.hidden_states | other.hidden_states,
             models=self.models | other.models,
+            embeddings=self.embeddings or other.embeddings,
+            rewards=self.rewards or other.rewards,
             inducers=self.inducers | other.inducers,
             extends=self.extends or other.extends,
             bias=max(self.bias, other.bias),

@@ -4,54 +4,29 @@ Rule: at the end of a step (paragraphs merged to 200 to 1000 characters), from t
 on, compare it to earlier ones; where the most similar one is at least ``similarity`` alike, draw a
 trial answer. Stop when its confidence is at least ``confidence``, or when it is the same as the
 trial answer before and at most ``drop`` less confident.
-Units: similarity, confidence and drop in [0, 1]. Similarity is lexical, the share of the step's
-runs of three words that one earlier step had too: the paper trains an embedder in its place.
-Source: PUMA, arXiv 2605.17672.
-Cost: a trial answer of at most ``max_tokens`` at a step that repeats; comparing costs the engine
-nothing, and here one set of words a step.
+Units: similarity is a cosine of an embedder's vectors with ``by="embedding"``, and with
+``by="words"`` the share of the step's runs of three words that one earlier step had too;
+confidence and drop in [0, 1].
+Source: PUMA, arXiv 2605.17672. Its 0.35 is a cosine of an embedder that was trained for this; one
+that was not calls all steps of a trace more alike than that, so it takes a higher one.
+Cost: a trial answer of at most ``max_tokens`` at a step that repeats; with an embedder, its work on
+every step. A step that it failed at is not compared, and later ones are not compared to it.
 It needs an answer that can be drawn: a box, a choice, a short text or code (``task``).
 """
 
 from __future__ import annotations
 
-import re
-from collections import deque
 from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from typing import ClassVar, Literal
 
 from policies.answers import INDUCERS, Task, confidence, hesitant, same, trial_answer
-from policies.events import Checkpoint, Command, Event, Probe, ProbeResult, Stop
+from policies.events import Checkpoint, Command, Embed, Embedded, Event, Probe, ProbeResult, Stop
 from policies.policy import Needs
+from policies.similarity import Cosines, Shingles, Similarity
 
-__all__ = ["Redundancy", "Shingles", "Similarity"]
+__all__ = ["Redundancy"]
 
-_WORD = re.compile(r"\w+|[^\w\s]")
-_RUN = 3
-_REMEMBERED = 64
-"""Steps; what a step costs must not grow with the trace."""
-
-
-class Similarity(Protocol):
-    """How alike a step is to the earlier ones, where no engine has to be asked for it."""
-
-    def likest(self, step: str) -> float:
-        """In [0, 1], of the most similar earlier step; 0.0 for the first. Remembers the step."""
-
-
-class Shingles:
-    """By the runs of three words that two steps share."""
-
-    __slots__ = ("_steps",)
-
-    def __init__(self) -> None:
-        self._steps: deque[frozenset[tuple[str, ...]]] = deque(maxlen=_REMEMBERED)
-
-    def likest(self, step: str) -> float:
-        words = [word.casefold() for word in _WORD.findall(step)]
-        runs = frozenset(zip(*(words[i:] for i in range(_RUN)), strict=False))
-        shared = max((len(runs & earlier) for earlier in self._steps), default=0)
-        self._steps.append(runs)
-        return shared / len(runs) if runs else 0.0
+Measure = Literal["words", "embedding"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +35,7 @@ class Redundancy:
     answer; the others as in the rule."""
 
     name: ClassVar[str] = "redundancy"
+    by: Measure = "words"
     similarity: float = 0.35
     confidence: float = 0.98
     drop: float = 0.03
@@ -75,10 +51,11 @@ class Redundancy:
 
     @property
     def needs(self) -> Needs:
-        return Needs(steps=True, probes=True, inducers=frozenset({INDUCERS[self.task]}))
+        inducers = frozenset({INDUCERS[self.task]})
+        return Needs(steps=True, probes=True, embeddings=self.by == "embedding", inducers=inducers)
 
     def start(self) -> RedundancyStopper:
-        return RedundancyStopper(self, Shingles())
+        return RedundancyStopper(self, Cosines() if self.by == "embedding" else Shingles())
 
 
 class RedundancyStopper:
@@ -93,14 +70,18 @@ class RedundancyStopper:
     def observe(self, event: Event) -> Command | None:
         match event:
             case Checkpoint(kind="step"):
+                self._steps += 1
+                if self._policy.by == "embedding":
+                    return Embed(event.text)
                 return self._compared(self._similarity.likest(event.text))
+            case Embedded():
+                return self._compared(self._similarity.likest(event.vector))
             case ProbeResult():
                 return self._verify(event)
         return None
 
     def _compared(self, alike: float) -> Command | None:
-        """How alike a step is to earlier ones; an embedder's word would come here as an event."""
-        self._steps += 1
+        """How alike a step is to earlier ones."""
         if alike < self._policy.similarity or self._steps < self._policy.min_steps:
             return None
         return Probe(INDUCERS[self._policy.task], max_tokens=self._policy.max_tokens)

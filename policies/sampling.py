@@ -25,8 +25,11 @@ __all__ = [
     "Failed",
     "GiveUp",
     "Open",
+    "Reached",
     "Sampler",
     "Sampling",
+    "Score",
+    "Scored",
     "Sureness",
 ]
 
@@ -43,6 +46,27 @@ class Closed:
     """A trace ended its thinking, by itself or by a cut, after ``position`` tokens."""
 
     trace: int
+    position: int
+    at: float
+
+
+@dataclass(frozen=True, slots=True)
+class Reached:
+    """A trace thinks on, and has come to ``position``, where the policy's ``every`` wants to know
+    it."""
+
+    trace: int
+    position: int
+    at: float
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """What a reward model says of a trace as it was at ``position``, in answer to ``Score``: higher
+    is better, and only an order is meant; None where it said nothing."""
+
+    trace: int
+    reward: float | None
     position: int
     at: float
 
@@ -81,7 +105,7 @@ class Failed:
     at: float
 
 
-Event = Begun | Closed | Sureness | Answered | Failed
+Event = Begun | Reached | Closed | Scored | Sureness | Answered | Failed
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +113,13 @@ class Open:
     """Begin so many traces more."""
 
     count: int
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """Ask the reward model for its word on what this trace thought so far, beside it."""
+
+    trace: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +141,7 @@ class Choose:
     votes: int = 1
 
 
-Command = Open | GiveUp | Choose
+Command = Open | Score | GiveUp | Choose
 
 
 class Sampler(Protocol):
@@ -124,7 +155,8 @@ class Sampling:
     """Options that all have in common: the policy that each trace runs, if any.
 
     ``asks``: the model is asked of each answer whether it is correct. ``span``: tokens of a
-    trace over which its ``Sureness`` is taken, 0 for none.
+    trace over which its ``Sureness`` is taken, ``every``: those after which it is ``Reached``,
+    again and again; 0 for none.
     """
 
     name: ClassVar[str] = ""
@@ -144,6 +176,10 @@ class Sampling:
 
     @property
     def span(self) -> int:
+        return 0
+
+    @property
+    def every(self) -> int:
         return 0
 
     @property

@@ -1,10 +1,11 @@
 """One request under a policy, by the table in ``policies/states.py``, and nothing that does I/O.
 
 A driver (the server, a replay, a test) feeds the session what the engine sent, numbered by pieces,
-and carries out what comes back: ``Ask`` (send a probe), ``Cut`` (open the answer from a kept
-prefix) and ``Reopen`` (go on with the trace from one). ``released`` says how many pieces may go to
-the client. What stands behind a checkpoint is held back while its probe runs, so that a cut is
-never taken back from the client's screen; the engine's stream itself never pauses.
+and carries out what comes back: ``Ask`` (send a probe), ``Represent`` (ask the embedder), ``Cut``
+(open the answer from a kept prefix) and ``Reopen`` (go on with the trace from one). ``released``
+says how many pieces may go to the client. What stands behind a checkpoint is held back while its
+probe runs, so that a cut is never taken back from the client's screen; the engine's stream itself
+never pauses.
 
 Everything that a policy does wrong ends in ``muted``: the stream goes on without it.
 """
@@ -27,11 +28,16 @@ from policies.events import (
     CheckpointKind,
     Closing,
     Command,
+    Embed,
+    Embedded,
+    EmbedFailed,
     Event,
     Extend,
     Probe,
     ProbeFailed,
     ProbeResult,
+    Question,
+    Reply,
     Stop,
     Thought,
     TraceEnd,
@@ -41,7 +47,7 @@ from policies.ledger import Ledger
 from policies.looks import Looks
 from policies.markers import NOWHERE, Ids, Mark
 from policies.never import Never
-from policies.orders import Ask, Cut, Order, Reopen, Said
+from policies.orders import Ask, Cut, Order, Reopen, Represent, Said
 from policies.policy import Policy, Stopper
 from policies.states import TABLE, Input, State
 
@@ -108,8 +114,8 @@ class _End:
 
 
 class Session:
-    """Feed it with ``opened``, ``feed``, ``probed``, ``probe_failed``, ``resumed``, ``reopened``,
-    ``refused`` and ``ended``; each may return an ``Order`` to carry out.
+    """Feed it with ``opened``, ``feed``, ``probed``, ``probe_failed``, ``embedded``, ``resumed``,
+    ``reopened``, ``refused`` and ``ended``; each may return an ``Order`` to carry out.
 
     ``hold_out`` lets the trace run on after a trigger, to measure (the policy is muted then);
     ``observe`` does so for every request. ``apart``: the answer is drawn by a call of its own even
@@ -178,6 +184,7 @@ class Session:
         # that waits longest stands first.
         self._unseen: dict[CheckpointKind, Cue | Boundary | None] = {}
         self._looks = Looks(appraiser, needs.series)
+        self._probing = False  # whether a probe was worth its price at this checkpoint
         self._began: float | None = None
         self._reopen: Reopen | None = None
         self.extended = 0
@@ -520,6 +527,10 @@ class Session:
     def probe_failed(self, reason: str, ask: Ask, at: float) -> Order | None:
         return self._answered(ProbeFailed(ask.probe, ask.position, reason, at))
 
+    def embedded(self, reply: Embedded | EmbedFailed) -> Order | None:
+        """What the embedder said. No ledger holds what it read: that is another model's work."""
+        return self._answered(reply)
+
     def resumed(self) -> None:
         """The answer streams from the kept prefix; the main stream is given up."""
         if self._drawing is not None:
@@ -648,7 +659,7 @@ class Session:
             return None
         try:
             command = self._stopper.observe(event)
-            if not isinstance(command, Probe | Stop | Extend | None):
+            if not isinstance(command, Command | None):
                 raise TypeError(f"{command!r} is no command")
         except Exception as error:  # whatever a policy does wrong, the stream goes on
             self._fail(error)
@@ -664,7 +675,7 @@ class Session:
             if not isinstance(event, ProbeResult | ProbeFailed):
                 self._looks.ended()
             return self._stop(command)
-        if isinstance(command, Probe):
+        if isinstance(command, Question):
             return self._ask(command, event)
         if isinstance(command, Extend) and isinstance(event, Thought) and self._spare is None:
             return self._reopen_at(self._half or self._here(), command)
@@ -674,35 +685,39 @@ class Session:
         self.mute("policy-error")
         self.error = error
 
-    def _answered(self, event: ProbeResult | ProbeFailed) -> Order | None:
+    def _answered(self, event: Reply) -> Order | None:
         if self.state is not State.PROBING or event.position != self._checkpoint:
             return None
         command = self._observe(event) if self.muted is None else None
-        if isinstance(command, Ask):
+        if isinstance(command, Ask | Represent):
             return command
-        told = isinstance(event, ProbeResult)
-        self._looks.answered(told=told, stopped=self.trigger is not None)
+        if self._probing:
+            told = isinstance(event, ProbeResult)
+            self._looks.answered(told=told, stopped=self.trigger is not None)
         self._pace(event.at)
         if self.state is State.PROBING:
             self._go_on()
             return self._catch_up(event.at)
         return command
 
-    def _ask(self, probe: Probe, event: Event) -> Order | None:
+    def _ask(self, question: Question, event: Event) -> Order | None:
         place = self._place()
         if self.state is State.THINKING:
-            position = place.position
-            if not self._looks.worth(position):
-                return self._observe(ProbeFailed(probe, position, "price", event.at))
-            self._checkpoint = position
-        elif not isinstance(event, ProbeResult | ProbeFailed):
+            self._checkpoint, self._probing = place.position, False
+        elif not isinstance(event, Reply):
             return None  # one is in flight
+        if isinstance(question, Probe) and not self._probing:
+            if not self._looks.worth(self._checkpoint):
+                return self._observe(ProbeFailed(question, self._checkpoint, "price", event.at))
+            self._probing = True
         self._go(Input.PROBE)
+        if isinstance(question, Embed):
+            return Represent(question, place.kept, self._checkpoint)
         self.probes += 1
         closing = self._closing(place)
-        ending = self._markers.through_end(closing) if probe.ending else ()
-        asked = closing + self.marks.header if probe.closing else ()
-        return Ask(probe, place.kept, self._checkpoint, asked, ending)
+        ending = self._markers.through_end(closing) if question.ending else ()
+        asked = closing + self.marks.header if question.closing else ()
+        return Ask(question, place.kept, self._checkpoint, asked, ending)
 
     def _extended(self, before: _Piece, end: _End | None, last: _Fed) -> Reopen | None:
         """The piece ends the trace: whether the policy would rather have it go on."""

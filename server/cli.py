@@ -141,8 +141,7 @@ def config_(
         typer.echo("the configuration is right")
         return
     shown = settings.model_dump(mode="json")
-    if shown["upstream_api_key"]:
-        shown["upstream_api_key"] = "***"
+    shown |= {name: "***" for name, value in shown.items() if value and name.endswith("_api_key")}
     typer.echo(json.dumps(shown, indent=2))
 
 

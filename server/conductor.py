@@ -12,7 +12,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 import httpx
@@ -31,8 +31,11 @@ from policies.sampling import (
     Failed,
     GiveUp,
     Open,
+    Reached,
     Sampler,
     Sampling,
+    Score,
+    Scored,
     Sureness,
 )
 from policies.states import State
@@ -55,7 +58,8 @@ _COMMENT = b": racing\n\n"
 
 class Conductor:
     """``start`` makes the relay of a trace, which writes to its lane. ``keep_alive``: seconds
-    between comments. ``run`` raises GatewayError only while nothing was written."""
+    between comments. ``reward`` asks the reward model about a thought, where there is one; None
+    where it does not say. ``run`` raises GatewayError only while nothing was written."""
 
     def __init__(
         self,
@@ -66,6 +70,7 @@ class Conductor:
         metrics: Metrics,
         labels: tuple[str, str],
         keep_alive: float,
+        reward: Callable[[str], Awaitable[float | None]] | None = None,
     ) -> None:
         self.chosen: Lane | None = None
         self.status = 200
@@ -77,6 +82,8 @@ class Conductor:
         self._metrics = metrics
         self._labels = labels
         self._keep_alive = keep_alive
+        self._reward = reward
+        self._scoring: dict[int, asyncio.Task[None]] = {}
         self._lanes: list[Lane] = []
         self._classes = Classes()
         self._labelling = asyncio.Lock()
@@ -149,6 +156,7 @@ class Conductor:
 
     async def _close(self) -> None:
         tasks = [lane.task for lane in self._lanes if lane.task is not None]
+        tasks += self._scoring.values()
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -160,8 +168,9 @@ class Conductor:
             lane.relay = lane.task = None
         # What is left must not keep each other: the collector would find it late.
         self._lanes.clear()
+        self._scoring.clear()
         self.chosen = self._refusal = None
-        del self._start
+        del self._start, self._reward
 
     # -- what the lanes tell -------------------------------------------------------------------
 
@@ -188,6 +197,8 @@ class Conductor:
         closed = lane.session.state in (State.ANSWERING, State.DONE)
         if isinstance(lane.policy, Meter) and not lane.closed:
             self._measure(lane, lane.policy, closed)
+        if (every := self._policy.every) and not closed:
+            self._reach(lane, every)
         if closed and not lane.closed:
             lane.closed = True
             position = lane.session.ledger.reasoning
@@ -198,6 +209,12 @@ class Conductor:
         if lowest is not None and lowest != lane.lowest:
             lane.lowest = lowest
             self._show(Sureness(lane.index, lowest, meter.position, time.perf_counter()))
+
+    def _reach(self, lane: Lane, every: int) -> None:
+        position = lane.session.ledger.reasoning
+        if position >= lane.goal + every:
+            lane.goal = position // every * every
+            self._show(Reached(lane.index, position, time.perf_counter()))
 
     async def write(self, events: list[bytes]) -> None:
         await self._sink.write(events)
@@ -244,7 +261,8 @@ class Conductor:
         except Exception as error:  # whatever a policy does wrong, the request is answered
             self._fail_open(error)
             self._obey(self._sampler.observe(event))
-        if not self._over.is_set() and all(lane.outcome is not None for lane in self._lanes):
+        over = not self._scoring and all(lane.outcome is not None for lane in self._lanes)
+        if over and not self._over.is_set():
             self._settle()
 
     def _fail_open(self, error: Exception) -> None:
@@ -268,6 +286,9 @@ class Conductor:
                 case Open(count):
                     for _ in range(min(count, _MOST - len(self._lanes))):
                         self._open()
+                case Score(trace):
+                    scoring = self._score(self._lanes[trace])
+                    self._scoring[trace] = asyncio.ensure_future(scoring)
                 case GiveUp(traces):
                     for trace in traces:
                         self._give_up(self._lanes[trace])
@@ -275,6 +296,18 @@ class Conductor:
                     self._choose(self._lanes[trace], command)
                 case _:
                     raise TypeError(f"{command!r} is no command")
+
+    async def _score(self, lane: Lane) -> None:
+        position, reward = lane.session.ledger.reasoning, None
+        try:
+            assert self._reward is not None, "a policy that scores says so in its needs"
+            reward = await self._reward(lane.thought())
+        except Exception as error:  # a fault of ours is no worse than one of the reward model's
+            log.exception("a reward: %s", type(error).__name__)
+            self._metrics.fail_open.labels(self._labels[1], "internal-error").inc()
+        lane.reward = lane.reward if reward is None else reward
+        self._scoring.pop(lane.index, None)
+        self._show(Scored(lane.index, reward, position, time.perf_counter()))
 
     def _open(self) -> None:
         trace: Policy = self._policy.trace
@@ -331,4 +364,6 @@ class Conductor:
             note["answer"] = lane.label
         if lane.lowest is not None:
             note["lowest"] = round(lane.lowest, 6)
+        if lane.reward is not None:
+            note["reward"] = round(lane.reward, 6)
         return note

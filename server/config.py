@@ -29,11 +29,12 @@ from pydantic_settings import (
 )
 
 from policies.dialect import builtin, override
+from policies.policy import Policy
 from policies.readiness import BadReadiness, Readiness
 from policies.registry import parse
 from server.spelling import Spelling
 
-__all__ = ["BadConfig", "Settings", "load"]
+__all__ = ["BadConfig", "Settings", "load", "unserved"]
 
 PREFIX = "ADJOURN_"
 
@@ -73,6 +74,25 @@ class Settings(BaseSettings):
     )
     engine: Literal["auto", "vllm", "sglang", "llamacpp"] = Field(
         "auto", description="Of which kind the engine is; `auto` asks it."
+    )
+    embeddings_url: HttpUrl | None = Field(
+        None, description="Base URL, without /v1, of an endpoint for embeddings."
+    )
+    embeddings_model: str | None = Field(
+        None, description="The model that is named there; none: the endpoint takes its own."
+    )
+    embeddings_api_key: str | None = Field(None, repr=False, description="The key for it.")
+    reward_url: HttpUrl | None = Field(
+        None, description="Base URL of a vLLM that serves a reward model by pooling."
+    )
+    reward_model: str | None = Field(
+        None, description="The model that is named there; none: the endpoint takes its own."
+    )
+    reward_api_key: str | None = Field(None, repr=False, description="The key for it.")
+    reward_step: str = Field(
+        "",
+        description="What a process reward model reads behind each step, e.g. `<extra_0>`; "
+        "empty: nothing.",
     )
     host: str = Field("127.0.0.1", description="Address to listen on.")
     port: int = Field(8000, ge=0, le=65535, description="Port to listen on.")
@@ -130,7 +150,11 @@ class Settings(BaseSettings):
         gt=0,
         description="Seconds between comments on a stream whose traces still race.",
     )
-    probe_timeout: float = Field(5.0, gt=0, description="Seconds after which a probe is given up.")
+    probe_timeout: float = Field(
+        5.0,
+        gt=0,
+        description="Seconds after which a probe, or a question to another model, is given up.",
+    )
     resume_timeout: float = Field(
         10.0, gt=0, description="Seconds for the answer to begin behind a cut, else no cut."
     )
@@ -153,6 +177,12 @@ class Settings(BaseSettings):
         if value != "off" and "probes" in info.data:  # else their fault is told
             parse(value, probes=info.data["probes"])
         return value
+
+    @model_validator(mode="after")
+    def _policy_is_served(self) -> Settings:
+        if self.policy != "off" and (why := unserved(parse(self.policy, probes=self.probes), self)):
+            raise ValueError(f"policy: {why}")
+        return self
 
     @field_validator("dialects")
     @classmethod
@@ -178,6 +208,15 @@ class Settings(BaseSettings):
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         file = YamlConfigSettingsSource(settings_cls, yaml_file=_file.get())
         return init_settings, env_settings, file
+
+
+def unserved(policy: Policy, settings: Settings) -> str | None:
+    """What this policy needs beside the engine and is not configured, in words; or None."""
+    if policy.needs.embeddings and settings.embeddings_url is None:
+        return f"{policy.name} needs an embedder: set embeddings_url"
+    if policy.needs.rewards and settings.reward_url is None:
+        return f"{policy.name} needs a reward model: set reward_url"
+    return None
 
 
 def load(path: Path | None = None, **overrides: Any) -> Settings:

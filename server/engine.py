@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import httpx
+from pydantic import HttpUrl
 
 from policies.dialect import Marks
 from server.config import Settings
@@ -60,11 +61,17 @@ class Model:
 
 
 class Engine:
-    """A client of one engine. Raises UpstreamDown and UpstreamTimeout where it is not there."""
+    """A client of one engine, at ``url`` if not at the upstream's. Raises UpstreamDown and
+    UpstreamTimeout where it is not there."""
 
-    def __init__(self, settings: Settings, transport: httpx.AsyncBaseTransport | None = None):
+    def __init__(
+        self,
+        settings: Settings,
+        transport: httpx.AsyncBaseTransport | None = None,
+        url: HttpUrl | None = None,
+    ) -> None:
         self.settings = settings
-        self.url = str(settings.upstream).rstrip("/")
+        self.url = str(url or settings.upstream).rstrip("/")
         # The transport alone: what httpx's client adds (cookies, redirects, hooks) is not ours to
         # add to somebody's request, and it costs more than the transport does.
         self._transport = transport or Transport(_KEEPALIVE, _HIGH_WATER)

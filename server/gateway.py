@@ -11,7 +11,7 @@ import msgspec
 
 from policies.appraisal import Appraiser
 from policies.dialect import builtin, override
-from policies.policy import Policy
+from policies.policy import Needs, Policy
 from policies.registry import parse
 from policies.sampling import Sampling
 from server.adapters.adapter import Adapter
@@ -27,6 +27,7 @@ from server.engine import BadReply, Engine, Model
 from server.equality import Equality
 from server.errors import GatewayError
 from server.metrics import Metrics
+from server.pooling import Embedder, Rewarder
 from server.selftest import Report, authorization, examine, served
 
 __all__ = ["Gateway"]
@@ -50,6 +51,8 @@ class Gateway:
         self.adapter: Adapter = VLLM(self.engine)  # until it was asked
         self.equality = Equality()
         self.metrics = Metrics()
+        self.embedder = self._embedder(transport)
+        self.rewarder = self._rewarder(transport)
         self.default = (
             None if settings.policy == "off" else parse(settings.policy, probes=settings.probes)
         )
@@ -59,6 +62,23 @@ class Gateway:
         self.draining = False
         self._again = 0
         self._appraisers: dict[tuple[str, Policy], Appraiser] = {}
+
+    def _embedder(self, transport: httpx.AsyncBaseTransport | None) -> Embedder | None:
+        """None where none is configured, as below."""
+        settings = self.settings
+        if settings.embeddings_url is None:
+            return None
+        engine = Engine(settings, transport, settings.embeddings_url)
+        model, key = settings.embeddings_model, settings.embeddings_api_key
+        return Embedder(engine, model, key, self.metrics)
+
+    def _rewarder(self, transport: httpx.AsyncBaseTransport | None) -> Rewarder | None:
+        settings = self.settings
+        if settings.reward_url is None:
+            return None
+        engine = Engine(settings, transport, settings.reward_url)
+        model, key = settings.reward_model, settings.reward_api_key
+        return Rewarder(engine, model, key, self.metrics, settings.reward_step)
 
     @property
     def models(self) -> dict[str, Model]:
@@ -112,6 +132,12 @@ class Gateway:
             return "engine-tells-no-hidden-states"
         if needs.logprobs and not self.report.can_tell_logprobs:
             return "engine-tells-no-logprobs"
+        if needs.embeddings and self.embedder is None:
+            return "no-embedder"
+        if needs.rewards and self.rewarder is None:
+            return "no-reward-model"
+        if needs.rewards and endpoint == COMPLETIONS:
+            return "no-messages"  # a reward model reads a conversation
         if needs.inducers - model.marks.inducers.keys():
             return "dialect-lacks-an-inducer"
         if (
@@ -158,6 +184,18 @@ class Gateway:
         changed, self.report = report != self.report, report
         if changed:
             self._say(report)
+            await self._try_beside()
+
+    async def _try_beside(self) -> None:
+        """Whether the models beside the engine's answer; what needs one that does not goes on
+        without, and asks it again each time."""
+        hi = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hi"}]
+        asked = (self.embedder, {"input": "Hi"}), (self.rewarder, {"messages": hi})
+        for endpoint, fields in asked:
+            if endpoint is None:
+                continue
+            if isinstance(told := await endpoint.asked(**fields), str):
+                log.warning("the %s model at %s: %s", endpoint.kind, endpoint.engine.url, told)
 
     def _say(self, report: Report) -> None:
         for model in report.models.values():
@@ -167,12 +205,21 @@ class Gateway:
                 if why := self.refusal(self.default, model):
                     log.warning("policy %s is off for %s: %s", self.default.name, model.id, why)
                 else:
-                    self.metrics.foresee(model.id, self.default.name)
+                    self.metrics.foresee(model.id, self.default.name, _beside(self.default.needs))
             warnings = model.marks.dialect.warnings if model.marks else {}
             if self.default is not None and self.default.name in warnings:
                 log.warning("%s: %s", model.id, warnings[self.default.name])
 
     async def aclose(self) -> None:
         await self.equality.aclose()
+        for endpoint in (self.embedder, self.rewarder):
+            if endpoint is not None:
+                await endpoint.engine.aclose()
         with contextlib.suppress(Exception):
             await self.engine.aclose()
+
+
+def _beside(needs: Needs) -> list[str]:
+    """The kinds of models that are asked beside the engine's."""
+    kinds = (Embedder.kind, needs.embeddings), (Rewarder.kind, needs.rewards)
+    return [kind for kind, wanted in kinds if wanted]

@@ -8,6 +8,7 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+import msgspec
 from starlette.types import Send
 
 from policies.ledger import Ledger
@@ -132,11 +133,20 @@ class Judged(Abandonable):
             self.metrics,
             (self.labels[1], self.labels[2]),
             gateway.settings.keep_alive,
+            self._reward if policy.needs.rewards else None,
         )
         try:
             return await conductor.run()
         finally:
             self._told = conductor.told
+
+    async def _reward(self, thought: str) -> float | None:
+        """The reward model's word on this thought about the request; None where it has none."""
+        rewarder = self._gateway.rewarder
+        assert rewarder is not None
+        messages = msgspec.json.decode(self._request.fields["messages"])
+        told = await rewarder.reward(messages, thought, self.labels[1:])
+        return None if isinstance(told, str) else told
 
     def _session(self, sink: Sink | Lane) -> Session:
         policy, settings, marks = self._policy, self._gateway.settings, self._model.marks
@@ -210,6 +220,7 @@ class Judged(Abandonable):
             self.labels[1:],
             self._request.explicit,
             self.arrived,
+            self._gateway.embedder,
         )
         self._relays.append(relay)
         return relay

@@ -60,6 +60,8 @@ class Lane:
         self.closed = False
         self.label: int | None = None
         self.lowest: float | None = None
+        self.goal = 0  # tokens of its thought at which the policy last heard of it
+        self.reward: float | None = None
         self._race = race
         self._kept: list[bytes] = []
         self._answer_from = 0
@@ -124,6 +126,13 @@ class Lane:
             chunk = msgspec.json.decode(data_of(event) or b"{}")
             event = event_of(msgspec.json.encode(chunk | {"adjourn": self._race.note()}))
         return event
+
+    def thought(self) -> str:
+        """What the trace has thought so far, under whatever name the client gets it."""
+        kept = self._kept[: self._answer_from or None]
+        message = joined(kept)
+        thought: str = message.get("reasoning") or message.get("reasoning_content") or ""
+        return thought or (message.get("content") or "").removeprefix("<think>\n")
 
     def answer(self) -> tuple[str, str]:
         """(the whole answer's text, what it says): its tool calls, else its last box, else all."""

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import get_args
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
@@ -17,13 +18,13 @@ __all__ = ["Metrics"]
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
 _MILLISECONDS = (0.00025, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1)
 _TOKENS = (16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768)
+_OUTCOMES = ("ok", "error", "timeout", "bad-reply")
+_POOLING = ("embedding", "reward")
 _FAIL_OPEN = (
     "policy-error",
     "internal-error",
     "unreadable-chunk",
-    "probe-error",
-    "probe-timeout",
-    "probe-bad-reply",
+    *(f"{kind}-{outcome}" for kind in ("probe", *_POOLING) for outcome in _OUTCOMES[1:]),
     "resume-failed",
     "resume-rejected",
     "ids-not-honoured",
@@ -155,6 +156,30 @@ class Metrics:
             ("model", "policy"),
             registry=registry,
         )
+        self.pooling = counter(
+            "pooling_requests",
+            "Requests to the models beside the engine's, by kind (embedding, reward) and outcome: "
+            "ok, error, timeout, bad-reply.",
+            "kind",
+            "model",
+            "policy",
+            "outcome",
+        )
+        self.pooling_tokens = counter(
+            "pooling_tokens",
+            "Tokens that those models read; they are in no kind of adjourn_tokens_total.",
+            "kind",
+            "model",
+            "policy",
+        )
+        self.pooling_seconds = histogram(
+            "pooling_seconds",
+            "From sending such a request to its result.",
+            _SECONDS,
+            "kind",
+            "model",
+            "policy",
+        )
         self.passed = counter(
             "passed_through",
             "Requests handed through without a policy, though one was set, by reason.",
@@ -188,9 +213,10 @@ class Metrics:
         for phase in ("sending", "before-first-token", "streaming", "unstreamed"):
             self.disconnects.labels(phase)
 
-    def foresee(self, model: str, policy: str) -> None:
+    def foresee(self, model: str, policy: str, beside: Sequence[str] = ()) -> None:
         """Bring what a model under a policy will count into being, at zero: to Prometheus the
-        step from no series to a first one is no increase."""
+        step from no series to a first one is no increase. ``beside``: the kinds of other models
+        that the policy asks."""
         for status in ("200", "499", "502"):
             self.requests.labels("/v1/chat/completions", model, policy, status)
         for kind in Ledger.__dataclass_fields__:
@@ -201,8 +227,12 @@ class Metrics:
             self.rescues.labels(model, policy, reason)
         for action in ("ended", "refused", "left"):
             self.escapes.labels(model, policy, action)
-        for outcome in ("ok", "error", "timeout", "bad-reply"):
+        for outcome in _OUTCOMES:
             self.probes.labels(model, policy, outcome)
+        for kind in beside:
+            self.pooling_tokens.labels(kind, model, policy)
+            for outcome in _OUTCOMES:
+                self.pooling.labels(kind, model, policy, outcome)
         for reason in _FAIL_OPEN:
             self.fail_open.labels(policy, reason)
         for family in (self.first_token, self.tokens_at_stop, self.probe_seconds):

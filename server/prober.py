@@ -7,13 +7,14 @@ import math
 import time
 from collections.abc import Sequence
 
-from policies.events import Probe, ProbeResult
-from policies.orders import Ask, Order
+from policies.events import Embedded, EmbedFailed, Probe, ProbeResult
+from policies.orders import Ask, Order, Represent
 from policies.session import Session
 from server.adapters.adapter import Adapter, Drawn
 from server.engine import BadReply
 from server.errors import GatewayError
 from server.metrics import Metrics
+from server.pooling import Embedder
 from server.surface import Fields
 
 __all__ = ["Prober"]
@@ -29,15 +30,22 @@ class Prober:
         sticky: Fields,
         metrics: Metrics,
         labels: tuple[str, str],
+        embedder: Embedder | None = None,
     ) -> None:
         self._adapter = adapter
+        self._embedder = embedder
         self._headers = headers
         self._sticky = sticky
         self._metrics = metrics
         self._labels = labels
 
-    async def carry(self, session: Session, ask: Ask) -> Order | None:
-        """Send the probe and tell the session what came of it."""
+    async def carry(self, session: Session, order: Ask | Represent) -> Order | None:
+        """Ask the engine, or the embedder, and tell the session what came of it."""
+        if isinstance(order, Ask):
+            return await self._probe(session, order)
+        return await self._represent(session, order)
+
+    async def _probe(self, session: Session, ask: Ask) -> Order | None:
         began = time.perf_counter()
         drawn = await self._draw(session, ask)
         now = time.perf_counter()
@@ -61,6 +69,15 @@ class Prober:
             hidden_states=drawn.hidden_states,
         )
         return session.probed(result, prefilled=drawn.prefilled, decoded=drawn.decoded)
+
+    async def _represent(self, session: Session, represent: Represent) -> Order | None:
+        embed, position, began = represent.embed, represent.position, time.perf_counter()
+        assert self._embedder is not None  # or the policy would not judge here
+        told = await self._embedder.embed(embed.text, self._labels)
+        now = time.perf_counter()
+        if isinstance(told, str):
+            return session.embedded(EmbedFailed(embed, position, told, now))
+        return session.embedded(Embedded(embed, told, position, now - began, now))
 
     async def certainty(self, session: Session, answer: str) -> float | None:
         """P("Yes") behind the whole answer and the question whether it is correct; None where the

@@ -18,7 +18,7 @@ from typing import TypeVar
 import httpx
 import msgspec
 
-from policies.orders import Ask, Cut, Order, Reopen, Said
+from policies.orders import Ask, Cut, Order, Reopen, Represent, Said
 from policies.session import Session
 from server.account import note_of, with_usage
 from server.adapters.adapter import Adapter
@@ -28,6 +28,7 @@ from server.engine import TRANSPORT_ERRORS, BadReply
 from server.errors import GatewayError, broken_off
 from server.metrics import Metrics
 from server.outbox import Outbox
+from server.pooling import Embedder
 from server.prober import Prober
 from server.sinks import Sink
 from server.sse import data_of
@@ -59,6 +60,7 @@ class Relay:
         labels: tuple[str, str],
         explicit: bool,
         arrived: float,
+        embedder: Embedder | None = None,
     ) -> None:
         self.session = session
         self.times = Times(arrived)
@@ -74,7 +76,7 @@ class Relay:
         self._first = Chunk()
         self._pieces = 0
         self._outbox = Outbox(session, surface, sink, self.times, explicit)
-        self._prober = Prober(adapter, headers, surface.sticky, metrics, labels)
+        self._prober = Prober(adapter, headers, surface.sticky, metrics, labels, embedder)
         self._needs_logprobs = session.policy.needs.logprobs > 0
         self._main: Continuation | None = None
         self._reopened: Continuation | None = None  # takes the main stream's place
@@ -288,7 +290,7 @@ class Relay:
         await self._outbox.flush()
 
     async def _step(self, command: Order) -> Order | None:
-        if isinstance(command, Ask):
+        if isinstance(command, Ask | Represent):
             following = await self._prober.carry(self.session, command)
             if isinstance(following, Cut):
                 self.times.triggered = time.perf_counter()

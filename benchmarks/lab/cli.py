@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Iterator
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
@@ -12,6 +13,7 @@ import msgspec
 import typer
 
 if TYPE_CHECKING:
+    from benchmarks.lab.embedder import Embedder
     from benchmarks.lab.engine import Engine
     from benchmarks.lab.plan import Plan, Prompt
 
@@ -50,6 +52,18 @@ def record(
     ] = 0.0,
     concurrency: Annotated[int, typer.Option(min=1, help="Traces at a time.")] = 8,
     api_key: Annotated[str | None, typer.Option(envvar="ADJOURN_UPSTREAM_API_KEY")] = None,
+    embeddings_url: Annotated[
+        str | None,
+        typer.Option(
+            envvar="ADJOURN_EMBEDDINGS_URL", help="Where steps are embedded, without /v1."
+        ),
+    ] = None,
+    embeddings_model: Annotated[
+        str | None, typer.Option(envvar="ADJOURN_EMBEDDINGS_MODEL", help="The model there.")
+    ] = None,
+    embeddings_api_key: Annotated[
+        str | None, typer.Option(envvar="ADJOURN_EMBEDDINGS_API_KEY")
+    ] = None,
 ) -> None:
     """Let a model think to the end, and ask it at every checkpoint on the way.
 
@@ -72,13 +86,22 @@ def record(
         work = [(p, number) for p in read(prompts) for number in range(samples)]
     except (BadPlan, BadPolicy, msgspec.MsgspecError) as error:
         _fail(str(error))
+    if (embeds := any(needs.embeddings for needs in plan.needs)) and embeddings_url is None:
+        _fail("steps are to be embedded: say where by --embeddings-url")
     with _laboratory():
+        from benchmarks.lab.embedder import Embedder
         from benchmarks.lab.engine import TROUBLE, Engine
         from benchmarks.lab.traces import BadTraces
 
         async def run() -> list[str]:
-            async with Engine.at(upstream, model, api_key) as engine:
-                return await _take(engine, dialect, plan, work, out, concurrency)
+            async with AsyncExitStack() as stack:
+                engine = await stack.enter_async_context(Engine.at(upstream, model, api_key))
+                embedder = None
+                if embeds and embeddings_url is not None:
+                    embedder = await stack.enter_async_context(
+                        Embedder.at(embeddings_url, embeddings_model, embeddings_api_key)
+                    )
+                return await _take(engine, embedder, dialect, plan, work, out, concurrency)
 
         try:
             failures = asyncio.run(run())
@@ -158,6 +181,7 @@ def learn(
 
 async def _take(
     engine: Engine,
+    embedder: Embedder | None,
     dialect: str | None,
     plan: Plan,
     work: list[tuple[Prompt, int]],
@@ -172,7 +196,7 @@ async def _take(
     from benchmarks.lab.traces import Appender, Trace
     from policies.dialect import builtin
 
-    recorder = Recorder(engine, await engine.marks(builtin(), dialect), plan)
+    recorder = Recorder(engine, await engine.marks(builtin(), dialect), plan, embedder)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), Remaining())
     appender = Appender(out, recorder.recording(await engine.version()))
     with contextlib.closing(appender), Progress(*columns) as bar:

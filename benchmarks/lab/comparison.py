@@ -85,6 +85,8 @@ def _untold(name: str, needs: Needs, tapes: Tapes) -> str | None:
     """What a recording lacks of what a policy sees with its tokens or its probes."""
     if needs.logprobs > tapes.logprobs:
         return f"log-probabilities were not recorded: record with --for '{name}'"
+    if needs.embeddings and not tapes.embedded:
+        return f"steps were not embedded: record with --for '{name}' --embeddings-url URL"
     if others := needs.models - {tapes.recording.model}:
         return f"learned from {', '.join(others)}, and this is of {tapes.recording.model}"
     if lacking := sorted(needs.hidden_states - tapes.layers):

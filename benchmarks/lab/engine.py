@@ -18,10 +18,10 @@ from policies.events import Probe
 from policies.hidden_states import HiddenStates
 from policies.markers import Ids
 
-__all__ = ["TROUBLE", "BadEngine", "Chunk", "Drawing", "Engine"]
+__all__ = ["KEEPALIVE", "TROUBLE", "BadEngine", "Chunk", "Drawing", "Engine"]
 
 # vLLM's server closes an idle connection after five seconds; we must be first.
-_KEEPALIVE = 3.0
+KEEPALIVE = 3.0
 _LINE = 2**24
 """Bytes of one event: the first one carries the prompt's ids."""
 _SILENCE = 600.0
@@ -115,7 +115,7 @@ class Engine:
     async def at(cls, url: str, model: str | None, key: str | None) -> AsyncIterator[Engine]:
         """The engine at ``url``; ``model`` may be left out where it serves only one."""
         session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=_KEEPALIVE),
+            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEPALIVE),
             headers={"authorization": f"Bearer {key}"} if key else {},
             timeout=aiohttp.ClientTimeout(total=None, sock_read=_SILENCE),
             read_bufsize=_LINE,

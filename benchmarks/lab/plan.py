@@ -17,7 +17,7 @@ from typing import Any, get_args, get_type_hints
 
 import msgspec
 
-from policies.events import Checkpoint, CheckpointKind, Probe, ProbeResult
+from policies.events import Checkpoint, CheckpointKind, Embed, Embedded, Probe, ProbeResult
 from policies.policy import Needs, Policy, Stopper
 from policies.registry import BadPolicy
 
@@ -180,9 +180,12 @@ def asked_by(policy: Policy) -> list[Probe]:
 def _rehearsed(stopper: Stopper, kind: CheckpointKind) -> Iterator[Probe]:
     for position in range(_FAR, _FAR * (_ROUNDS + 1), _FAR):
         command = stopper.observe(Checkpoint(kind, position, 0.0, "Wait", _SAID_AGAIN))
-        while isinstance(command, Probe):
-            yield command
-            command = stopper.observe(_certain(command, position))
+        while isinstance(command, Probe | Embed):
+            if isinstance(command, Probe):
+                yield command
+                command = stopper.observe(_certain(command, position))
+            else:
+                command = stopper.observe(Embedded(command, (1.0,), position, 0.0, 0.0))
         if command is not None:
             return
 

@@ -16,6 +16,7 @@ from contextlib import aclosing
 from typing import Any, ClassVar
 
 from benchmarks.lab import values
+from benchmarks.lab.embedder import Embedder, packed
 from benchmarks.lab.engine import TROUBLE, BadEngine, Chunk, Engine
 from benchmarks.lab.plan import Plan, Prompt, kind
 from benchmarks.lab.traces import (
@@ -26,15 +27,25 @@ from benchmarks.lab.traces import (
     Piece,
     Place,
     Recording,
+    Represented,
     Served,
     Trace,
 )
 from policies.appraisal import Appraiser
 from policies.dialect import Marks
-from policies.events import Checkpoint, Command, Probe, ProbeFailed, ProbeResult
+from policies.events import (
+    Checkpoint,
+    Command,
+    Embed,
+    EmbedFailed,
+    Probe,
+    ProbeFailed,
+    ProbeResult,
+    Question,
+)
 from policies.events import Event as Seen
 from policies.never import Never
-from policies.orders import Ask
+from policies.orders import Ask, Represent
 from policies.policy import Needs
 from policies.session import Session
 from policies.states import State
@@ -44,7 +55,8 @@ __all__ = ["Recorder", "record"]
 
 class _Scout:
     """A policy that asks all of its probes at every checkpoint, so that the session tells where
-    each starts from. ``seen`` is the checkpoint that it asks at."""
+    each starts from, and has the text that ended there embedded where that is needed. ``seen`` is
+    the checkpoint that it asks at."""
 
     name: ClassVar[str] = "scout"
 
@@ -52,7 +64,7 @@ class _Scout:
         self.seen: Checkpoint | None = None
         self._needs = needs
         self._probes = probes
-        self._left: list[Probe] = []
+        self._left: list[Question] = []
 
     @property
     def needs(self) -> Needs:
@@ -64,7 +76,9 @@ class _Scout:
     def observe(self, event: Seen) -> Command | None:
         if isinstance(event, Checkpoint):
             self.seen, self._left = event, list(self._probes)
-        asking = isinstance(event, Checkpoint | ProbeFailed) and self._left
+            if self._needs.embeddings and event.text:
+                self._left.insert(0, Embed(event.text))
+        asking = isinstance(event, Checkpoint | ProbeFailed | EmbedFailed) and self._left
         return self._left.pop(0) if asking else None
 
 
@@ -76,12 +90,15 @@ class _Patient(Appraiser):
 
 
 class Recorder:
-    """Records samples of one engine as planned."""
+    """Records samples of one engine as planned; ``embedder`` is there where the plan needs one."""
 
-    def __init__(self, engine: Engine, marks: Marks, plan: Plan) -> None:
+    def __init__(
+        self, engine: Engine, marks: Marks, plan: Plan, embedder: Embedder | None = None
+    ) -> None:
         self.engine = engine
         self.marks = marks
         self.plan = plan
+        self.embedder = embedder
 
     def recording(self, version: str) -> Recording:
         """The line above the traces; ``version`` is the engine's."""
@@ -93,6 +110,7 @@ class Recorder:
             probes=values.write(self.plan.probes),
             body=self.plan.body,
             engine=version,
+            embedder=self.embedder.name if self.embedder else "",
         )
 
     async def sample(self, prompt: Prompt, number: int) -> Trace:
@@ -121,7 +139,7 @@ class _Taking:
         self._scouts = [_Scout(needs, recorder.plan.probes) for needs in recorder.plan.needs]
         self._sessions = [Session(s, recorder.marks, _Patient()) for s in self._scouts]
         self._watch = Session(Never(), recorder.marks, _Patient())
-        self._asked: set[tuple[int, Probe]] = set()
+        self._asked: set[tuple[int, Question]] = set()
         self._beside = asyncio.TaskGroup()
         # One at a time, as in the gateway: what has to wait is sent later, behind the trace's end
         # if need be. Otherwise it is the recording's own load whose times would be recorded.
@@ -179,13 +197,19 @@ class _Taking:
             self._start(piece.at)
         for scout, session in zip(self._scouts, self._sessions, strict=True):
             command, seen = self._feed(session, piece), None
-            while isinstance(command, Ask) and scout.seen is not None:
+            while isinstance(command, Ask | Represent) and scout.seen is not None:
                 if seen is not scout.seen:
                     seen = scout.seen
                     place = Place(piece.at, seen.kind, command.kept, command.position, seen.cue)
                     self.events.append(place)
-                self._ask(command)
-                command = session.probe_failed("recorded", command, piece.at)
+                if isinstance(command, Ask):
+                    self._ask(command)
+                    command = session.probe_failed("recorded", command, piece.at)
+                else:
+                    self._represent(command)
+                    position = command.position
+                    failed = EmbedFailed(command.embed, position, "recorded", piece.at)
+                    command = session.embedded(failed)
 
     def _start(self, at: float) -> None:
         """The trial answer before the first token, for those who would not think at all."""
@@ -213,6 +237,22 @@ class _Taking:
             # The header is the model's to write.
             closing = ask.closing[: len(ask.closing) - len(self._recorder.marks.header)]
             self._beside.create_task(self._cut(ask, [*kept, *closing]))
+
+    def _represent(self, represent: Represent) -> None:
+        if (represent.kept, represent.embed) not in self._asked:
+            self._asked.add((represent.kept, represent.embed))
+            self._beside.create_task(self._embed(represent))
+
+    async def _embed(self, represent: Represent) -> None:
+        embedder = self._recorder.embedder
+        assert embedder is not None
+        vector = b""
+        async with self._turn:
+            sent = self._now()
+            with contextlib.suppress(*TROUBLE):
+                vector = packed(await embedder.embed(represent.embed.text))
+        kept, position = represent.kept, represent.position
+        self.events.append(Represented(self._now(), sent, kept, position, vector))
 
     def _chosen(self, position: int) -> bool:
         """The same places whenever this sample is taken."""

@@ -20,9 +20,9 @@ from benchmarks.lab.probes import parse
 from benchmarks.lab.tape import Found, Run, Tape, Tapes
 from policies.appraisal import Appraiser
 from policies.dialect import Marks
-from policies.events import ProbeFailed, ProbeResult
-from policies.orders import Ask, Cut, Order
-from policies.policy import Needs, Policy
+from policies.events import Embedded, EmbedFailed, ProbeFailed, ProbeResult
+from policies.orders import Ask, Cut, Order, Represent
+from policies.policy import Policy
 from policies.registry import BadPolicy
 from policies.session import Session
 
@@ -60,7 +60,7 @@ class _Due:
     """Something that is under way until ``at``."""
 
     at: float
-    command: Ask | Cut
+    command: Ask | Represent | Cut
     found: Found | None = None
 
 
@@ -73,19 +73,10 @@ class _Player:
         self._tape = tape
         self._resume = 0.0 if instant else resume
         self._instant = instant
-        # Whether it looks at nothing but the trace's places, whatever is asked there.
-        needs, asks = session.policy.needs, Needs(probes=True, ending=True)
-        looks = Needs(
-            cues=True,
-            sentences=True,
-            paragraphs=True,
-            steps=True,
-            interval=needs.interval,
-            inducers=needs.inducers,
-            series=needs.series,
-        )
+        needs = session.policy.needs
         self._runs = tape.fine_runs if needs.boundaries else tape.runs
-        self._leaps = needs | looks | asks == looks | asks
+        # Whether it looks at nothing but the trace's places, whatever is asked there.
+        self._leaps = not (needs.start or needs.thoughts or needs.extends or needs.logprobs)
         self._due: _Due | None = None
 
     def run(self) -> None:
@@ -125,10 +116,14 @@ class _Player:
             if self._due is not None and self._due.found is not None:
                 self._pay(self._due.found)
             self._due = _Due(at + self._resume, command)
-        elif not isinstance(command, Ask):
+        elif not isinstance(command, Ask | Represent):
             raise BadPolicy(f"{self.session.policy.name}: {LED_ELSEWHERE}")
         else:
-            found = self._tape.find(command.probe, command.kept, command.position)
+            kept, position = command.kept, command.position
+            if isinstance(command, Ask):
+                found = self._tape.find(command.probe, kept, position)
+            else:
+                found = self._tape.embedded(command.embed, kept, position)
             after = 0.0 if self._instant or found is None else found.after
             self._due = _Due(at + after, command, found)
         if self._instant:
@@ -147,18 +142,30 @@ class _Player:
         elif (command := self._answer(due.command, due)) is not None:
             self._order(command, due.at)
 
-    def _answer(self, ask: Ask, due: _Due) -> Order | None:
+    def _answer(self, asked: Ask | Represent, due: _Due) -> Order | None:
         if due.found is None:
             self.missing += 1
-            return self.session.probe_failed("not-recorded", ask, due.at)
-        self.near += not due.found.exact
-        match due.found.result:
-            case ProbeFailed(reason=reason):
-                return self.session.probe_failed(reason, ask, due.at)
-            case ProbeResult() as result:
+        else:
+            self.near += not due.found.exact
+        if isinstance(asked, Represent):
+            return self._embedded(asked, due)
+        return self._probed(asked, due)
+
+    def _probed(self, ask: Ask, due: _Due) -> Order | None:
+        match due.found:
+            case Found(result=ProbeResult() as result, decoded=decoded):
                 seconds = 0.0 if self._instant else result.seconds
                 told = replace(result, seconds=seconds, at=due.at)
-                return self.session.probed(told, decoded=due.found.decoded)
+                return self.session.probed(told, decoded=decoded)
+            case Found(result=ProbeFailed(reason=reason)):
+                return self.session.probe_failed(reason, ask, due.at)
+        return self.session.probe_failed("not-recorded", ask, due.at)
+
+    def _embedded(self, represent: Represent, due: _Due) -> Order | None:
+        if due.found is not None and isinstance(told := due.found.result, Embedded | EmbedFailed):
+            return self.session.embedded(replace(told, at=due.at))
+        embed, position = represent.embed, represent.position
+        return self.session.embedded(EmbedFailed(embed, position, "not-recorded", due.at))
 
 
 def play(

@@ -13,14 +13,25 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.lab import values
+from benchmarks.lab.embedder import unpacked
 from benchmarks.lab.plan import kind
-from benchmarks.lab.traces import BadTraces, Drawn, Opened, Piece, Place, Served, Trace, load
+from benchmarks.lab.traces import (
+    BadTraces,
+    Drawn,
+    Opened,
+    Piece,
+    Place,
+    Represented,
+    Served,
+    Trace,
+    load,
+)
 from policies.answers import confidence, final_answer, trial_answer
 from policies.appraisal import Appraiser
 from policies.boundaries import BoundaryScanner
 from policies.cues import CueScanner
 from policies.dialect import Marks
-from policies.events import Probe, ProbeFailed, ProbeResult
+from policies.events import Embed, Embedded, EmbedFailed, Probe, ProbeFailed, ProbeResult, Reply
 from policies.hidden_states import Layer
 from policies.ledger import Ledger
 from policies.markers import NOWHERE
@@ -41,10 +52,10 @@ log-probabilities of its tokens."""
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """What a probe would have brought. ``after``: seconds from the checkpoint to the result.
+    """What a question would have brought. ``after``: seconds from the checkpoint to the result.
     ``exact``: it was drawn at this very place. ``decoded``: tokens that it took."""
 
-    result: ProbeResult | ProbeFailed
+    result: Reply
     after: float
     exact: bool
     decoded: int = 0
@@ -114,6 +125,10 @@ class Tape:
         self.pieces = [event for event in trace.events if isinstance(event, Piece)]
         self.places = [event for event in trace.events if isinstance(event, Place)]
         self.served = [event for event in trace.events if isinstance(event, Served)]
+        self._represented = sorted(
+            (event for event in trace.events if isinstance(event, Represented)),
+            key=lambda event: event.kept,
+        )
         self.feeds: list[Feed] = [
             (p.text, p.ids, p.at, p.answering, p.ending, p.logprobs) for p in self.pieces
         ]
@@ -227,6 +242,18 @@ class Tape:
         decoded = draw.decoded if draw.result.probe == probe else 0
         return Found(told, draw.after * _share(draw, told), draw.kept == kept, decoded)
 
+    def embedded(self, embed: Embed, kept: int, position: int) -> Found | None:
+        """What the embedder said of the step that ended with so many ids kept, or just before."""
+        near = [event for event in self._represented if 0 <= kept - event.kept <= SLACK]
+        if not near:
+            return None
+        event = near[-1]
+        seconds = event.at - event.asked
+        told: Reply = EmbedFailed(embed, position, "error", event.at)
+        if event.vector:
+            told = Embedded(embed, unpacked(event.vector), position, seconds, event.at)
+        return Found(told, seconds, event.kept == kept)
+
 
 def _told(draw: _Draw, probe: Probe, position: int) -> ProbeResult | ProbeFailed | None:
     """The result as ``probe`` would have got it, or None where it would have drawn more."""
@@ -294,8 +321,9 @@ def _endlessness() -> Callable[[Feed], bool]:
 class Tapes:
     """The traces of a file that came to their own end, with what holds for all of them.
 
-    ``truncated`` were left out. ``logprobs``: so many were told with each token. ``layers``: those
-    behind which hidden states were. ``resume``: seconds from a cut to the answer's first token.
+    ``truncated`` were left out. ``logprobs``: so many were told with each token. ``embedded``:
+    whether steps were. ``layers``: those behind which hidden states were told. ``resume``: seconds
+    from a cut to the answer's first token.
     Raises BadTraces.
     """
 
@@ -306,6 +334,7 @@ class Tapes:
             marks = values.read(self.recording.marks)
             needs = values.read(self.recording.needs)
             self.logprobs = max((one.logprobs for one in needs), default=0)
+            self.embedded = any(one.embeddings for one in needs)
             every = [Tape(trace, marks) for trace in traces]
         except (values.BadValue, AttributeError, StopIteration) as error:
             raise BadTraces(f"{path}: {error}") from None

@@ -26,6 +26,7 @@ __all__ = [
     "Piece",
     "Place",
     "Recording",
+    "Represented",
     "Served",
     "Trace",
     "load",
@@ -86,6 +87,15 @@ class Drawn(_Event, tag="drawn", frozen=True):
     decoded: int = 0
 
 
+class Represented(_Event, tag="represented", frozen=True):
+    """A step came back from the embedder: its vector in halves, empty where it failed."""
+
+    asked: float
+    kept: int
+    position: int
+    vector: bytes
+
+
 class Served(_Event, tag="served", frozen=True):
     """A cut was carried out here beside the trace: the answer that a client would have got.
     ``began``: seconds until its first chunk."""
@@ -99,7 +109,7 @@ class Served(_Event, tag="served", frozen=True):
     ending: str | None = None
 
 
-Event = Opened | Piece | Place | Drawn | Served
+Event = Opened | Piece | Place | Drawn | Represented | Served
 
 
 class Trace(msgspec.Struct, tag="trace", frozen=True):
@@ -114,7 +124,7 @@ class Trace(msgspec.Struct, tag="trace", frozen=True):
 
 class Recording(msgspec.Struct, tag="recording", frozen=True):
     """What was asked, of which model. ``marks``, ``needs`` and ``probes`` are written values;
-    ``body`` are the request's own fields."""
+    ``body`` are the request's own fields; ``embedder`` is named where there was one."""
 
     version: int
     model: str
@@ -123,6 +133,7 @@ class Recording(msgspec.Struct, tag="recording", frozen=True):
     probes: list[dict[str, Any]]
     body: dict[str, Any]
     engine: str = ""
+    embedder: str = ""
 
 
 _decode_recording = msgspec.json.Decoder(Recording).decode

@@ -14,6 +14,7 @@ from benchmarks.standin import vocabulary as v
 from benchmarks.standin import wire
 from benchmarks.standin.chat import Chat, Refused
 from benchmarks.standin.connection import Connection, Later, Stream, Ticker
+from benchmarks.standin.pooling import embeddings, pooling
 from benchmarks.standin.probe import Probe
 from benchmarks.standin.scenario import BadScenario, Scenario
 from benchmarks.standin.stream import steps
@@ -73,7 +74,8 @@ class Engine:
         self.aborted = (time.monotonic(), phase, chunks)
 
     def stats(self) -> dict[str, Any]:
-        kinds = ("started", "finished", "aborted", "broken", "chats", "continuations", "probes")
+        kinds = ["started", "finished", "aborted", "broken"]
+        kinds += ["chats", "continuations", "probes", "poolings"]
         last = None
         if self.aborted is not None:
             when, phase, chunks = self.aborted
@@ -166,6 +168,16 @@ class Engine:
             data = wire.stream_head() + chunks + wire.LAST_CHUNK
         Later(connection, scenario.probe_delay, data, "probe").start()
 
+    def pool(self, connection: Connection, body: dict[str, Any]) -> None:
+        self._check_model(body)
+        scenario = self.scenario
+        data = (embeddings if "input" in body else pooling)(body, self.model)
+        self.begin("poolings")
+        if scenario.pooling_status is not None:
+            self._fail(connection, scenario.pooling_status, scenario.pooling_delay)
+            return
+        Later(connection, scenario.pooling_delay, wire.http(200, data), "pooling").start()
+
     def _scenario_of(self, prompt: list[int], body: dict[str, Any]) -> tuple[Scenario, int]:
         """A probe's scenario, and how many places of its chat were probed before this one.
 
@@ -211,6 +223,8 @@ _ROUTES: dict[tuple[str, str], Callable[[Engine, Connection, dict[str, Any]], No
     ),
     ("POST", "/v1/chat/completions"): Engine.chat,
     ("POST", "/v1/completions"): Engine.complete,
+    ("POST", "/v1/embeddings"): Engine.pool,
+    ("POST", "/pooling"): Engine.pool,
     ("POST", "/tokenize"): Engine.tokenize,
     ("POST", "/detokenize"): Engine.detokenize,
     ("GET", "/standin/stats"): lambda e, c, b: c.reply(wire.http(200, wire.dump(e.stats()))),

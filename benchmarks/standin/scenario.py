@@ -40,6 +40,9 @@ class Scenario:
     hidden_width: int = 2
     probe_delay: float = 0.0
     probe_status: int | None = None
+    # Vectors and rewards
+    pooling_delay: float = 0.0
+    pooling_status: int | None = None
     # Faults
     delay_first: float = 0.0  # seconds from the headers to the first chunk
     status: int | None = None  # answer with this status

@@ -189,8 +189,9 @@ class Scraped:
 @pytest.fixture(scope="module")
 def scraped(prometheus: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scraped]:
     folder = tmp_path_factory.mktemp("scraped")
-    (folder / "adjourn.yaml").write_text("probe_timeout: 1\nresume_timeout: 3\n", "utf-8")
     standin = f"http://127.0.0.1:{(port := free_port())}"
+    settings = f"probe_timeout: 1\nresume_timeout: 3\nreward_url: {standin}\n"
+    (folder / "adjourn.yaml").write_text(settings, "utf-8")
     url = f"http://127.0.0.1:{free_port()}"
     command = [sys.executable, "-m", "benchmarks.standin", "--port", str(port)]
     options = ["--config", str(folder / "adjourn.yaml"), "--policy", "deer", "--hold-out", "0.5"]
@@ -316,6 +317,7 @@ async def put_through(gateway: str) -> None:
             load.chat("several", n=200),
             load.chat("off", adjourn={"policy": "off"}),
             load.chat("raced", adjourn={"policy": "first-finish", "traces": 2}),
+            load.chat("rewarded", adjourn={"policy": "partial-reward", "traces": 2}),
             load.chat("unknown", model="nobody"),
             load.chat("wrong", messages="not a list"),
             load.leave("early", late),
@@ -364,7 +366,7 @@ def test_a_panel_shows_something(
     """Its expression parses and brings numbers, for all models and policies and for one."""
     for variables in (
         {},
-        {"model": "(standin|other)", "policy": "(deer|budget|first-finish|none)"},
+        {"model": "(standin|other)", "policy": "(deer|budget|first-finish|partial-reward|none)"},
     ):
         values = scraped.values(target["expr"], **variables)
 

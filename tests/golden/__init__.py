@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from policies import sampling
-from policies.orders import Ask, Cut, Order, Reopen
+from policies.events import Embedded, EmbedFailed
+from policies.orders import Ask, Cut, Order, Reopen, Represent
 from policies.registry import parse
 from policies.sampling import Sampling
 from policies.session import Session
@@ -53,11 +54,11 @@ def replay(recording: dict[str, Any]) -> dict[str, Any]:
     """Each input's command, state and released pieces, and the ledger and trigger at the end."""
     policy = parse(recording["policy"], probes={"small": read()})
     session = Session(policy, MARKS, Generous(), **recording["options"])
-    asked: list[Ask] = []
+    asked: list[Ask | Represent] = []
     steps = []
     for name, *values in recording["inputs"]:
         command = _call(session, name, values, asked)
-        if isinstance(command, Ask):
+        if isinstance(command, Ask | Represent):
             asked.append(command)
         steps.append([_written(command), session.state.value, session.released])
     trigger = asdict(session.trigger) if session.trigger else None
@@ -68,7 +69,7 @@ def replay(recording: dict[str, Any]) -> dict[str, Any]:
     return json.loads(json.dumps(outcome))
 
 
-def _call(session: Session, name: str, values: list[Any], asked: list[Ask]) -> Order | None:
+def _call(session: Session, name: str, values: list[Any], asked: list[Any]) -> Order | None:
     match name:
         case "feed":
             text, ids, at, *rest = values
@@ -83,6 +84,15 @@ def _call(session: Session, name: str, values: list[Any], asked: list[Ask]) -> O
         case "probe_failed":
             reason, at = values
             return session.probe_failed(reason, asked[-1], at)
+        case "embedded":
+            vector, at = values
+            ask = asked[-1]
+            told = Embedded(ask.embed, tuple(vector), ask.position, 0.1, at)
+            return session.embedded(told)
+        case "embed_failed":
+            reason, at = values
+            ask = asked[-1]
+            return session.embedded(EmbedFailed(ask.embed, ask.position, reason, at))
     returned: None = getattr(session, name)(*values)
     return returned
 
@@ -92,6 +102,8 @@ def _written(command: Order | None) -> Any:
         case Ask(probe, kept, position, closing):
             other = [probe.inducer] if probe.inducer != "answer" else []
             return ["ask", probe.max_tokens, kept, position, list(closing), *other]
+        case Represent(embed, kept, position):
+            return ["represent", embed.text, kept, position]
         case Cut(kept, position, closing, said):
             return ["cut", kept, position, list(closing), *([list(said.ids)] if said.ids else [])]
         case Reopen(kept, position, pieces, said):

@@ -43,3 +43,31 @@ def test_the_majority_pays_for_all() -> None:
     assert majority(samples) == Ballot(True, 60, 3)
     assert majority([sample(None, 10)]) == Ballot(False, 20, 1)
     assert voted("early-consistency(window=2, max=4)", *[sample(None, 10)] * 4).right is False
+
+
+def test_rewards_are_told_when_they_are_due() -> None:
+    """At the goal of the round, and the losers cost what they had decoded by then."""
+    worse = Sample(1, False, 100, 110, rewards={40: 0.1, 100: 0.9})
+    better = Sample(0, True, 300, 310, rewards={40: 0.8, 300: 0.2})
+    ended = Sample(1, False, 30, 40, rewards={30: 0.5})
+    ballot = voted("partial-reward(traces=3, tokens=40)", worse, better, ended)
+    assert ballot == Ballot(True, 310 + 40 + 40, 3)
+
+
+def test_a_trace_that_loses_confidence_costs_no_more() -> None:
+    """It is ended where its mean falls below the bar; the warm-up runs on."""
+    sure = Sample(0, True, 100, 110, lows=((64, 9.0),))
+    falls = Sample(1, False, 500, 510, lows=((64, 9.5), (80, 5.0)))
+    ballot = voted("group-confidence(warmup=1, batch=1, max=2, consensus=1.0)", sure, falls)
+    assert ballot == Ballot(True, 110, 1)  # one voice is unanimous
+    policy = "group-confidence(warmup=2, batch=1, max=3, consensus=1.0)"
+    other = Sample(1, False, 100, 110, lows=((64, 9.0),))
+    assert voted(policy, sure, other, falls).net == 110 + 110 + 80
+
+
+def test_a_certain_answer_is_told_at_once() -> None:
+    """For a token more than an answer that is not asked about."""
+    unsure = Sample(1, False, 50, 60, certainty=0.1)
+    certain = Sample(0, True, 100, 110, certainty=0.9)
+    ballot = voted("self-certainty(window=2, max=4)", unsure, certain)
+    assert ballot == Ballot(True, 61 + 111, 2)

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from policies.orders import Ask, Cut, Order, Reopen
+from policies.events import Embedded, EmbedFailed
+from policies.orders import Ask, Cut, Order, Reopen, Represent
 from policies.session import Session
 from policies.states import State
 from tests.policies.lab import START, result
@@ -68,7 +69,7 @@ class Driver:
 
     def __init__(self, session: Session) -> None:
         self.session = session
-        self.asked: Ask | None = None
+        self.asked: Ask | Represent | None = None
         self.cut: Cut | None = None
         self.reopening: Reopen | None = None
         self.standing: Cut | None = None
@@ -95,10 +96,15 @@ class Driver:
         self._saw(command)
 
     def answer(self, certainty: float | None, at: float) -> None:
-        """The probe's result: how sure it is, or None where it failed."""
+        """The probe's result: how sure it is, or None where it failed; every text's vector is the
+        same."""
         assert self.asked is not None
         ask, self.asked = self.asked, None
-        if certainty is None:
+        if isinstance(ask, Represent) and certainty is None:
+            command = self.session.embedded(EmbedFailed(ask.embed, ask.position, "error", at))
+        elif isinstance(ask, Represent):
+            command = self.session.embedded(Embedded(ask.embed, (1.0,), ask.position, 0.1, at))
+        elif certainty is None:
             command = self.session.probe_failed("error", ask, at)
         else:
             told = {"top": ((-0.1,),), "ending": -1.0 if ask.ending else None}
@@ -145,8 +151,8 @@ class Driver:
     # -- what must hold --------------------------------------------------------------------
 
     def _saw(self, command: Order | None) -> None:
-        if isinstance(command, Ask):
-            assert self.asked is None, "two probes at once"
+        if isinstance(command, Ask | Represent):
+            assert self.asked is None, "two questions at once"
             assert self.session.state is State.PROBING
             self._check_place(command.kept, command.position)
             self.asked = command

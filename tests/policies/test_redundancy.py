@@ -5,12 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from policies.events import Probe, Stop
+from policies.events import Embed, Embedded, EmbedFailed, Probe, Stop
 from policies.policy import Stopper
-from policies.redundancy import Redundancy, RedundancyStopper, Shingles
+from policies.redundancy import Redundancy, RedundancyStopper
 from tests.policies.lab import cue, ended, failed, result
 
 NEW = "one two three four five six"
@@ -94,26 +92,37 @@ def test_other_events_say_nothing() -> None:
     assert [stopper.observe(event) for event in events] == [None] * 200
 
 
-@given(st.lists(st.text("ab ", max_size=30), max_size=12))
-def test_similarity_is_a_share_of_an_earlier_step(steps: list[str]) -> None:
-    """The largest share of a step's runs of three words that a single earlier step has."""
-    shingles = Shingles()
-    for at, step in enumerate(steps):
-        runs = _runs(step)
-        earlier = [len(runs & _runs(other)) / len(runs) for other in steps[:at] if runs]
-        assert shingles.likest(step) == max(earlier, default=0.0)
+def embedded(stopper: Stopper, step: str, *vector: float) -> Any:
+    """What it says to the vector of a step that has just ended."""
+    asked = stopper.observe(ended("step", 40, step))
+    assert asked == Embed(step)
+    return stopper.observe(Embedded(asked, vector, 40, 0.01, 0.0))
 
 
-def _runs(text: str) -> set[tuple[str, ...]]:
-    words = text.split()
-    return {tuple(words[i : i + 3]) for i in range(len(words) - 2)}
+BY_EMBEDDING = Redundancy(by="embedding", similarity=0.9, min_steps=2)
 
 
-def test_similarity_looks_past_case_and_space() -> None:
-    """The same words are the same step."""
-    shingles = Shingles()
-    shingles.likest("So the result is 165.")
-    assert shingles.likest("so  THE result\nis 165 .") == 1.0
+def test_by_embedding_each_step_is_embedded() -> None:
+    """One that points where an earlier one did draws a trial answer, and the answer decides."""
+    stopper = BY_EMBEDDING.start()
+    assert embedded(stopper, "A", 1.0, 0.0) is None
+    assert embedded(stopper, "B", 0.0, 2.0) is None
+    assert embedded(stopper, "A again", 3.0, 0.1) == Probe()
+    assert stopper.observe(result(40, "7", 0.99)) == Stop("redundant", 40, pytest.approx(0.99))
+
+
+def test_a_step_that_was_not_embedded_counts_and_is_forgotten() -> None:
+    """Neither it nor a later one is compared for it; the next goes on as usual."""
+    stopper = BY_EMBEDDING.start()
+    asked = stopper.observe(ended("step", 40, "A"))
+    assert stopper.observe(EmbedFailed(asked, 40, "timeout", 0.0)) is None
+    assert embedded(stopper, "A", 1.0, 0.0) is None
+    assert embedded(stopper, "A", 1.0, 0.0) == Probe()
+
+
+def test_only_by_embedding_needs_an_embedder() -> None:
+    """What the server refuses where none is configured."""
+    assert (BY_EMBEDDING.needs.embeddings, POLICY.needs.embeddings) == (True, False)
 
 
 @pytest.mark.parametrize(

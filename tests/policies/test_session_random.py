@@ -18,6 +18,7 @@ from policies.deviation import Deviation
 from policies.enclosures import Enclosures
 from policies.entropy import Entropy
 from policies.events import (
+    Embed,
     Event,
     Extend,
     Probe,
@@ -61,7 +62,7 @@ class Chaos:
     def observe(self, event: Event) -> Any:
         self._turn += 1
         choice = self._choices[self._turn % len(self._choices)]
-        commands = [None, None, Probe(), GATE, Stop("all"), Stop("here", 1, text="wait")]
+        commands = [None, Embed("step"), Probe(), GATE, Stop("all"), Stop("here", 1, text="wait")]
         commands += [Extend(), "nonsense"]
         if choice >= len(commands):
             raise RuntimeError("chaos")

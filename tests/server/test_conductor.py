@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -11,7 +11,17 @@ import httpx
 import msgspec
 import pytest
 
-from policies.sampling import Answered, Begun, Choose, Command, Event, Open, Sampling
+from policies.sampling import (
+    Answered,
+    Begun,
+    Choose,
+    Command,
+    Event,
+    Open,
+    Sampling,
+    Score,
+    Scored,
+)
 from policies.session import Session
 from server.conductor import Conductor
 from server.equality import Equality
@@ -69,15 +79,19 @@ class Speaker:
 
 
 def conducted(
-    policy: Sampling, *said: dict[str, Any] | GatewayError, turns: Sequence[int] = ()
+    policy: Sampling,
+    *said: dict[str, Any] | GatewayError,
+    turns: Sequence[int] = (),
+    reward: Callable[[str], Awaitable[float | None]] | None = None,
 ) -> tuple[Gathering, Metrics]:
     sink, metrics = Gathering(), Metrics()
 
     def start(index: int, lane: Lane) -> Any:
         return Speaker(lane, said[index], turns[index] if turns else 1 + index)
 
-    conductor = Conductor(policy, sink, start, Equality(), metrics, ("m", policy.name), 5.0)
-    asyncio.run(conductor.run())
+    labels = "m", policy.name
+    conductor = Conductor(policy, sink, start, Equality(), metrics, labels, 5.0, reward)
+    asyncio.run(asyncio.wait_for(conductor.run(), 10))
     return sink, metrics
 
 
@@ -171,6 +185,57 @@ def test_a_policy_that_never_chooses_is_chosen_for() -> None:
     sink, _ = conducted(Silent(), UpstreamDown("gone"), {"content": "2"}, turns=(1, 2))
     assert sink.note is not None
     assert (sink.note["chosen"], sink.note["reason"]) == (1, "last")
+
+
+class Judging(Majority):
+    """Scores each answer, and chooses when it has heard of both."""
+
+    def sample(self) -> Any:
+        told: list[Scored] = []
+
+        class Sampler:
+            def observe(self, event: Event) -> Sequence[Command]:
+                if isinstance(event, Begun):
+                    return (Open(2),)
+                if isinstance(event, Answered):
+                    return (Score(event.trace),)
+                if isinstance(event, Scored):
+                    told.append(event)
+                best = max(told, key=lambda one: one.reward or 0.0, default=None)
+                return (Choose(best.trace, "best"),) if best and len(told) == 2 else ()
+
+        return Sampler()
+
+
+def test_a_reward_is_waited_for() -> None:
+    """All traces are done, but the policy still hears of them."""
+
+    async def slow(thought: str) -> float:
+        await asyncio.sleep(0.01)
+        return {"1": 0.1, "2": 0.9}[thought]
+
+    sink, _ = conducted(Judging(), {"content": "1"}, {"content": "2"}, reward=slow)
+    assert sink.note is not None
+    assert (sink.note["chosen"], sink.note["reason"]) == (1, "best")
+    assert [trace["reward"] for trace in sink.note["traces"]] == [0.1, 0.9]
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_a_reward_that_fails_is_outlived(there: bool) -> None:
+    """A fault of ours, or a policy that did not say that it scores: it hears of no reward."""
+
+    async def broken(thought: str) -> float:
+        raise RuntimeError
+
+    sink, metrics = conducted(
+        Judging(), {"content": "1"}, {"content": "2"}, reward=broken if there else None
+    )
+    assert sink.note is not None
+    assert sink.note["reason"] == "best"
+    errors = metrics.registry.get_sample_value(
+        "adjourn_fail_open_total", {"policy": "majority", "reason": "internal-error"}
+    )
+    assert errors == 2
 
 
 def test_without_an_answer_the_error_is_the_clients() -> None:

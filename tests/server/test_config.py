@@ -61,6 +61,9 @@ def test_a_path_is_for_one_reading(file: Path) -> None:
     assert load().port == 8000
 
 
+URLS = ("upstream", "embeddings_url", "reward_url")
+
+
 @pytest.mark.parametrize("name", sorted(Settings.model_fields))
 def test_every_key_can_be_set_in_the_environment(
     name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
@@ -68,7 +71,7 @@ def test_every_key_can_be_set_in_the_environment(
     """Each key by its variable, mappings as JSON."""
     (tmp_path / "lynx.json").write_bytes(document())
     values: dict[str, Any] = {
-        "upstream": ("http://engine:1", "http://engine:1/"),
+        **dict.fromkeys(URLS, ("http://engine:1", "http://engine:1/")),
         "engine": ("sglang", "sglang"),
         "policy": ("loop", "loop"),
         "mode": ("observe", "observe"),
@@ -87,7 +90,7 @@ def test_every_key_can_be_set_in_the_environment(
     written, expected = values.get(name, ("7", kind(7) if kind in (int, float) else "7"))
     monkeypatch.setenv(f"ADJOURN_{name.upper()}", written)
     value = getattr(load(), name)
-    assert (str(value) if name == "upstream" else value) == expected
+    assert (str(value) if name in URLS else value) == expected
 
 
 def test_mappings_key_by_key(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -208,3 +211,19 @@ def test_settings_do_not_change() -> None:
 def test_every_key_says_what_it_is(name: str) -> None:
     """``config --list`` has a sentence for each."""
     assert (Settings.model_fields[name].description or "").endswith(".")
+
+
+@pytest.mark.parametrize(
+    ("policy", "key"),
+    [
+        ("redundancy(by='embedding')", "embeddings_url"),
+        ("any_of(deer, redundancy(by='embedding'))", "embeddings_url"),
+        ("partial-reward", "reward_url"),
+        ("early-consistency(redundancy(by='embedding'))", "embeddings_url"),
+    ],
+)
+def test_a_policy_whose_model_is_not_configured(policy: str, key: str) -> None:
+    """Refused at start-up, by the key that is missing; right once it is there."""
+    with pytest.raises(BadConfig, match=f"set {key}"):
+        load(policy=policy)
+    assert load(policy=policy, **{key: "http://127.0.0.1:1"}).policy == policy

@@ -20,7 +20,8 @@ from tests.exchange import CHAT, body
 
 
 async def _leftovers(upstream: str, path: str, fields: dict[str, Any]) -> list[str]:
-    app = create_app(Settings(upstream=upstream, policy="deer"))  # type: ignore[arg-type]
+    urls: dict[str, Any] = dict.fromkeys(("upstream", "embeddings_url", "reward_url"), upstream)
+    app = create_app(Settings(**urls, policy="deer"))
     transport = httpx.ASGITransport(WithRawSend(app))
     async with (
         app.router.lifespan_context(app),
@@ -48,6 +49,9 @@ async def _leftovers(upstream: str, path: str, fields: dict[str, Any]) -> list[s
         (CHAT, {"n": 2, "temperature": 1}),
         (CHAT, {"adjourn": {"policy": "first-finish"}}),
         (CHAT, {"stream": True, "adjourn": {"policy": "early-consistency(deer, window=2, max=2)"}}),
+        (CHAT, {"adjourn": {"policy": "partial-reward(traces=4, tokens=20)"}}),
+        (CHAT, {"stream": True, "adjourn": {"policy": "partial-reward(traces=2, tokens=20)"}}),
+        (CHAT, {"adjourn": {"policy": "redundancy(by='embedding', min_steps=1)"}}),
         ("/v1/messages", {"max_tokens": 99}),
         ("/v1/messages", {"max_tokens": 99, "stream": True}),
     ],

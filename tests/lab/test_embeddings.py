@@ -1,0 +1,83 @@
+"""Steps are embedded while a trace is recorded, and a replay finds the vectors again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from benchmarks.lab.comparison import compare
+from benchmarks.lab.embedder import packed, unpacked
+from benchmarks.lab.replay import play_all
+from benchmarks.lab.tape import Tapes
+from benchmarks.lab.traces import Place, Represented, load
+from policies.registry import BadPolicy, parse
+from policies.similarity import Cosines
+from tests.lab.made import file, trace
+from tests.lab.test_record import command, run
+
+POLICY = "redundancy(by='embedding', similarity=0.5, min_steps=2)"
+LONG = '{"standin": {"tokens": 1500, "rate": 4000, "trial_logprob": -0.001}}'
+
+
+def recorded(folder: Path, standin: str, *options: str) -> Path:
+    line = command(folder, standin, "--for", POLICY, *options, prompts=2)
+    ran = run([*line, "--body", LONG])
+    assert ran.returncode == 0, ran.stderr
+    return folder / "traces.jsonl"
+
+
+def test_a_recording_holds_a_vector_a_step(tmp_path: Path, standin: str) -> None:
+    """Under the embedder's name, two bytes a number; and the policy replays."""
+    path = recorded(tmp_path, standin, "--embeddings-url", standin, "--embeddings-model", "standin")
+    recording, traces = load(path)
+    assert recording.embedder == "standin"
+    for one in traces:
+        steps = [e.position for e in one.events if isinstance(e, Place) and e.kind == "step"]
+        told = [e for e in one.events if isinstance(e, Represented)]
+        assert [e.position for e in told] == steps != []
+        assert {len(e.vector) for e in told} == {2 * 64}
+    outcomes = play_all(parse(POLICY), Tapes(path))
+    assert [o.reason for o in outcomes] == ["redundant", "redundant"]
+    assert [(o.missing, o.near) for o in outcomes] == [(0, 0)] * 2
+    unlike = play_all(parse(POLICY.replace("0.5", "1.0")), Tapes(path))
+    assert [o.stopped for o in unlike] == [False, False]
+
+
+def test_an_embedder_that_is_not_there_is_replayed_as_such(tmp_path: Path, standin: str) -> None:
+    """The traces are kept, and no step is like another."""
+    path = recorded(tmp_path, standin, "--embeddings-url", "http://127.0.0.1:9")
+    told = [e for one in load(path)[1] for e in one.events if isinstance(e, Represented)]
+    assert {e.vector for e in told} == {b""}
+    outcomes = play_all(parse(POLICY), Tapes(path))
+    assert [(o.stopped, o.missing) for o in outcomes] == [(False, 0)] * 2
+
+
+def test_without_an_embedder_nothing_is_recorded(tmp_path: Path, standin: str) -> None:
+    """It says what is missing."""
+    ran = run(command(tmp_path, standin, "--for", POLICY))
+    assert ran.returncode == 2
+    assert "--embeddings-url" in ran.stderr
+
+
+def test_a_replay_of_what_was_not_embedded_is_refused(tmp_path: Path) -> None:
+    """With the option that would bring it."""
+    path = file(tmp_path / "traces.jsonl", [trace(["One", " two."])])
+    with pytest.raises(BadPolicy, match="--embeddings-url"):
+        compare(path, [POLICY], tmp_path / "out", 0.01)
+
+
+numbers = st.floats(-1e6, 1e6).filter(lambda x: x == 0 or abs(x) > 1e-3)
+vectors = st.lists(numbers, min_size=8, max_size=8).filter(any)
+
+
+@given(vectors, vectors)
+def test_a_packed_vector_points_the_same_way(one: list[float], other: list[float]) -> None:
+    """Cosines are right to three digits."""
+    exact, halves = Cosines(), Cosines()
+    exact.likest(one)
+    halves.likest(unpacked(packed(one)))
+    told = halves.likest(unpacked(packed(other)))
+    assert told == pytest.approx(exact.likest(other), abs=2e-3)

@@ -1,0 +1,158 @@
+"""A session whose policy has texts embedded: held and answered as probes are, and in no ledger."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from policies.appraisal import Appraiser
+from policies.compose import AllOf, AnyOf
+from policies.events import (
+    Checkpoint,
+    Embed,
+    Embedded,
+    EmbedFailed,
+    Event,
+    Probe,
+    ProbeFailed,
+    ProbeResult,
+    Stop,
+)
+from policies.orders import Ask, Cut, Represent
+from policies.policy import Needs
+from policies.session import Session
+from policies.states import State
+from tests.policies.lab import CUES, EAGER, Generous, Scripted, cue, fed, kinds, result, session
+
+STEP = Embed("step")
+
+
+def embedding(then: Any) -> Scripted:
+    """Has a text embedded at each cue, and says ``then`` to its vector."""
+
+    def script(event: Event) -> Any:
+        if isinstance(event, Checkpoint):
+            return STEP
+        return then(event) if isinstance(event, Embedded) else None
+
+    return Scripted(script, CUES | Needs(embeddings=True))
+
+
+def at_a_cue(made: Session) -> Represent:
+    """What it asks at a cue behind two tokens."""
+    *_, order = fed(made, ("One", 31), (" two.", 32), (" Wait", 33), (",", 34))
+    assert isinstance(order, Represent)
+    return order
+
+
+def told(order: Represent, *vector: float, at: float = 1.0) -> Embedded:
+    return Embedded(order.embed, vector or (1.0,), order.position, 0.5, at)
+
+
+def test_a_step_is_held_while_it_is_embedded() -> None:
+    """What stands behind it goes out with the vector that changes nothing."""
+    made = session(embedding(lambda event: None))
+    order = at_a_cue(made)
+    assert (order, made.state, made.released) == (Represent(STEP, 2, 2), State.PROBING, 2)
+    fed(made, (" so", 35))
+    assert made.released == 2
+    assert made.embedded(told(order)) is None
+    assert (made.state, made.released) == (State.THINKING, 5)
+    assert kinds(made) == {"reasoning": 5}
+    assert made.probes == 0
+
+
+def test_a_stop_is_where_it_was_asked() -> None:
+    """However late the vector comes: what was thought meanwhile is wasted."""
+    made = session(embedding(lambda event: Stop("alike", event.position)))
+    order = at_a_cue(made)
+    fed(made, (" and", 35), (" on", 36))
+    cut = made.embedded(told(order))
+    assert isinstance(cut, Cut)
+    assert (cut.kept, cut.position) == (2, 2)
+    assert kinds(made) == {"reasoning": 2, "closing": 3, "wasted": 4}
+
+
+def test_a_failure_goes_on() -> None:
+    """The policy is told, and what it does not mind changes nothing."""
+    made = session(embedding(lambda event: Stop("alike", event.position)))
+    order = at_a_cue(made)
+    assert made.embedded(EmbedFailed(STEP, order.position, "timeout", 1.0)) is None
+    assert (made.state, made.muted) == (State.THINKING, None)
+
+
+def test_what_comes_behind_the_trace_is_nobodys() -> None:
+    """The model was faster."""
+    made = session(embedding(lambda event: Stop("alike", event.position)))
+    order = at_a_cue(made)
+    made.feed("", (2, 99), 1.0, answering=True)
+    assert made.embedded(told(order)) is None
+    assert made.state is State.ANSWERING
+
+
+class Dear(Appraiser):
+    """No probe is worth its price."""
+
+    def worth(self, position: int, asked: int) -> bool:
+        return False
+
+
+def test_a_probe_behind_a_vector_is_weighed() -> None:
+    """An embedding takes no place in the engine's batch and is never refused; the probe is."""
+    failures = []
+
+    def script(event: Event) -> Any:
+        if isinstance(event, ProbeFailed):
+            failures.append(event.reason)
+        if isinstance(event, Checkpoint):
+            return STEP
+        return Probe() if isinstance(event, Embedded) else None
+
+    policy = Scripted(script, CUES | Needs(embeddings=True))
+    dear = session(policy, appraiser=Dear())
+    assert dear.embedded(told(at_a_cue(dear))) is None
+    assert (failures, dear.state, dear.released, dear.probes) == (["price"], State.THINKING, 4, 0)
+    made = session(policy, appraiser=Generous())
+    ask = made.embedded(told(at_a_cue(made)))
+    assert isinstance(ask, Ask)
+    assert (ask.kept, ask.position, made.probes) == (2, 2, 1)
+
+
+def alike(event: Embedded) -> Stop:
+    return Stop("alike", event.position)
+
+
+def test_members_take_turns() -> None:
+    """A vector and a probe at one cue, one behind the other; the first to stop is enough."""
+    stopper = AnyOf((embedding(lambda event: None), EAGER)).start()
+    assert stopper.observe(cue(5)) == STEP
+    assert stopper.observe(Embedded(STEP, (1.0,), 5, 0.1, 0.0)) == Probe()
+    said = stopper.observe(result(5, "7", 0.99))
+    assert isinstance(said, Stop)
+    assert said.reason == "confident"
+
+
+def test_both_must_agree_at_the_same_place() -> None:
+    """One that asks for vectors is asked again at each checkpoint, as one that probes is."""
+
+    def sure(event: Event) -> Any:
+        if isinstance(event, Checkpoint):
+            return Probe()
+        certain = isinstance(event, ProbeResult) and event.logprobs[0] > -0.1
+        return Stop("sure", 5, 0.9) if certain else None
+
+    stopper = AllOf((embedding(alike), Scripted(sure))).start()
+    assert stopper.observe(cue(5)) == STEP
+    assert stopper.observe(Embedded(STEP, (1.0,), 5, 0.1, 0.0)) == Probe()
+    assert stopper.observe(result(5, "7", 0.5)) is None
+    assert stopper.observe(cue(9)) == STEP
+    assert stopper.observe(Embedded(STEP, (1.0,), 9, 0.1, 0.0)) == Probe()
+    assert stopper.observe(result(9, "7", 0.99)) == Stop("alike+sure", 9, 0.9)
+
+
+def test_members_that_embed_the_same_share_the_vector() -> None:
+    """One request for both; a failure is shared too."""
+    stopper = AllOf((embedding(alike), embedding(alike))).start()
+    assert stopper.observe(cue(5)) == STEP
+    assert stopper.observe(EmbedFailed(STEP, 5, "error", 0.0)) is None
+    assert stopper.observe(cue(9)) == STEP
+    assert stopper.observe(Embedded(STEP, (1.0,), 9, 0.1, 0.0)) == Stop("alike", 9)
