@@ -36,6 +36,7 @@ __all__ = [
     "PROMPT",
     "START",
     "THOUGHTS",
+    "Dear",
     "Generous",
     "Scripted",
     "cue",
@@ -86,6 +87,13 @@ class Generous(Appraiser):
 
     def worth(self, position: int, asked: int, looks: int = 1) -> bool:
         return True
+
+
+class Dear(Appraiser):
+    """No probe is worth its price."""
+
+    def worth(self, position: int, asked: int, looks: int = 1) -> bool:
+        return False
 
 
 @dataclass(frozen=True)

@@ -33,6 +33,7 @@ from tests.policies.lab import (
     GATE,
     START,
     THOUGHTS,
+    Dear,
     Generous,
     Scripted,
     fed,
@@ -479,13 +480,6 @@ def test_a_truncated_trace_is_no_measure_of_length(ending: str | None, known: in
 
 
 # -- prices ------------------------------------------------------------------------------------
-
-
-class Dear(Appraiser):
-    """No probe is worth its price."""
-
-    def worth(self, position: int, asked: int, looks: int = 1) -> bool:
-        return False
 
 
 def test_a_probe_that_is_too_dear_is_not_sent() -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from policies.appraisal import Appraiser
 from policies.compose import AllOf, AnyOf
 from policies.events import (
     Checkpoint,
@@ -21,7 +20,18 @@ from policies.orders import Ask, Cut, Represent
 from policies.policy import Needs
 from policies.session import Session
 from policies.states import State
-from tests.policies.lab import CUES, EAGER, Generous, Scripted, cue, fed, kinds, result, session
+from tests.policies.lab import (
+    CUES,
+    EAGER,
+    Dear,
+    Generous,
+    Scripted,
+    cue,
+    fed,
+    kinds,
+    result,
+    session,
+)
 
 STEP = Embed("step")
 
@@ -87,13 +97,6 @@ def test_what_comes_behind_the_trace_is_nobodys() -> None:
     made.feed("", (2, 99), 1.0, answering=True)
     assert made.embedded(told(order)) is None
     assert made.state is State.ANSWERING
-
-
-class Dear(Appraiser):
-    """No probe is worth its price."""
-
-    def worth(self, position: int, asked: int) -> bool:
-        return False
 
 
 def test_a_probe_behind_a_vector_is_weighed() -> None:
