@@ -17,8 +17,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NoReturn
 
+from benchmarks.pocket import CHAINS
+from benchmarks.pocket.task import Task
+
 __all__ = [
-    "ENGINE_ARGUMENTS",
     "LLAMA",
     "ROOT",
     "engine",
@@ -26,20 +28,17 @@ __all__ = [
     "gateway",
     "llama",
     "running",
+    "vllm",
 ]
 
 ROOT = Path(__file__).resolve().parent.parent
-MODEL = ROOT / "benchmarks" / "pocket" / "model"
 LLAMA = ROOT / ".llama" / "bin" / "llama-server-vulkan"
 """llama.cpp's server, once `make llama` has brought it."""
 ENGINE_ARGUMENTS = (
     "--served-model-name=pocket",
     "--block-size=32",
     "--max-model-len=4096",
-    "--reasoning-parser=qwen3",
     "--enable-prompt-tokens-details",
-    "--enable-auto-tool-choice",
-    "--tool-call-parser=hermes",
     # Or a small model writes blanks for ever inside a grammar.
     '--structured-outputs-config={"backend": "xgrammar", "disable_any_whitespace": true}',
     "--disable-uvicorn-access-log",
@@ -125,10 +124,8 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 
 @contextlib.contextmanager
-def engine(
-    port: int, *, model: Path = MODEL, arguments: tuple[str, ...] = ENGINE_ARGUMENTS
-) -> Iterator[str]:
-    """vLLM on the CPU with the pocket model; gives its base URL."""
+def vllm(port: int, model: Path, *arguments: str) -> Iterator[str]:
+    """vLLM on the CPU with the model of a folder; gives its base URL."""
     python = ROOT / ".engine" / "bin" / "python"
     if not python.exists():
         raise RuntimeError("no engine here: run `make engine` first")
@@ -139,6 +136,11 @@ def engine(
     url = f"http://127.0.0.1:{port}"
     with running(command, f"{url}/health", env=ENGINE_ENVIRONMENT):
         yield url
+
+
+def engine(port: int, *more: str, task: Task = CHAINS) -> contextlib.AbstractContextManager[str]:
+    """vLLM on the CPU with a task's pocket model, and ``more`` arguments; gives its base URL."""
+    return vllm(port, task.model, *ENGINE_ARGUMENTS, *task.chat.parsers, *more)
 
 
 @contextlib.contextmanager
