@@ -93,7 +93,7 @@ class Bench:
             **extra,
         )
         output = reply["choices"][0]["token_ids"]
-        text = self.tokenizer.decode(output, skip_special_tokens=False)
+        text = self.tokenizer.decode(output)
         closed = self.closing_marker in output and reply["choices"][0]["finish_reason"] == "stop"
         run = Run(problem, reply["prompt_token_ids"], output, text, closed)
         run.cues = self.cues(output[: output.index(self.closing_marker)] if closed else output)
