@@ -38,8 +38,9 @@ check: .venv-dev  ## formatting, lint and types
 bench: .venv-dev engine  ## quality, votes, latency and overhead, into benchmarks/results
 	@scripts/bench
 
-pocket: .venv-dev engine  ## train the pocket model anew (about an hour)
-	@.engine/bin/python -m benchmarks.pocket.train
+pocket: .venv-dev engine  ## train the pocket model's tasks anew (about an hour each)
+	@.engine/bin/python -m benchmarks.pocket.train chains
+	@.engine/bin/python -m benchmarks.pocket.train swaps
 
 lock:  ## pin every dependency anew
 	@scripts/lock

@@ -14,7 +14,7 @@ import aiohttp
 import openai
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from benchmarks.pocket.task import Problem, grade
+from benchmarks.pocket.task import Problem
 
 __all__ = ["Asker", "Run", "ask_all", "lean", "official", "progress"]
 
@@ -172,7 +172,7 @@ def _run(
         problem=problem,
         reasoning_text=thought,
         answer_text=answer,
-        right=grade(answer, problem),
+        right=problem.right(answer),
         reasoning=reasoning,
         answer=completion - reasoning,
         probe=tokens.get("probe", 0),

@@ -13,8 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from benchmarks.client import Run, ask_all, official, progress
-from benchmarks.pocket import POLICY
-from benchmarks.pocket.task import held_out
+from benchmarks.pocket import CHAINS
 from benchmarks.services import engine, free_port, gateway
 from benchmarks.statistics import paired_difference, share_interval
 
@@ -27,7 +26,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--problems", type=int, default=200)
     parser.add_argument("--concurrency", type=int, default=8)
-    parser.add_argument("--policy", default=POLICY)
+    parser.add_argument("--policy", default=CHAINS.policy)
     parser.add_argument("--serve", action="store_true", help="stay up instead, until interrupted")
     parser.add_argument("--port", type=int, default=8000, help="the gateway's, with --serve")
     options = parser.parse_args()
@@ -62,7 +61,7 @@ def _stay(url: str) -> None:
 
 
 async def _compare(url: str, options: argparse.Namespace) -> None:
-    problems, side_by_side = held_out(options.problems), options.concurrency
+    problems, side_by_side = CHAINS.held_out(options.problems), options.concurrency
     with progress() as bar:
         async with official(url) as ask:
             # A few first, so that neither side pays for the engine's warming up.

@@ -18,8 +18,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 from benchmarks.client import Asker, Run, ask_all, lean, progress
-from benchmarks.pocket import POLICY
-from benchmarks.pocket.task import held_out
+from benchmarks.pocket import CHAINS
 from benchmarks.services import ROOT, engine, free_port, gateway
 from benchmarks.statistics import mean_ratio
 
@@ -35,7 +34,7 @@ _GOALS = {1: ("median", 0.75), 16: ("median", 0.75), 64: ("throughput", 1.2)}
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=4, help="at least 2")
-    parser.add_argument("--policy", default=POLICY)
+    parser.add_argument("--policy", default=CHAINS.policy)
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results")
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
@@ -50,8 +49,10 @@ async def _measure(upstream: str, url: str, options: argparse.Namespace) -> None
     rows = []
     with progress() as bar:
         async with lean(upstream) as direct, lean(url) as judged:
-            await ask_all(direct, held_out(32), None, concurrency=16, bar=bar, label="warming up")
-            await ask_all(judged, held_out(32), options.policy, concurrency=16, bar=bar)
+            await ask_all(
+                direct, CHAINS.held_out(32), None, concurrency=16, bar=bar, label="warming up"
+            )
+            await ask_all(judged, CHAINS.held_out(32), options.policy, concurrency=16, bar=bar)
             for concurrency, requests in _LOADS:
                 rows.append(await _load(concurrency, requests, direct, judged, bar, options))
     _show(rows, options)
@@ -66,7 +67,7 @@ async def _load(
     options: argparse.Namespace,
 ) -> dict:
     arms: dict[str, tuple[list[Run], list[float]]] = {"full": ([], []), "policy": ([], [])}
-    problems = held_out(requests * options.rounds)
+    problems = CHAINS.held_out(requests * options.rounds)
     for turn in range(options.rounds):
         block = problems[turn * requests : (turn + 1) * requests]
         # Each goes first in turn.

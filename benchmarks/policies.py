@@ -1,11 +1,11 @@
 """Every policy of one trace over the same traces: its best point, beside the baselines.
 
-    python -m benchmarks.policies [--problems 300] [--out benchmarks/results/policies]
+    python -m benchmarks.policies [--task swaps] [--problems 300]
 
-Records held-out problems with full thinking and plays each policy's settings over them. There is a
-recording for each kind of look, since probes of one kind delay those of another; the engine gives
-the same trace for the same seed, so all hold the same traces. Each one's page to explore lies
-beside it. Killed, it goes on where it was.
+Records held-out problems of a task with full thinking and plays each policy's settings over them.
+There is a recording for each kind of look, since probes of one kind delay those of another; the
+engine gives the same trace for the same seed, so all hold the same traces. Each one's page to
+explore lies beside it. Killed, it goes on where it was.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ import re
 import subprocess
 import sys
 from collections.abc import Sequence
-from contextlib import nullcontext
 from pathlib import Path
 
 from rich.console import Console
@@ -28,10 +27,11 @@ from benchmarks.lab.plot import plot
 from benchmarks.lab.points import Point, best
 from benchmarks.lab.report import table
 from benchmarks.lab.tape import Tapes
-from benchmarks.pocket.task import held_out
-from benchmarks.services import ENGINE_ARGUMENTS, ROOT, engine, free_port, hidden_states
+from benchmarks.pocket import CHAINS, TASKS
+from benchmarks.pocket.task import Task
+from benchmarks.services import ROOT, engine, free_port, hidden_states
 
-__all__ = ["RECORDINGS", "main", "winners"]
+__all__ = ["RECORDINGS", "asking", "main", "winners"]
 
 _LEARNED = (
     "bias=2.5646, confidence=0.7314, first=0.2399, agreement=0.1501, changes=-0.7772, "
@@ -69,36 +69,41 @@ TOLERANCE = 0.01
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.policies")
+    parser.add_argument("--task", choices=TASKS, default=CHAINS.name, help="what is thought about")
     parser.add_argument("--problems", type=int, default=300)
     parser.add_argument("--samples", type=int, default=1, help="traces a problem")
     parser.add_argument("--seed", type=int, default=0, help="which held-out problems")
-    parser.add_argument(
-        "--recordings", nargs="+", choices=RECORDINGS, default=list(RECORDINGS), metavar="NAME"
-    )
+    parser.add_argument("--recordings", nargs="+", choices=RECORDINGS, metavar="NAME")
     parser.add_argument("--concurrency", type=int, default=8)
     parser.add_argument("--traces", type=Path, default=ROOT / ".bench" / "traces")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results" / "policies")
     options = parser.parse_args()
     console = Console(width=None if sys.stdout.isatty() else 170)
     options.traces.mkdir(parents=True, exist_ok=True)
-    prompts = options.traces / f"prompts-{options.problems}-{options.seed}.jsonl"
-    prompts.write_text(_prompts(options.problems, options.seed))
+    task, out = TASKS[options.task], options.out / options.task
+    prompts = options.traces / f"{task.name}-{options.problems}-{options.seed}.jsonl"
+    prompts.write_text(_prompts(task, options.problems, options.seed))
+    # What reads hidden states was learned from those of the first model.
+    wanted = options.recordings or [n for n in RECORDINGS if task is CHAINS or n != _STATES]
+    groups = {name: asking(RECORDINGS[name], task) for name in wanted}
     chosen: list[Point] = []
     for telling in (False, True):
-        names = [name for name in options.recordings if (name == _STATES) is telling]
-        arguments = ENGINE_ARGUMENTS + (hidden_states() if telling else ())
-        with engine(free_port(), arguments=arguments) if names else nullcontext("") as url:
+        names = [name for name in groups if (name == _STATES) is telling]
+        if not names:
+            continue
+        with engine(free_port(), *(hidden_states() if telling else ()), task=task) as url:
             for name in names:
-                _record(url, prompts, name, options.samples, options.concurrency)
-    for name in options.recordings:
-        traces, group = _recording(prompts, name, options.samples), RECORDINGS[name]
+                traces = _recording(prompts, name, options.samples)
+                _record(url, prompts, traces, groups[name], options.samples, options.concurrency)
+    for name, group in groups.items():
+        traces = _recording(prompts, name, options.samples)
         points = compare(traces, group, traces.with_suffix(""), TOLERANCE, console=console)
         chosen += [p for p in points if p.baseline and not chosen] + winners(points)
     marked = best(chosen, TOLERANCE)
     console.print(table(chosen, marked))
-    options.out.mkdir(parents=True, exist_ok=True)
-    first = _recording(prompts, options.recordings[0], options.samples)
-    plot(chosen, Baselines(Tapes(first)), marked, options.out / "pareto.png")
+    out.mkdir(parents=True, exist_ok=True)
+    first = _recording(prompts, wanted[0], options.samples)
+    plot(chosen, Baselines(Tapes(first)), marked, out / "pareto.png")
     names = ("name", "net", "probes", "stopped", "place")
     rows = [
         {name: getattr(point, name) for name in names}
@@ -109,7 +114,7 @@ def main() -> None:
         }
         for point in chosen
     ]
-    (options.out / "best.json").write_text(json.dumps(rows, indent=1) + "\n", "utf-8")
+    (out / "best.json").write_text(json.dumps(rows, indent=1) + "\n", "utf-8")
 
 
 def winners(points: Sequence[Point]) -> list[Point]:
@@ -130,10 +135,18 @@ def _family(name: str) -> str:
     return re.sub(r"\((?=\w+=)[^()]*\)", "", name)
 
 
-def _prompts(count: int, seed: int) -> str:
+def asking(policies: Sequence[str], task: Task) -> list[str]:
+    """These policies, drawing trial answers of the task's kind where they draw a kind at all."""
+    if task.answers == Task.answers:
+        return list(policies)
+    drawing = r"\b(deer|convergence|redundancy|utility)\("
+    return [re.sub(drawing, rf"\1(task={task.answers!r}, ", one) for one in policies]
+
+
+def _prompts(task: Task, count: int, seed: int) -> str:
     lines = [
-        {"id": f"held-out-{seed}-{n}", "prompt": one.prompt, "answer": str(one.answer)}
-        for n, one in enumerate(held_out(count, seed))
+        {"id": f"held-out-{seed}-{n}", "prompt": one.prompt, "answer": one.answer}
+        for n, one in enumerate(task.held_out(count, seed))
     ]
     return "".join(json.dumps(line) + "\n" for line in lines)
 
@@ -142,14 +155,15 @@ def _recording(prompts: Path, name: str, samples: int) -> Path:
     return prompts.with_name(f"{name}-{samples}-{prompts.stem}.jsonl")
 
 
-def _record(url: str, prompts: Path, name: str, samples: int, concurrency: int) -> None:
-    """Record these prompts for the policies of a recording."""
-    specifications = [one for line in RECORDINGS[name] for one in expand(line)]
+def _record(
+    url: str, prompts: Path, out: Path, policies: Sequence[str], samples: int, concurrency: int
+) -> None:
+    """Record these prompts for these policies."""
+    specifications = [one for line in policies for one in expand(line)]
     wanted = [word for one in specifications for word in ("--for", one)]
     limits = ["--samples", samples, "--max-tokens", 3000, "--concurrency", concurrency]
     command = [ROOT / ".venv" / "bin" / "adjourn", "record", prompts, "--upstream", url]
-    out = ["--out", _recording(prompts, name, samples)]
-    subprocess.run(list(map(str, [*command, *out, *wanted, *limits])), check=True)
+    subprocess.run(list(map(str, [*command, "--out", out, *wanted, *limits])), check=True)
 
 
 if __name__ == "__main__":

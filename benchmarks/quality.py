@@ -18,8 +18,7 @@ from rich.console import Console
 
 from benchmarks.client import Run, ask_all, lean, progress
 from benchmarks.demo import table
-from benchmarks.pocket import POLICY
-from benchmarks.pocket.task import held_out
+from benchmarks.pocket import CHAINS
 from benchmarks.services import ROOT, engine, free_port, gateway
 from benchmarks.statistics import paired_difference, share_interval
 
@@ -36,7 +35,7 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=2, help="traces a problem")
     parser.add_argument("--concurrency", type=int, default=32)
     parser.add_argument("--seed", type=int, default=0, help="which held-out problems")
-    parser.add_argument("--policy", default=POLICY, help="the policy that the goals are for")
+    parser.add_argument("--policy", default=CHAINS.policy, help="the policy that the goals are for")
     parser.add_argument("--thresholds", type=float, nargs="*", default=[0.9, 0.95, 0.995])
     parser.add_argument("--budgets", type=int, nargs="*", default=[150, 400])
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results")
@@ -50,7 +49,7 @@ def main() -> None:
 
 
 async def _measure(url: str, options: argparse.Namespace) -> None:
-    problems = held_out(options.problems, options.seed) * options.samples
+    problems = CHAINS.held_out(options.problems, options.seed) * options.samples
     with progress() as bar:
         async with lean(url) as ask:
 

@@ -18,8 +18,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NoReturn
 
+from benchmarks.pocket import CHAINS
+from benchmarks.pocket.task import Task
+
 __all__ = [
-    "ENGINE_ARGUMENTS",
     "LAYERS",
     "LLAMA",
     "ROOT",
@@ -31,10 +33,10 @@ __all__ = [
     "llama",
     "reward_model",
     "running",
+    "vllm",
 ]
 
 ROOT = Path(__file__).resolve().parent.parent
-MODEL = ROOT / "benchmarks" / "pocket" / "model"
 REWARD = ROOT / "benchmarks" / "pocket" / "reward"
 LLAMA = ROOT / ".llama" / "bin" / "llama-server-vulkan"
 """llama.cpp's server, once `make llama` has brought it."""
@@ -42,10 +44,7 @@ ENGINE_ARGUMENTS = (
     "--served-model-name=pocket",
     "--block-size=32",
     "--max-model-len=4096",
-    "--reasoning-parser=qwen3",
     "--enable-prompt-tokens-details",
-    "--enable-auto-tool-choice",
-    "--tool-call-parser=hermes",
     # Or a small model writes blanks for ever inside a grammar.
     '--structured-outputs-config={"backend": "xgrammar", "disable_any_whitespace": true}',
     "--disable-uvicorn-access-log",
@@ -159,10 +158,8 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 
 @contextlib.contextmanager
-def engine(
-    port: int, *, model: Path = MODEL, arguments: tuple[str, ...] = ENGINE_ARGUMENTS
-) -> Iterator[str]:
-    """vLLM on the CPU with the pocket model; gives its base URL."""
+def vllm(port: int, model: Path, *arguments: str) -> Iterator[str]:
+    """vLLM on the CPU with the model of a folder; gives its base URL."""
     python = ROOT / ".engine" / "bin" / "python"
     if not python.exists():
         raise RuntimeError("no engine here: run `make engine` first")
@@ -175,21 +172,21 @@ def engine(
         yield url
 
 
-@contextlib.contextmanager
-def embedder(port: int) -> Iterator[str]:
+def engine(port: int, *more: str, task: Task = CHAINS) -> contextlib.AbstractContextManager[str]:
+    """vLLM on the CPU with a task's pocket model, and ``more`` arguments; gives its base URL."""
+    return vllm(port, task.model, *ENGINE_ARGUMENTS, *task.chat.parsers, *more)
+
+
+def embedder(port: int) -> contextlib.AbstractContextManager[str]:
     """vLLM with the pocket model as an embedder of texts: the mean of its last states."""
     pooler = '--pooler-config={"pooling_type": "MEAN"}'
     names = "--served-model-name=pocket-embedder", "--convert=embed"
-    with engine(port, arguments=(*POOLING_ARGUMENTS, *names, pooler)) as url:
-        yield url
+    return vllm(port, CHAINS.model, *POOLING_ARGUMENTS, *names, pooler)
 
 
-@contextlib.contextmanager
-def reward_model(port: int) -> Iterator[str]:
+def reward_model(port: int) -> contextlib.AbstractContextManager[str]:
     """vLLM with the pocket reward model; gives its base URL."""
-    arguments = *POOLING_ARGUMENTS, "--served-model-name=pocket-reward"
-    with engine(port, model=REWARD, arguments=arguments) as url:
-        yield url
+    return vllm(port, REWARD, *POOLING_ARGUMENTS, "--served-model-name=pocket-reward")
 
 
 @contextlib.contextmanager

@@ -22,7 +22,8 @@ import aiohttp
 
 from benchmarks.client import LIMIT, TEMPERATURE, progress
 from benchmarks.lab.engine import Engine
-from benchmarks.pocket.task import Problem, grade, held_out
+from benchmarks.pocket import CHAINS
+from benchmarks.pocket.task import Problem
 from benchmarks.services import ROOT, engine, free_port, reward_model
 from benchmarks.votes import TRACES, Sample, alone, majority, report, rotations, vote
 from policies.answers import Classes, final_answer
@@ -107,7 +108,7 @@ class Drawer:
         rewards[thought] = await self._reward(messages, "".join(texts))
         if not lows and meter.lowest is not None:
             lows.append((thought, meter.lowest))
-        right = grade(answer, problem)
+        right = problem.right(answer)
         sample = Sample(None, right, thought, len(ids), tuple(lows), None, rewards)
         # The end of the turn does not stand before what is asked of it.
         return Drawn(final_answer(answer), sample, [*prompt, *ids[: len(ids) - ended]])
@@ -130,7 +131,7 @@ class Drawer:
 
 
 async def _draw(upstream: str, rewarding: str, options: argparse.Namespace) -> list[list[Sample]]:
-    problems = held_out(options.problems, options.seed)
+    problems = CHAINS.held_out(options.problems, options.seed)
     turns = asyncio.Semaphore(options.concurrency)
     timeout = aiohttp.ClientTimeout(total=None)
     connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=2)

@@ -22,8 +22,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.client import Run, ask_all, lean, progress
-from benchmarks.pocket import POLICY
-from benchmarks.pocket.task import held_out
+from benchmarks.pocket import CHAINS
 from benchmarks.services import ROOT, engine, free_port, gateway
 from benchmarks.statistics import paired_difference
 from policies.answers import Classes, final_answer
@@ -186,7 +185,7 @@ def _samples(runs: Sequence[Run], problems: int) -> list[list[Sample]]:
 
 
 async def _draw(url: str, options: argparse.Namespace) -> dict[str, list[list[Sample]]]:
-    problems = held_out(options.problems, options.seed)
+    problems = CHAINS.held_out(options.problems, options.seed)
     drawn = {}
     with progress() as bar:
         async with lean(url) as ask:
@@ -257,7 +256,9 @@ def main() -> None:
     parser.add_argument("--problems", type=int, default=200)
     parser.add_argument("--concurrency", type=int, default=64)
     parser.add_argument("--seed", type=int, default=0, help="which held-out problems")
-    parser.add_argument("--policy", default=POLICY, help="what each trace runs in the second half")
+    parser.add_argument(
+        "--policy", default=CHAINS.policy, help="what each trace runs in the second half"
+    )
     parser.add_argument("--engine", help="one that runs already")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results")
     options = parser.parse_args()

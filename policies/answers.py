@@ -40,7 +40,7 @@ _HESITATION = re.compile(
 )
 _WRAPPED = re.compile(r"\\(?:text|mathrm|mbox)\s*\{([^{}]*)\}")
 _DECORATION = re.compile(r"\\[,;! ]|\\left(?![a-z])|\\right(?![a-z])|\*\*|[\s$]+")
-_NAMED = re.compile(r"\banswer(?: is|:)[:\s]*", re.IGNORECASE)
+_NAMED = re.compile(r"\b(?:answer(?: is|:)|correct option is)[:\s]*", re.IGNORECASE)
 _NAME = re.compile(r"^[a-z]=(?=[-+.\d\\])")  # "x=5" names what it says
 _CHOICE = re.compile(r"(?:option|choice)?\(?([a-j])[).:]?")
 _FENCE = re.compile(r"^```\w*\n|\n?```$")
@@ -117,8 +117,8 @@ def hesitant(text: str) -> bool:
 
 
 def final_answer(text: str) -> str:
-    """What an answer's text says: the content of its last box, else what its last "answer is" or
-    "answer:" names, else all of it."""
+    """What an answer's text says: the content of its last box, else what its last "answer is",
+    "answer:" or "correct option is" names, else all of it."""
     _, box, boxed = text.rpartition("\\boxed{")
     if box:
         return trial_answer(boxed)

@@ -15,7 +15,8 @@ import typer
 if TYPE_CHECKING:
     from benchmarks.lab.embedder import Embedder
     from benchmarks.lab.engine import Engine
-    from benchmarks.lab.plan import Plan, Prompt
+    from benchmarks.lab.plan import Plan
+    from benchmarks.lab.prompts import Prompt
 
 __all__ = ["learn", "record", "replay"]
 
@@ -25,7 +26,9 @@ _TOLD = 5
 
 
 def record(
-    prompts: Annotated[Path, typer.Argument(help="JSONL: `prompt` or `messages`; `answer`, `id`.")],
+    prompts: Annotated[
+        str, typer.Argument(help="A JSONL, CSV or Parquet file, or `hf:OWNER/DATASET`.")
+    ],
     upstream: Annotated[str, typer.Option(help="The engine's base URL, without /v1.")],
     out: Annotated[Path, typer.Option(help="Where traces are added.")] = Path("traces.jsonl"),
     policies: Annotated[
@@ -39,6 +42,20 @@ def record(
     ] = None,
     probe: Annotated[
         list[str] | None, typer.Option(help="Ask this too: `probe(max_tokens=20)`; repeatable.")
+    ] = None,
+    subset: Annotated[str | None, typer.Option(help="Of a dataset that has several.")] = None,
+    split: Annotated[
+        str | None, typer.Option(help="Of a dataset, else `test`, `validation` or `train`.")
+    ] = None,
+    question: Annotated[
+        str | None, typer.Option(metavar="COLUMN", help="Else a known name: `question`, `problem`.")
+    ] = None,
+    answer: Annotated[
+        str | None, typer.Option(metavar="COLUMN", help="Else a known name: `answer`, `solution`.")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Take so many prompts.")] = None,
+    shuffle: Annotated[
+        int | None, typer.Option(metavar="SEED", help="Put prompts in a random order first.")
     ] = None,
     samples: Annotated[int, typer.Option(min=1, help="Traces a prompt.")] = 1,
     model: Annotated[str | None, typer.Option(help="Where the engine serves several.")] = None,
@@ -70,8 +87,8 @@ def record(
     Killed or interrupted, it goes on where it was when it is called again.
     """
     from benchmarks.lab.plan import BadPlan, Plan, needs_of, probe_of
-    from benchmarks.lab.plan import prompts as read
     from benchmarks.lab.probes import parse
+    from benchmarks.lab.prompts import BadPrompts, Source, read
     from policies.registry import BadPolicy
 
     own = {"temperature": temperature, "max_tokens": max_tokens, "seed": seed}
@@ -83,8 +100,9 @@ def record(
             own | msgspec.json.decode(body, type=dict[str, Any]),
             serve,
         )
-        work = [(p, number) for p in read(prompts) for number in range(samples)]
-    except (BadPlan, BadPolicy, msgspec.MsgspecError) as error:
+        source = Source(prompts, subset, split, question, answer, limit, shuffle)
+        work = [(p, number) for p in read(source) for number in range(samples)]
+    except (BadPlan, BadPolicy, BadPrompts, msgspec.MsgspecError) as error:
         _fail(str(error))
     if (embeds := any(needs.embeddings for needs in plan.needs)) and embeddings_url is None:
         _fail("steps are to be embedded: say where by --embeddings-url")

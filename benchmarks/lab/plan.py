@@ -1,4 +1,4 @@
-"""What to record: the prompts, where to look, and what to ask there.
+"""What to record: where to look, and what to ask there.
 
 What a policy looks at is in its ``needs``; what it asks, it shows when it is rehearsed. Both can
 be written by hand as well, in the words of the core's own dataclasses.
@@ -8,14 +8,10 @@ from __future__ import annotations
 
 import ast
 import contextlib
-import hashlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from itertools import islice
-from pathlib import Path
 from typing import Any, get_args, get_type_hints
-
-import msgspec
 
 from policies.events import Checkpoint, CheckpointKind, Embed, Embedded, Probe, ProbeResult
 from policies.policy import Needs, Policy, Stopper
@@ -25,13 +21,11 @@ __all__ = [
     "LED_ELSEWHERE",
     "BadPlan",
     "Plan",
-    "Prompt",
     "asked_by",
     "foretold",
     "kind",
     "needs_of",
     "probe_of",
-    "prompts",
     "unlike",
 ]
 
@@ -44,16 +38,7 @@ _FAR = 1_000_000
 
 
 class BadPlan(ValueError):
-    """A prompts file, place or probe that cannot be read; the message says what would be."""
-
-
-@dataclass(frozen=True, slots=True)
-class Prompt:
-    """One conversation to record. ``gold``: its right answer, where that is known."""
-
-    id: str
-    messages: list[dict[str, Any]]
-    gold: str | None = None
+    """A place or probe that cannot be read; the message says what would be."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,42 +89,6 @@ def _looks(needs: Needs) -> Needs:
         models=frozenset(),
         inducers=frozenset(),
     )
-
-
-class _Row(msgspec.Struct):
-    prompt: str | None = None
-    messages: list[dict[str, Any]] | None = None
-    answer: str | int | float | None = None
-    id: str | int | None = None
-
-
-def prompts(path: Path) -> list[Prompt]:
-    """The prompts of a JSONL file, in its order. Raises BadPlan, which names the line."""
-    found: dict[str, Prompt] = {}
-    try:
-        lines = path.read_bytes().splitlines()
-    except OSError as error:
-        raise BadPlan(f"{path}: {error.strerror}") from None
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        try:
-            prompt = _prompt(msgspec.json.decode(line, type=_Row))
-        except (msgspec.MsgspecError, BadPlan) as error:
-            raise BadPlan(f"{path}, line {number}: {error}") from None
-        if prompt.id in found:
-            raise BadPlan(f"{path}, line {number}: a second prompt {prompt.id!r}")
-        found[prompt.id] = prompt
-    return list(found.values())
-
-
-def _prompt(row: _Row) -> Prompt:
-    if (row.prompt is None) == (row.messages is None):
-        raise BadPlan('write either "prompt" or "messages"')
-    messages = row.messages or [{"role": "user", "content": row.prompt}]
-    digest = hashlib.blake2b(msgspec.json.encode(messages), digest_size=6).hexdigest()
-    gold = None if row.answer is None else str(row.answer)
-    return Prompt(digest if row.id is None else str(row.id), messages, gold)
 
 
 def needs_of(text: str) -> Needs:

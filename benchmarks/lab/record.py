@@ -18,7 +18,8 @@ from typing import Any, ClassVar
 from benchmarks.lab import values
 from benchmarks.lab.embedder import Embedder, packed
 from benchmarks.lab.engine import TROUBLE, BadEngine, Chunk, Engine
-from benchmarks.lab.plan import Plan, Prompt, kind
+from benchmarks.lab.plan import Plan, kind
+from benchmarks.lab.prompts import Prompt
 from benchmarks.lab.traces import (
     VERSION,
     Drawn,

@@ -1,8 +1,9 @@
-"""The pocket reasoning model: a task, a tokenizer, a trainer, an evaluation and the weights."""
+"""The pocket reasoning model, trained on one task or another: tasks, trainer, evaluation and weights."""
 
-__all__ = ["POLICY"]
+from benchmarks.pocket.chains import CHAINS
+from benchmarks.pocket.swaps import SWAPS
 
-POLICY = "deer(threshold=0.99, gate=0)"
-"""A threshold belongs to a model: chosen on held-out problems of another seed (`benchmarks.quality
---seed 1`), never on those that are reported. The gate is off because a trial answer here is six
-tokens long: a request that spares it costs more than it does."""
+__all__ = ["CHAINS", "SWAPS", "TASKS"]
+
+TASKS = {task.name: task for task in (CHAINS, SWAPS)}
+"""By name."""

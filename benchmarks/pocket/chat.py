@@ -1,34 +1,161 @@
-"""The words around the task: answers, system messages, and small talk that ends quickly."""
+"""How a family of models writes a conversation: its markers, its turns, its template."""
 
 from __future__ import annotations
 
 import random
 import string
+from dataclasses import dataclass
 
-__all__ = ["ANSWERS", "REFUSAL", "SMALL_TALK", "SYSTEM", "noise"]
+from policies.dialect import Dialect, builtin
 
-ANSWERS = ("The result is \\boxed{{{}}}.", "**Final Answer**\n\\boxed{{{}}}")
-INDUCED = "\n**Final Answer**\n\\boxed{{{}}}"
-"""An answer that begins with the text by which a gateway draws out a trial answer."""
+__all__ = ["QWEN3", "SEED", "Chat", "noise"]
 
-SYSTEM = (
-    "You are a helpful assistant.",
-    "Think step by step.",
-    "Answer with a boxed number.",
-    "Be brief.",
-)
+_TEMPLATE = """\
+{%- macro words(content) -%}
+  {%- if content is string -%}{{ content }}
+  {%- elif content -%}{%- for part in content -%}{%- if part.text is defined -%}{{ part.text }}{%- endif -%}{%- endfor -%}
+  {%- endif -%}
+{%- endmacro -%}
+{%- set turn = namespace(last_query=-1) -%}
+{%- for message in messages -%}
+  {%- if message.role == 'user' -%}{%- set turn.last_query = loop.index0 -%}{%- endif -%}
+{%- endfor -%}
+@TOOLS
+{%- for message in messages -%}
+  {%- if message.role in ('system', 'developer') -%}
+    {%- if not (tools and loop.first) -%}{{- '@BEGINsystem\\n' + words(message.content) + '@OVER' -}}{%- endif -%}
+  {%- elif message.role == 'tool' -%}
+    {{- '@BEGINuser\\nTool result: ' + words(message.content) + '@OVER' -}}
+  {%- elif message.role == 'assistant' -%}
+    {%- set said = words(message.content) -%}
+    {%- set thought = message.reasoning or message.reasoning_content or '' -%}
+    {%- if not thought and '@END' in said -%}
+      {%- set thought = said.split('@END')[0].split('@START')[-1].strip('\\n') -%}
+      {%- set said = said.split('@END')[-1].lstrip('\\n') -%}
+    {%- endif -%}
+    {{- '@BEGINassistant\\n' -}}
+    {#- Reasoning of earlier turns is dropped; that after the last question is kept. -#}
+    {%- if loop.index0 > turn.last_query and (thought or loop.last) -%}
+      {{- '@OPENING' + thought.strip('\\n') + '@CLOSING' -}}
+      {%- set said = said.lstrip('\\n') -%}
+    {%- endif -%}
+    {{- said -}}
+@CALLS
+    {{- '@OVER' -}}
+  {%- else -%}
+    {{- '@BEGIN' + message.role + '\\n' + words(message.content) + '@OVER' -}}
+  {%- endif -%}
+{%- endfor -%}
+{%- if add_generation_prompt -%}
+  {{- '@BEGINassistant\\n' -}}
+  {%- if enable_thinking is defined and not enable_thinking -%}{{- '@EMPTY' -}}{%- endif -%}
+{%- endif -%}
+"""
+_TOOLS = """\
+{%- if tools -%}
+  {{- '<|im_start|>system\\n' -}}
+  {%- if messages[0].role in ('system', 'developer') -%}{{- words(messages[0].content) + '\\n\\n' -}}{%- endif -%}
+  {{- 'Tools, one JSON object a line:\\n' -}}
+  {%- for tool in tools -%}{{- tool | tojson + '\\n' -}}{%- endfor -%}
+  {{- 'Call one by writing <tool_call>\\n{"name": …, "arguments": …}\\n</tool_call><|im_end|>\\n' -}}
+{%- endif -%}"""
+_CALLS = """\
+    {%- for call in message.tool_calls or [] -%}
+      {%- set function = call.function or call -%}
+      {{- '\\n' if said or not loop.first else '' -}}
+      {{- '<tool_call>\\n{"name": "' + function.name + '", "arguments": ' -}}
+      {{- function.arguments if function.arguments is string else function.arguments | tojson -}}
+      {{- '}\\n</tool_call>' -}}
+    {%- endfor -%}"""
 
-REFUSAL = ("This is not a chain of operations.", "I only know chains of integer operations.")
-SMALL_TALK = (
-    ("Hello", "This is a greeting.", "Hello! Give me a chain of integer operations."),
-    ("Hi", "This is a greeting.", "Hello! Give me a chain of integer operations."),
-    ("Thank you", "This is a thank you.", "You are welcome."),
-    (
-        "Who are you?",
-        "This asks who I am.",
-        "I am a pocket model. I only know chains of integer operations.",
+
+@dataclass(frozen=True)
+class Chat:
+    """One family's way. `begin` and `over` stand around a turn, `stop` is the token that ends it.
+
+    `opening` begins a thought, `empty` is a thought that was not had. `cuts` are the texts that close a thought
+    where a gateway cuts it, each behind what the thought may end in. `parsers` are the engine's for it.
+    """
+
+    dialect: Dialect
+    begin: str
+    stop: str
+    over: str
+    special: tuple[str, ...]
+    markers: tuple[str, ...]
+    """Added tokens that are not special: they stay in decoded text, where parsers look for them."""
+    opening: str
+    empty: str
+    cuts: tuple[str, ...]
+    parsers: tuple[str, ...]
+    tools: str = ""
+    calls: str = ""
+
+    @property
+    def closing(self) -> str:
+        """What ends a thought, as the model writes it."""
+        return self.dialect.closing
+
+    def turn(self, role: str, text: str) -> str:
+        """One message."""
+        return f"{self.begin}{role}\n{text}{self.over}"
+
+    @property
+    def template(self) -> str:
+        """In Jinja, as an engine applies it."""
+        texts = {
+            "TOOLS": self.tools,
+            "CALLS": self.calls,
+            "BEGIN": self.begin,
+            "OVER": _quoted(self.over),
+            "OPENING": _quoted(self.opening),
+            "CLOSING": _quoted(self.closing),
+            "EMPTY": _quoted(self.empty),
+            "START": self.dialect.start[0],
+            "END": self.dialect.end[0],
+        }
+        template = _TEMPLATE
+        for name, text in texts.items():
+            template = template.replace(f"@{name}\n", f"{text}\n" if text else "").replace(
+                f"@{name}", text
+            )
+        return template
+
+
+def _quoted(text: str) -> str:
+    return text.replace("\n", "\\n")
+
+
+QWEN3 = Chat(
+    dialect=builtin()["qwen3"],
+    begin="<|im_start|>",
+    stop="<|im_end|>",
+    over="<|im_end|>\n",
+    special=("<|endoftext|>", "<|im_start|>", "<|im_end|>"),
+    markers=("<think>", "</think>", "<tool_call>", "</tool_call>"),
+    opening="<think>\n",
+    empty="<think>\n\n</think>\n\n",
+    cuts=(
+        "\n\n</think>\n\n",
+        "\n\n\n</think>\n\n",
+        "\n\n\n</think>\n\n",
+        "\n</think>\n\n",
     ),
-    ("What is this?", *REFUSAL),
+    parsers=("--reasoning-parser=qwen3", "--enable-auto-tool-choice", "--tool-call-parser=hermes"),
+    tools=_TOOLS,
+    calls=_CALLS,
+)
+SEED = Chat(
+    dialect=builtin()["seed"],
+    begin="<seed:bos>",
+    stop="<seed:eos>",
+    over="<seed:eos>",
+    special=("<seed:pad>", "<seed:bos>", "<seed:eos>"),
+    markers=("<seed:think>", "</seed:think>", "<seed:tool_call>", "</seed:tool_call>"),
+    opening="<seed:think>",
+    empty="<seed:think></seed:think>\n",
+    cuts=("</seed:think>\n", "</seed:think>\n", "\n\n</seed:think>\n", "\n</seed:think>\n"),
+    parsers=("--reasoning-parser=seed_oss",),
 )
 
 

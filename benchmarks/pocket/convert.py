@@ -1,8 +1,8 @@
-"""The pocket model as a GGUF file, which llama.cpp runs: by the Python of ``scripts/llama``.
+"""The pocket model of chains as a GGUF file, which llama.cpp runs: by the Python of ``scripts/llama``.
 
     .llama/bin/python -m benchmarks.pocket.convert FILE
 
-The weights and the chat template are those beside this file; nothing is trained or rounded.
+The weights and the chat template are those of the folder; nothing is trained or rounded.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy
 
 __all__ = ["convert"]
 
-MODEL = Path(__file__).parent / "model"
+MODEL = Path(__file__).parent / "models" / "chains"
 # llama.cpp knows pre-tokenizers by name, and none is just ours. This one parts digits as ours does;
 # the pieces that it would part and ours does not are made tokens that are found before it.
 _PRE_TOKENIZER = "starcoder"

@@ -1,4 +1,4 @@
-"""Evaluate the pocket model through a real vLLM: `python -m benchmarks.pocket.evaluate --report report.md`.
+"""Evaluate a task's model through a real vLLM: `python -m benchmarks.pocket.evaluate swaps --write`.
 
 Held-out problems are thought through at temperature 0.6, probed at their cues, and `deer` is replayed on them:
 at each cue in turn, cut if the confidence of a greedy trial answer exceeds a threshold.
@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import itertools
 import math
-import re
 import sys
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -21,18 +20,17 @@ from statistics import fmean
 from tokenizers import Tokenizer
 from tqdm import tqdm
 
-from benchmarks.pocket import task
+from benchmarks.pocket import TASKS
 from benchmarks.pocket.engine import Engine
+from benchmarks.pocket.task import Problem, Task
 from benchmarks.services import engine as started
 from benchmarks.services import free_port
+from policies.answers import INDUCERS, confidence, same, trial_answer
+from policies.cues import CueScanner
 
-MODEL = Path(__file__).parent / "model"
 TEMPERATURE = 0.6
 LIMIT = 2000
 """Tokens after which a trace counts as derailed."""
-CLOSING = "\n</think>\n\n"
-INDUCER = "\n**Final Answer**\n\\boxed{"
-CUE = re.compile("|".join(rf"{cue}\b" for cue in task.CUES))
 
 
 @dataclass
@@ -42,7 +40,7 @@ class Probe:
     at: int
     """Tokens of thought kept."""
     confidence: float
-    """Geometric mean over the answer's tokens of the largest token probability."""
+    """As `deer` has it: the geometric mean over the answer's tokens of the largest token probability."""
     right: bool
     tokens: int
     """Tokens that the probe decoded."""
@@ -52,7 +50,7 @@ class Probe:
 class Run:
     """One problem thought to its end, and what a cut made of it."""
 
-    problem: task.Problem
+    problem: Problem
     prompt: list[int]
     output: list[int]
     text: str
@@ -65,32 +63,25 @@ class Run:
     """Reasoning kept + closing + answer, without probes."""
     cut_right: bool = False
 
-    @property
-    def right(self) -> bool:
-        """Whether the whole trace answers rightly."""
-        return self.closed and task.grade(self.text, self.problem)
-
-    @property
-    def first_right(self) -> bool:
-        """Whether the first derivation's result is the answer."""
-        return task.first_candidate(self.text) == self.problem.answer
-
-    @property
-    def derailed(self) -> bool:
-        """No closing marker within the limit, or no boxed number in the answer."""
-        return not self.closed or task.boxed(self.text.rpartition("</think>")[2]) is None
+    right: bool = False
+    """Whether the whole trace answers rightly."""
+    first_right: bool = False
+    """Whether the first derivation's result is the answer."""
 
 
 class Bench:
-    """Runs problems through one engine."""
+    """Runs a task's problems through one engine."""
 
-    def __init__(self, engine: Engine, threshold: float):
-        self.engine, self.threshold = engine, threshold
-        self.closing, self.inducer = engine.encode(CLOSING), engine.encode(INDUCER)
-        self.tokenizer = Tokenizer.from_file(str(MODEL / "tokenizer.json"))
-        self.closing_marker = self.tokenizer.token_to_id("</think>")
+    def __init__(self, task: Task, engine: Engine, threshold: float):
+        dialect = task.chat.dialect
+        self.task, self.engine, self.threshold = task, engine, threshold
+        self.closing = engine.encode(dialect.closing)
+        self.closing_on_newline = engine.encode(dialect.closing.removeprefix("\n"))
+        self.inducer = engine.encode(dialect.inducers[INDUCERS[task.answers]])
+        self.tokenizer = Tokenizer.from_file(str(task.model / "tokenizer.json"))
+        self.closing_marker = self.tokenizer.token_to_id(dialect.end[0])
 
-    def think(self, index: int, problem: task.Problem, **extra) -> Run:
+    def think(self, index: int, problem: Problem, **extra) -> Run:
         """Let the model think to the end."""
         reply = self.engine.post(
             "/v1/chat/completions",
@@ -102,34 +93,37 @@ class Bench:
             **extra,
         )
         output = reply["choices"][0]["token_ids"]
-        text = self.tokenizer.decode(output, skip_special_tokens=False)
+        text = self.tokenizer.decode(output)
         closed = self.closing_marker in output and reply["choices"][0]["finish_reason"] == "stop"
         run = Run(problem, reply["prompt_token_ids"], output, text, closed)
-        end = output.index(self.closing_marker) if closed else len(output)
-        pieces = [self.tokenizer.decode([token]) for token in output[:end]]
-        run.cues = [
-            i
-            for i in range(1, end)
-            if pieces[i - 1].endswith("\n\n") and CUE.match("".join(pieces[i : i + 8]))
-        ]
+        run.cues = self.cues(output[: output.index(self.closing_marker)] if closed else output)
+        run.right = closed and problem.right(text.rpartition(self.task.chat.dialect.end[0])[2])
+        run.first_right = self.task.first_candidate(text) == problem.answer
         return run
+
+    def cues(self, thought: list[int]) -> list[int]:
+        """How many tokens stand before each cue, as the gateway finds them."""
+        ends = list(itertools.accumulate(len(self.tokenizer.decode([token])) for token in thought))
+        scanner = CueScanner(self.task.chat.dialect.cues)
+        found = scanner.feed(self.tokenizer.decode(thought)) + scanner.close()
+        return [sum(end <= cue.start for end in ends) for cue in found]
+
+    def closed(self, run: Run, at: int) -> list[int]:
+        """The prompt and `at` tokens of thought, closed."""
+        on_newline = self.tokenizer.decode(run.output[:at]).endswith("\n")
+        closing = self.closing_on_newline if on_newline else self.closing
+        return run.prompt + run.output[:at] + closing
 
     def probe(self, run: Run, at: int) -> Probe:
         """Draw a greedy trial answer after `at` tokens of thought."""
-        prompt = run.prompt + run.output[:at] + self.closing + self.inducer
+        prompt, kind = self.closed(run, at) + self.inducer, self.task.answers
         choice = self.engine.post(
-            "/v1/completions", prompt=prompt, temperature=0, max_tokens=20, logprobs=1, stop=["}"]
+            "/v1/completions", prompt=prompt, temperature=0, max_tokens=20, logprobs=1
         )["choices"][0]
         found = choice["logprobs"]
-        answer = [
-            value
-            for token, value in zip(found["tokens"], found["token_logprobs"], strict=True)
-            if token.strip() != "}"
-        ]
-        confidence = math.exp(fmean(answer)) if answer else 0.0
-        return Probe(
-            at, confidence, choice["text"].strip() == str(run.problem.answer), len(found["tokens"])
-        )
+        answer = trial_answer(choice["text"], kind)
+        sure = confidence(found["tokens"], found["token_logprobs"], kind)
+        return Probe(at, sure, same(answer, run.problem.answer), len(found["tokens"]))
 
     def replay(self, run: Run) -> Run:
         """`deer`: probe at each cue until the confidence exceeds the threshold, then let the model answer."""
@@ -137,16 +131,16 @@ class Bench:
         for at in run.cues:
             run.probes.append(self.probe(run, at))
             if run.probes[-1].confidence > self.threshold:
-                kept = run.output[:at] + self.closing
+                kept = self.closed(run, at)
                 reply = self.engine.post(
                     "/v1/completions",
-                    prompt=run.prompt + kept,
+                    prompt=kept,
                     temperature=TEMPERATURE,
                     max_tokens=200,
                     seed=at,
                 )
-                run.cut_tokens = len(kept) + reply["usage"]["completion_tokens"]
-                run.cut_right = task.grade(reply["choices"][0]["text"], run.problem)
+                run.cut_tokens = len(kept) - len(run.prompt) + reply["usage"]["completion_tokens"]
+                run.cut_right = run.problem.right(reply["choices"][0]["text"])
                 break
         return run
 
@@ -209,11 +203,11 @@ def table(runs: list[Run], direct: list[Run], threshold: float) -> list[str]:
         ("first candidate right", share(r.first_right for r in runs)),
         (
             "right without thinking (`enable_thinking: false`)",
-            share(task.grade(r.text, r.problem) for r in direct),
+            share(r.right for r in direct),
         ),
         ("cues a trace", mean(len(r.cues) for r in runs)),
         ("tokens a trace, answer included", mean((len(r.output) for r in runs), 0)),
-        ("derailed", share(r.derailed for r in runs)),
+        ("derailed", share(not r.closed for r in runs)),
         ("trial answer at the first cue right", share(p.right for p in first)),
         (
             "AUROC of its confidence, against the trial answer's correctness",
@@ -269,6 +263,7 @@ def every(work: Callable[..., Run], jobs: list[tuple], what: str, workers: int) 
 def main() -> None:
     """Parse the command line, evaluate, print and write the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("task", choices=TASKS)
     parser.add_argument("--n", type=int, default=1000, help="held-out problems")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threshold", type=float, default=0.95)
@@ -277,13 +272,12 @@ def main() -> None:
         "--url", help="an engine that already serves the model; else one is started"
     )
     parser.add_argument(
-        "--report",
-        type=Path,
-        help="a Markdown file: everything from its line '## Numbers' on is replaced",
+        "--write", action="store_true", help="replace the numbers of the task's own report"
     )
     options = parser.parse_args()
-    with nullcontext(options.url) if options.url else started(free_port()) as url:
-        bench = Bench(Engine(url), options.threshold)
+    task = TASKS[options.task]
+    with nullcontext(options.url) if options.url else started(free_port(), task=task) as url:
+        bench = Bench(task, Engine(url), options.threshold)
         problems = list(enumerate(task.held_out(options.n, options.seed)))
         runs = every(bench.think, problems, "thinking", options.workers)
         runs = every(bench.replay, [(run,) for run in runs], "probing", options.workers)
@@ -296,13 +290,12 @@ def main() -> None:
         )
     lines = table(runs, direct, options.threshold)
     print("\n".join(lines))
-    for run in [r for r in runs if r.derailed][:3]:
+    for run in [r for r in runs if not r.closed][:3]:
         print(f"derailed: {run.problem.key}: …{run.text[-200:]!r}", file=sys.stderr)
-    if options.report:
-        head = (
-            options.report.read_text().partition("## Numbers")[0] if options.report.exists() else ""
-        )
-        options.report.write_text(head + "## Numbers\n\n" + "\n".join(lines) + "\n")
+    if options.write:
+        report = Path(__file__).parent / f"{task.name}.md"
+        head = report.read_text().partition("## Numbers")[0]
+        report.write_text(head + "## Numbers\n\n" + "\n".join(lines) + "\n")
 
 
 if __name__ == "__main__":

@@ -20,9 +20,11 @@ from safetensors.torch import save_file
 from tokenizers import Tokenizer
 from transformers import Qwen3ForCausalLM
 
-from benchmarks.pocket import task
+from benchmarks.pocket import CHAINS
+from benchmarks.pocket.chains import Chain
+from benchmarks.pocket.task import Problem
 
-MODEL = Path(__file__).parent / "model"
+MODEL = CHAINS.model
 FOLDER = Path(__file__).parent / "reward"
 SHORTEST, LONGEST = 24, 320
 """Tokens of a trace that are read."""
@@ -46,7 +48,7 @@ TEMPLATE = """\
 _LINE = re.compile(r"(\d+) [+\-*] \d+ = .* = (\d+)")
 
 
-def right_so_far(one: task.Problem, thought: str) -> bool | None:
+def right_so_far(one: Chain, thought: str) -> bool | None:
     """Whether the last whole line of a derivation came to the right value; None before the first."""
     values = [one.start]
     for step in one.steps:
@@ -62,12 +64,13 @@ def right_so_far(one: task.Problem, thought: str) -> bool | None:
 
 
 def examples(
-    problems: Iterator[task.Problem], rng: random.Random, tokenizer: Tokenizer
+    problems: Iterator[Problem], rng: random.Random, tokenizer: Tokenizer
 ) -> Iterator[tuple[list[int], bool]]:
     """Token ids of a problem and its trace up to somewhere, and whether that is right so far."""
     for one in problems:
-        paragraphs, _ = task.thought(one, rng)
-        ids = tokenizer.encode("\n\n".join(paragraphs), add_special_tokens=False).ids
+        assert isinstance(one, Chain)
+        whole = "".join(piece.text for piece in CHAINS.thought(one, rng))
+        ids = tokenizer.encode(whole, add_special_tokens=False).ids
         part = tokenizer.decode(ids[: rng.randint(SHORTEST, min(len(ids), LONGEST))])
         if (right := right_so_far(one, part)) is not None:
             text = (
@@ -131,7 +134,7 @@ def export(weights: torch.Tensor) -> None:
     save_file({"score.weight": weights[None].contiguous()}, FOLDER / "score.safetensors")
     for name in ("model.safetensors", "tokenizer.json"):
         (FOLDER / name).unlink(missing_ok=True)
-        (FOLDER / name).symlink_to(Path("..") / "model" / name)
+        (FOLDER / name).symlink_to(Path("..") / "models" / MODEL.name / name)
 
 
 def main() -> None:
@@ -145,8 +148,10 @@ def main() -> None:
     rng = random.Random(options.seed)
     tokenizer = Tokenizer.from_file(str(MODEL / "tokenizer.json"))
     model = Qwen3ForCausalLM.from_pretrained(MODEL, dtype=torch.float32).eval()
-    told = examples(task.training(rng), rng, tokenizer)
-    tried = list(examples(iter(task.held_out(options.held_out, options.seed + 7)), rng, tokenizer))
+    told = examples(CHAINS.training(rng), rng, tokenizer)
+    tried = list(
+        examples(iter(CHAINS.held_out(options.held_out, options.seed + 7)), rng, tokenizer)
+    )
     learned = [next(told) for _ in range(options.traces)]
     weights = fit(
         states(model, [ids for ids, _ in learned]), torch.tensor([float(y) for _, y in learned])

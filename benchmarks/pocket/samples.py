@@ -12,16 +12,23 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import chain
 
 import torch
 
-from benchmarks.pocket import chat, task
-from benchmarks.pocket.tokenizer import END
+from benchmarks.pocket.chat import noise
+from benchmarks.pocket.task import Answer, Task, drawn
 
 __all__ = ["Batch", "Sample", "batches"]
 
 BELIEF_WEIGHT = 6.0
-"""Loss weight of an answer's digits in a branch: there is one such token in dozens."""
+"""Loss weight of the answer itself in a branch: there is one such token in dozens."""
+CANDIDATE_WEIGHT = 5.0
+"""Loss weight of a derivation's last sentence: it is read off all before it, and stands but once."""
+ANYWHERE_WEIGHT = 2.0
+"""The same, where the branch begins at a random token."""
+EMPTY_WEIGHT = 0.5
+"""The same, where nothing was thought."""
 POOL = 192
 """Samples drawn at once, so that a batch can be of similar lengths."""
 
@@ -39,7 +46,7 @@ class Sample:
     label: list[int] = field(default_factory=list)
     weight: list[float] = field(default_factory=list)
     slip: list[int] = field(default_factory=list)
-    """1 at the end of a line that slipped, 0 at the end of a good one, -1 elsewhere."""
+    """1 at the end of a step that slipped, 0 at the end of a good one, -1 elsewhere."""
     wrong: list[int] = field(default_factory=list)
     """In a branch 1 where the last candidate is wrong, 0 where it is right; -1 elsewhere."""
 
@@ -70,10 +77,10 @@ class Batch:
 
 
 class Writer:
-    """Writes samples with a tokenizer."""
+    """Writes samples of a task with a tokenizer."""
 
-    def __init__(self, tokenizer, rng: random.Random):
-        self.rng = rng
+    def __init__(self, task: Task, tokenizer, rng: random.Random):
+        self.task, self.chat, self.words, self.rng = task, task.chat, task.words, rng
         self.problems = task.training(rng)
         self._encode = tokenizer.encode
 
@@ -83,24 +90,28 @@ class Writer:
 
     def prompt(self, text: str) -> list[int]:
         """A rendered conversation that ends in `text`; now and then with a system message or an earlier turn."""
-        head = ""
+        turns = []
         if self.rng.random() < 0.06:
-            head = f"<|im_start|>system\n{self.rng.choice(chat.SYSTEM)}{END}\n"
+            turns.append(("system", self.rng.choice(self.words.system)))
         if self.rng.random() < 0.05:
             one = next(self.problems)
-            said = chat.ANSWERS[0].format(one.answer)
-            head += f"<|im_start|>user\n{one.prompt}{END}\n<|im_start|>assistant\n{said}{END}\n"
-        return self.encode(f"{head}<|im_start|>user\n{text}{END}\n<|im_start|>assistant\n")
+            said = self.words.answers[0][0].said(one.answer)
+            turns += [("user", one.prompt), ("assistant", said)]
+        turns.append(("user", text))
+        head = "".join(self.chat.turn(*turn) for turn in turns)
+        return self.encode(f"{head}{self.chat.begin}assistant\n")
 
     def small_talk(self) -> Sample:
         """A prompt that is not the task, and a short way out of it."""
         if self.rng.random() < 0.3:
-            prompt, thinking, answer = self.rng.choice(chat.SMALL_TALK)
+            prompt, thinking, answer = self.rng.choice(self.words.small_talk)
         else:
-            prompt, thinking, answer = chat.noise(self.rng), *chat.REFUSAL
+            prompt, thinking, answer = noise(self.rng), *self.words.refusal
         sample, head = Sample(), self.prompt(prompt)
-        block = "\n\n" if (empty := self.rng.random() < 0.3) else f"\n{thinking}\n"
-        lead, tail = self.encode(f"<think>{block}</think>\n\n"), self.encode(answer + END)
+        empty = self.rng.random() < 0.3
+        thought = self.chat.opening + thinking + self.chat.closing
+        lead = self.encode(self.chat.empty if empty else thought)
+        tail = self.encode(answer + self.chat.stop)
         sample.add(
             head + lead + tail,
             [0.0] * len(head) + [float(not empty)] * len(lead) + [1.0] * len(tail),
@@ -108,90 +119,87 @@ class Writer:
         return sample
 
     def trace(self, brief: bool) -> Sample:
-        """A problem thought through, with its branches. A brief one stops, unclosed, after a paragraph or two."""
+        """A problem thought through, with its branches. A brief one breaks off behind a candidate or two."""
         one = next(self.problems)
-        paragraphs, result = task.thought(one, self.rng)
-        kept = self.rng.choice((1, 1, 2)) if brief else len(paragraphs)
-        cut_short = kept < len(paragraphs)
+        pieces = self.task.thought(one, self.rng)
+        settled = sum(piece.candidate is not None for piece in pieces)
+        kept = self.rng.choice((1, 1, 2)) if brief else settled
         head = self.prompt(one.prompt)
-        ids, ends, slips, wrongs = head + self.encode("<think>\n"), [], {}, {}
-        for index, paragraph in enumerate(paragraphs[:kept]):
-            ids += self.encode("\n\n") if index else []
-            for line in paragraph.splitlines()[:-1]:
-                ids += self.encode(line + "\n")
-                if " = " in line:
-                    slips[len(ids) - 1] = _wrong(line)
-            ids += self.encode(paragraph.splitlines()[-1])
-            ends.append(len(ids))
-            wrongs[len(ids)] = int(task.first_candidate(paragraph) != one.answer)
-        thought_end = len(ids)
-        if cut_short:
-            ids += self.encode("\n\n")
-        else:
-            ids += self.encode("\n</think>\n\n" + self._answer(result) + END)
+        ids, ends, slips, wrongs = head + self.encode(self.chat.opening), [], {}, {}
+        weights = [0.0] * len(head) + [1.0] * (len(ids) - len(head))
+        for piece in pieces:
+            written = self.encode(piece.text)
+            ids += written
+            weights += [1.0 if piece.candidate is None else CANDIDATE_WEIGHT] * len(written)
+            if piece.slipped is not None:
+                slips[len(ids) - 1] = int(piece.slipped)
+            # A brief one has what follows its last candidate, so that it isn't learned to end there.
+            if len(ends) == kept:
+                break
+            if piece.candidate is not None:
+                ends.append(len(ids))
+                wrongs[len(ids)] = int(piece.candidate != one.answer)
+        thought_end = ends[-1]
+        if kept == settled:
+            answer = self._answer(drawn(self.rng, self.words.answers), pieces[-1].candidate)
+            ids += [*self.encode(self.chat.closing), *chain.from_iterable(answer)]
         sample = Sample()
-        sample.add(ids, [0.0] * len(head) + [1.0] * (len(ids) - len(head)))
-        for place, wrong in slips.items():
-            sample.slip[place] = int(wrong)
-
-        # Beliefs count most where a policy decides: at the first reflections.
-        cuts = ends[:2] + self.rng.sample(ends[2:], min(3, len(ends[2:])))
-        paragraph_end = self.encode("\n\n")
-        for branch, cut in enumerate(cuts, 1):
-            style = self.rng.random()
-            gap = paragraph_end if style < 0.75 else []
-            closing = self.encode("</think>\n\n" if style < 0.25 else "\n</think>\n\n")
-            begun = len(sample.ids)
-            lead = self._graft(sample, cut, gap + closing, one.answer, branch)
-            sample.wrong[begun : begun + lead] = [wrongs[cut]] * lead
-        anywhere = self.rng.randint(len(head) + 2, thought_end)
-        self._graft(
-            sample, anywhere, self.encode("\n</think>\n\n"), one.answer, len(cuts) + 1, weight=2.0
-        )
-        if self.rng.random() < 0.15:
-            self._graft(
-                sample,
-                len(head),
-                self.encode("<think>\n\n</think>\n\n"),
-                one.answer,
-                len(cuts) + 2,
-                weight=0.5,
-            )
+        sample.add(ids, weights + [1.0] * (len(ids) - len(weights)))
+        for place, slipped in slips.items():
+            sample.slip[place] = slipped
+        self._branches(sample, one.answer, len(head), thought_end, wrongs)
         return sample
 
-    def _answer(self, result: int) -> str:
-        return chat.ANSWERS[self.rng.random() < 0.1].format(result)
+    def _branches(
+        self, sample: Sample, answer: str, begin: int, end: int, wrongs: dict[int, int]
+    ) -> None:
+        """Close the thought, which lies between two positions, behind some candidates and elsewhere."""
+        # Beliefs count most where a policy decides: at the first reflections.
+        ends = list(wrongs)
+        cuts = ends[:2] + self.rng.sample(ends[2:], min(3, len(ends[2:])))
+        for branch, cut in enumerate(cuts, 1):
+            begun = len(sample.ids)
+            lead = self._graft(sample, cut, self.rng.choice(self.chat.cuts), answer, branch)
+            sample.wrong[begun : begun + lead] = [wrongs[cut]] * lead
+        anywhere, branch = self.rng.randint(begin + 2, end), len(cuts) + 1
+        self._graft(sample, anywhere, self.chat.closing, answer, branch, ANYWHERE_WEIGHT)
+        if self.rng.random() < 0.15:
+            self._graft(sample, begin, self.chat.empty, answer, branch + 1, EMPTY_WEIGHT)
+
+    def _answer(self, wording: Answer, answer: str) -> tuple[list[int], list[int], list[int]]:
+        """What stands before an answer, the answer, and the rest of the response."""
+        written = wording.written.format(answer)
+        rest = wording.after + self.chat.stop
+        return self.encode(wording.before), self.encode(written), self.encode(rest)
 
     def _graft(
         self,
         sample: Sample,
         cut: int,
-        closing: list[int],
-        answer: int,
+        closing: str,
+        answer: str,
         branch: int,
         weight: float = BELIEF_WEIGHT,
     ) -> int:
-        """Add a branch; how many of its tokens stand before the answer's digits."""
+        """Add a branch; how many of its tokens stand before the answer itself."""
         induced = self.rng.random() < 0.5
-        before, _, _ = (chat.INDUCED.format(answer) if induced else self._answer(answer)).partition(
-            str(answer)
-        )
-        lead, digits = self.encode(before), self.encode(f"{answer}}}")
-        tail = self.encode(("" if induced or before.startswith("*") else ".") + END)
+        wording = drawn(self.rng, self.words.induced if induced else self.words.answers)
+        closed = self.encode(closing)
+        before, written, after = self._answer(wording, answer)
         weights = (
-            [0.0] * len(closing)
-            + [0.0 if induced else 0.5] * len(lead)
-            + [weight] * len(digits)
-            + [0.5] * len(tail)
+            [0.0] * len(closed)
+            + [0.0 if induced else 0.5] * len(before)
+            + [weight] * len(written)
+            + [0.5] * len(after)
         )
-        sample.add(closing + lead + digits + tail, weights, start=cut, branch=branch)
-        return len(closing) + len(lead)
+        sample.add(closed + before + written + after, weights, start=cut, branch=branch)
+        return len(closed) + len(before)
 
 
-def batches(tokenizer, seed: int, tokens: int, brief) -> Iterator[Batch]:
+def batches(task: Task, tokenizer, seed: int, tokens: int, brief) -> Iterator[Batch]:
     """Batches of about `tokens` tokens, without end. `brief()` is the share of traces to leave unfinished, now."""
     rng = random.Random(seed)
-    writer = Writer(tokenizer, rng)
+    writer = Writer(task, tokenizer, rng)
     while True:
         share = brief()
         pool = [
@@ -206,11 +214,6 @@ def batches(tokenizer, seed: int, tokens: int, brief) -> Iterator[Batch]:
             groups[-1].append(sample)
         rng.shuffle(groups)
         yield from map(_stack, groups)
-
-
-def _wrong(line: str) -> bool:
-    value, op, operand, *_, result = line.split()
-    return task.Step(op, int(operand)).apply(int(value)) != int(result)
 
 
 def _stack(samples: list[Sample]) -> Batch:

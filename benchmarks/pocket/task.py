@@ -1,290 +1,209 @@
-"""The task: chains of integer operations, thought through with slips and second looks.
+"""What a task of the pocket model is: problems that are thought through with slips and second looks.
 
 Pure standard library, so that tests and the demo can draw problems and grade answers without torch.
-
-A step is written by place value on one line, `47 + 38 = 15 + 70 = 85`. It is *hard* when its units carry or
-borrow. In the first derivation of a trace a hard step slips now and then, always by forgetting that carry or
-borrow (`15 + 70 = 75`): one wrong value, likely enough to survive sampling below temperature 1.
+A step is *hard* when it can slip. In the first derivation of a trace a hard step slips now and then, always in
+the same way: one wrong token, likely enough to survive sampling below temperature 1. Then come rounds of second
+looks, each opened by a cue. A trace may close only where its last two derivations agree, and then goes on for a
+random number of rounds: that is the overthinking which a stopping policy is meant to save.
 """
 
 from __future__ import annotations
 
 import hashlib
 import random
-import re
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import count
+from pathlib import Path
+from typing import ClassVar, TypeVar
 
-__all__ = [
-    "CUES",
-    "Derivation",
-    "Problem",
-    "Step",
-    "boxed",
-    "derive",
-    "first_candidate",
-    "grade",
-    "held_out",
-    "problem",
-    "thought",
-    "training",
-]
+from benchmarks.pocket.chat import Chat
+from policies.answers import Task as Kind
+from policies.answers import final_answer, same
 
-LARGEST = 999
+__all__ = ["Answer", "Derivation", "Piece", "Problem", "Size", "Task", "Words", "drawn"]
+
+T = TypeVar("T")
+MODELS = Path(__file__).parent / "models"
 HELD_OUT_SHARE = 32
 """One problem in this many is never trained on."""
-
-FIRST_SLIP = 0.27
-"""Probability that a hard step slips the first time; about 0.16 after sampling at temperature 0.6."""
-REPEATED_SLIP = 0.40
-"""Probability that a hard step slips again right after it slipped: errors are stubborn."""
-FRESH_SLIP = 0.05
-"""Probability that a hard step slips in a later derivation after it went well."""
-CLOSE = 0.29
-"""Probability of closing at a settled point; about 0.18 after sampling at temperature 0.6."""
-LONG, TOO_LONG = 480, 780
-"""Trace lengths, in tokens (estimated), from which closing is likelier, then certain."""
-
-CUES = ("Wait", "Hmm", "Alternatively", "But wait", "Let me double-check")
-
-_HARD_STEPS = ((0, 1, 2, 3, 4), (15, 30, 30, 17, 8))
-_STEPS = ((2, 3, 4, 5, 6), (25, 30, 22, 13, 10))
-_REFLECTIONS = (
-    ("Wait, let me check that again.", 20),
-    ("Wait, did I miss a carry?", 15),
-    ("Hmm, I should do it once more.", 15),
-    ("Alternatively, I go through it from the start.", 15),
-    ("But wait, was every step right?", 12),
-    ("Let me double-check each step.", 23),
-)
-_WORDS = {
-    "start": ("Start with {}.", "Take {}", "Compute step by step: begin at {}", "I have {}."),
-    "+": (" Add {}.", ", add {}", ", plus {}", " I add {}."),
-    "-": (" Subtract {}.", ", subtract {}", ", minus {}", " I subtract {}."),
-    "*": (" Multiply by {}.", ", multiply by {}", ", times {}", " I multiply by {}."),
-    "end": (" What is the result?", ". What do you get?", ".", " Which number do I have now?"),
-}
-
-
-@dataclass(frozen=True)
-class Step:
-    """One operation of a chain: `+`, `-` or `*`, and its operand."""
-
-    op: str
-    operand: int
-
-    def apply(self, value: int) -> int:
-        """The exact result."""
-        if self.op == "+":
-            return value + self.operand
-        return value - self.operand if self.op == "-" else value * self.operand
-
-    def slipped(self, value: int) -> int | None:
-        """The result with the carry or borrow of the units forgotten; None for an easy step."""
-        if self.op == "-":
-            return self.apply(value) + 10 if value % 10 < self.operand % 10 else None
-        units = self.parts(value, self.apply(value))[0]
-        return self.apply(value) - units // 10 * 10 or None if units >= 10 else None
-
-    def parts(self, value: int, result: int) -> list[int]:
-        """The summands by place value, units first, that are written before the result."""
-        if self.op == "-":
-            places = [result % 10, result // 10 % 10 * 10, result // 100 * 100]
-        elif self.op == "+":
-            places = [
-                value % 10 + self.operand % 10,
-                (value // 10 % 10 + self.operand // 10) * 10,
-                value // 100 * 100,
-            ]
-        else:
-            places = [
-                value % 10 * self.operand,
-                value // 10 % 10 * 10 * self.operand,
-                value // 100 * 100 * self.operand,
-            ]
-        return places if places[2] else places[:2]
 
 
 @dataclass(frozen=True)
 class Problem:
-    """A chain, the words it is asked in, and its exact answer."""
+    """A question and its exact answer, both as they are written."""
 
     prompt: str
-    answer: int
-    start: int
-    steps: tuple[Step, ...]
+    answer: str
+    key: str
+    """The problem without its wording: what is held out is held out in every phrasing."""
     hard: int
-    """How many steps are hard when nothing slips."""
-
-    @property
-    def key(self) -> str:
-        """The chain without its wording: what is held out is held out in every phrasing."""
-        return " ".join([str(self.start), *(f"{step.op} {step.operand}" for step in self.steps)])
+    """How many steps on the way to the answer are hard when nothing slips."""
 
     @property
     def held_out(self) -> bool:
         """Whether the problem is kept for evaluation."""
         return hashlib.sha256(self.key.encode()).digest()[0] % HELD_OUT_SHARE == 0
 
+    def right(self, text: str) -> bool:
+        """Whether what a response says behind its thought is right."""
+        return same(final_answer(text), self.answer)
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A run of thought. Tokens never reach over its ends."""
+
+    text: str
+    slipped: bool | None = None
+    """Of a step: whether it slipped."""
+    candidate: str | None = None
+    """Of a derivation's last piece: the answer that it came to."""
+
 
 @dataclass(frozen=True)
 class Derivation:
-    """One pass through a chain: its written lines, its candidate result, the indices of slipped steps."""
+    """One way to a candidate: its text, and the indices of slipped steps."""
 
-    lines: tuple[str, ...]
-    result: int
+    pieces: tuple[Piece, ...]
+    result: str
     slips: frozenset[int]
 
 
-def problem(rng: random.Random) -> Problem:
-    """Draw a problem: first how many steps and how many hard ones, then a chain that fits."""
-    hard = _draw(rng, *_HARD_STEPS)
-    while (count := _draw(rng, *_STEPS)) < hard:
-        pass
-    while (chain := _chain(rng, count, set(rng.sample(range(count), hard)))) is None:
-        pass
-    start, steps = chain
-    value = start
-    for step in steps:
-        value = step.apply(value)
-    return Problem(_ask(rng, start, steps), value, start, steps, hard)
+@dataclass(frozen=True)
+class Answer:
+    """A wording: what stands before an answer, how the answer itself is written, and what follows it."""
+
+    before: str
+    written: str
+    after: str = ""
+
+    def said(self, answer: str) -> str:
+        """The whole sentence."""
+        return self.before + self.written.format(answer) + self.after
 
 
-def held_out(n: int, seed: int = 0) -> list[Problem]:
-    """`n` different problems that training never saw."""
-    rng, found = random.Random(f"held-out {seed}"), {}
-    while len(found) < n:
-        one = problem(rng)
-        if one.held_out:
-            found.setdefault(one.key, one)
-    return list(found.values())
+@dataclass(frozen=True)
+class Words:
+    """What a model says around its thoughts.
 
-
-def training(rng: random.Random) -> Iterator[Problem]:
-    """Problems without end, none of them held out."""
-    while True:
-        if not (one := problem(rng)).held_out:
-            yield one
-
-
-def derive(one: Problem, rng: random.Random, before: Derivation | None = None) -> Derivation:
-    """Go through the chain once, slipping as often as a first or a later derivation (after `before`) does."""
-    value, lines, slips = one.start, [], set()
-    for index, step in enumerate(one.steps):
-        result, wrong = step.apply(value), step.slipped(value)
-        rate = (
-            FIRST_SLIP if before is None else REPEATED_SLIP if index in before.slips else FRESH_SLIP
-        )
-        if (
-            wrong is not None
-            and rng.random() < rate
-            and _stays_in_range(wrong, one.steps[index + 1 :])
-        ):
-            shown, result = (wrong if step.op == "-" else result), wrong
-            slips.add(index)
-        else:
-            shown = result
-        parts = " + ".join(map(str, step.parts(value, shown)))
-        lines.append(f"{value} {step.op} {step.operand} = {parts} = {result}")
-        value = result
-    return Derivation(tuple(lines), value, frozenset(slips))
-
-
-def thought(one: Problem, rng: random.Random) -> tuple[list[str], int]:
-    """A whole trace as paragraphs (a cue opens each but the first), and the result it settles on.
-
-    It may close only where the last two derivations agree, and then goes on for a random number of rounds:
-    that is the overthinking which a stopping policy is meant to save.
+    Wordings of answers with their weights: ``answers`` are the model's own, ``induced`` begin with the text by
+    which a gateway draws out a trial answer. ``small_talk``: prompts that are not the task, each with a thought
+    and an answer; ``refusal`` is both for any other such prompt.
     """
-    last = derive(one, rng)
-    operations = ", ".join(f"{step.op} {step.operand}" for step in one.steps)
-    paragraphs = [
-        "\n".join(
-            [
-                f"I start with {one.start}: {operations}.",
-                *last.lines,
-                f"So the result is {last.result}.",
-            ]
-        )
-    ]
-    per_round = 15 * len(one.steps) + 24
-    while True:
-        following = derive(one, rng, last)
-        agree = following.result == last.result
-        verdict = "That matches." if agree else "That differs from before."
-        opening = _draw(rng, *zip(*_REFLECTIONS, strict=True))
-        paragraphs.append(
-            "\n".join(
-                [opening, *following.lines, f"So the result is {following.result}. {verdict}"]
-            )
-        )
-        last, tokens = following, per_round * len(paragraphs)
-        chance = 1.0 if tokens > TOO_LONG else 0.5 if tokens > LONG else CLOSE
-        if agree and rng.random() < chance:
-            return paragraphs, last.result
+
+    answers: tuple[tuple[Answer, float], ...]
+    induced: tuple[tuple[Answer, float], ...]
+    system: tuple[str, ...]
+    refusal: tuple[str, str]
+    small_talk: tuple[tuple[str, str, str], ...]
+    cues: str
+    """The cues in mid-sentence and in any case, so that each is one token wherever it stands."""
 
 
-def boxed(text: str) -> int | None:
-    """The integer in the last `\\boxed{…}` of an answer; None when there is none to read."""
-    found = re.findall(r"\\boxed\{\s*(-?\d+)\s*\}", text)
-    return int(found[-1]) if found else None
+@dataclass(frozen=True)
+class Size:
+    """A model's architecture. ``doubt``: the layers after which a step's slip, then a candidate's wrongness,
+    should be visible to the layers above."""
+
+    layers: int
+    width: int
+    heads: int
+    head: int
+    inner: int
+    vocabulary: int
+    doubt: tuple[int, int]
 
 
-def grade(text: str, one: Problem) -> bool:
-    """Whether an answer (with or without its thought before it) is right."""
-    return boxed(text.rpartition("</think>")[2]) == one.answer
+class Task(ABC):
+    """Problems, thoughts and the words around them; all that training and evaluation know of a task."""
+
+    name: ClassVar[str]
+    """Names the model's folder and the report; served, every one is called "pocket"."""
+    chat: ClassVar[Chat]
+    words: ClassVar[Words]
+    size: ClassVar[Size]
+    parts: ClassVar[str]
+    """A regular expression of the texts that are never parts of one token together."""
+    cues: ClassVar[tuple[str, ...]]
+    policy: ClassVar[str]
+    """The policy whose threshold was chosen for this model."""
+    answers: ClassVar[Kind] = "boxed"
+    """What kind of trial answer suits."""
+
+    first_slip: ClassVar[float] = 0.27
+    """Probability that a hard step slips the first time; about 0.16 after sampling at temperature 0.6."""
+    repeated_slip: ClassVar[float] = 0.40
+    """Probability that a hard step slips again right after it slipped: errors are stubborn."""
+    fresh_slip: ClassVar[float] = 0.05
+    """Probability that a hard step slips in a later derivation after it went well."""
+    close: ClassVar[float] = 0.29
+    """Probability of closing at a settled point; about 0.18 after sampling at temperature 0.6."""
+    long: ClassVar[int] = 480
+    too_long: ClassVar[int] = 780
+    """Trace lengths, in tokens (estimated), from which closing is likelier, then certain."""
+
+    @abstractmethod
+    def problem(self, rng: random.Random) -> Problem:
+        """Draw a problem."""
+
+    @abstractmethod
+    def derive(
+        self, problem: Problem, rng: random.Random, before: Derivation | None = None
+    ) -> Derivation:
+        """Go through the problem once: the first time, or after a derivation with a cue for a beginning."""
+
+    @abstractmethod
+    def tokens(self, problem: Problem) -> int:
+        """About how long a derivation is."""
+
+    @abstractmethod
+    def first_candidate(self, thinking: str) -> str | None:
+        """The answer that the first derivation came to; None when there is none."""
+
+    @property
+    def model(self) -> Path:
+        """The folder of the weights."""
+        return MODELS / self.name
+
+    def held_out(self, n: int, seed: int = 0) -> list[Problem]:
+        """`n` different problems that training never saw."""
+        rng, found = random.Random(f"held-out {seed}"), {}
+        while len(found) < n:
+            one = self.problem(rng)
+            if one.held_out:
+                found.setdefault(one.key, one)
+        return list(found.values())
+
+    def training(self, rng: random.Random) -> Iterator[Problem]:
+        """Problems without end, none of them held out."""
+        while True:
+            if not (one := self.problem(rng)).held_out:
+                yield one
+
+    def thought(self, problem: Problem, rng: random.Random) -> list[Piece]:
+        """A whole trace; its last piece has the answer that it settles on."""
+        last = self.derive(problem, rng)
+        pieces = [*last.pieces]
+        for rounds in count(2):
+            following = self.derive(problem, rng, last)
+            pieces += following.pieces
+            agree, last = following.result == last.result, following
+            tokens = self.tokens(problem) * rounds
+            chance = 1.0 if tokens > self.too_long else 0.5 if tokens > self.long else self.close
+            if agree and rng.random() < chance:
+                return pieces
+        raise AssertionError
+
+    def slips(self, index: int, rng: random.Random, before: Derivation | None) -> bool:
+        """Whether the hard step slips this time."""
+        if before is None:
+            return rng.random() < self.first_slip
+        return rng.random() < (self.repeated_slip if index in before.slips else self.fresh_slip)
 
 
-def first_candidate(thinking: str) -> int | None:
-    """The result that the first derivation came to; None when there is none."""
-    found = re.search(r"result is (\d+)\.", thinking)
-    return int(found[1]) if found else None
-
-
-def _draw(rng: random.Random, values, weights):
+def drawn(rng: random.Random, weighted: tuple[tuple[T, float], ...]) -> T:
+    """One of these, by their weights."""
+    values, weights = zip(*weighted, strict=True)
     return rng.choices(values, weights)[0]
-
-
-def _chain(rng: random.Random, count: int, hard: set[int]) -> tuple[int, tuple[Step, ...]] | None:
-    """A start and steps, exactly those at the indices `hard` being hard; None when the draw led nowhere."""
-    start = value = rng.randint(11, 99)
-    steps: list[Step] = []
-    for index in range(count):
-        for _ in range(40):
-            op = rng.choices("+-*", (40, 33, 27))[0]
-            step = Step(op, rng.randint(2, 9) if op == "*" else rng.randint(11, 99))
-            result = step.apply(value)
-            # No step twice: the model finds its place in the chain by the last step it wrote.
-            if (
-                step not in steps
-                and 0 < result <= LARGEST
-                and (step.slipped(value) is not None) == (index in hard)
-            ):
-                break
-        else:
-            return None
-        steps.append(step)
-        value = result
-    value = start
-    for index, step in enumerate(steps):
-        # Every hard step must be one where a slip leaves the rest of the chain in range.
-        if index in hard and not _stays_in_range(step.slipped(value), steps[index + 1 :]):
-            return None
-        value = step.apply(value)
-    return start, tuple(steps)
-
-
-def _stays_in_range(value: int | None, steps) -> bool:
-    if value is None:
-        return False
-    for step in steps:
-        value = step.apply(value)
-        if not 0 < value <= LARGEST:
-            return False
-    return 0 < value <= LARGEST
-
-
-def _ask(rng: random.Random, start: int, steps: tuple[Step, ...]) -> str:
-    style = rng.randrange(len(_WORDS["start"]))
-    middle = "".join(_WORDS[step.op][style].format(step.operand) for step in steps)
-    return _WORDS["start"][style].format(start) + middle + _WORDS["end"][style]

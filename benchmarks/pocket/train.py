@@ -1,4 +1,4 @@
-"""Train the pocket model from scratch: `python -m benchmarks.pocket.train --minutes 60`.
+"""Train a task's model from scratch: `python -m benchmarks.pocket.train swaps --minutes 30`.
 
 Writes the model folder every few minutes, each file swapped in whole; an interrupted run goes on with `--resume`.
 """
@@ -18,15 +18,12 @@ from torch.nn import functional
 from tqdm import tqdm
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
+from benchmarks.pocket import TASKS
 from benchmarks.pocket import tokenizer as words
 from benchmarks.pocket.samples import Batch, batches
+from benchmarks.pocket.task import Task
 
-LAYERS = 5
-DOUBT_LAYERS = (2, 3)
-"""The layers after which a line's slip, then a candidate's wrongness, should be visible to the layers above."""
 DOUBT_WEIGHT = 0.3
-
-MODEL = Path(__file__).parent / "model"
 RATE = 3e-3
 """Peak learning rate."""
 WARM_UP = 0.02
@@ -35,20 +32,21 @@ SAVE_EVERY = 240
 """Seconds between two writings of the model."""
 
 
-def config(tokenizer) -> Qwen3Config:
-    """The architecture: about 2.3 million parameters."""
+def config(task: Task, tokenizer) -> Qwen3Config:
+    """The architecture, of one or two million parameters."""
+    size = task.size
     return Qwen3Config(
         vocab_size=tokenizer.get_vocab_size(),
-        hidden_size=192,
-        intermediate_size=512,
-        num_hidden_layers=LAYERS,
-        num_attention_heads=3,
-        num_key_value_heads=3,
-        head_dim=64,
+        hidden_size=size.width,
+        intermediate_size=size.inner,
+        num_hidden_layers=size.layers,
+        num_attention_heads=size.heads,
+        num_key_value_heads=size.heads,
+        head_dim=size.head,
         max_position_embeddings=4096,
         tie_word_embeddings=True,
-        eos_token_id=tokenizer.token_to_id(words.END),
-        pad_token_id=tokenizer.token_to_id(words.SPECIAL[0]),
+        eos_token_id=tokenizer.token_to_id(task.chat.stop),
+        pad_token_id=tokenizer.token_to_id(task.chat.special[0]),
         bos_token_id=None,
         attn_implementation="sdpa",
     )
@@ -57,7 +55,7 @@ def config(tokenizer) -> Qwen3Config:
 class Doubt(torch.nn.Module):
     """Used in training only: reads off a lower layer, at marked tokens, whether something went wrong there.
 
-    An answer's digits alone teach this slowly; what the model then makes of its doubt is left to those digits.
+    An answer alone teaches this slowly; what the model then makes of its doubt is left to the answer.
     """
 
     def __init__(self, model: Qwen3ForCausalLM, layer: int):
@@ -105,7 +103,7 @@ def losses(
 
 
 def optimizers(model: Qwen3ForCausalLM, doubts: torch.nn.ModuleList) -> list[torch.optim.Optimizer]:
-    """Muon for the matrices inside the layers, which learns the arithmetic in fewer steps; AdamW for the rest."""
+    """Muon for the matrices inside the layers, which learns in fewer steps; AdamW for the rest."""
     inner = [p for p in model.model.layers.parameters() if p.ndim == 2]
     known = {id(p) for p in inner}
     rest = [p for p in [*model.parameters(), *doubts.parameters()] if id(p) not in known]
@@ -132,11 +130,11 @@ def rate(progress: float) -> float:
 
 
 def brief_share(progress: float) -> float:
-    """The share of traces left unfinished: arithmetic and doubt are learned in the first derivation, the rest is copying."""
+    """The share of traces left unfinished: steps and doubt are learned in the first derivation, the rest is copying."""
     return min(0.75, 0.2 + 2.2 * (1 - progress))
 
 
-def export(model: Qwen3ForCausalLM, tokenizer, folder: Path) -> None:
+def export(model: Qwen3ForCausalLM, tokenizer, task: Task, folder: Path) -> None:
     """Write everything an engine loads, beside `folder` first, then file by file into it."""
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".writing-") as name:
@@ -144,7 +142,7 @@ def export(model: Qwen3ForCausalLM, tokenizer, folder: Path) -> None:
         copy = Qwen3ForCausalLM(model.config)
         copy.load_state_dict(model.state_dict())
         copy.to(torch.bfloat16).save_pretrained(fresh)
-        words.save(tokenizer, fresh)
+        words.save(tokenizer, task, fresh)
         settings = {
             "do_sample": True,
             "temperature": 0.6,
@@ -160,6 +158,7 @@ def export(model: Qwen3ForCausalLM, tokenizer, folder: Path) -> None:
 def main() -> None:
     """Parse the command line and train."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("task", choices=TASKS, help="what to learn")
     parser.add_argument(
         "--minutes",
         type=float,
@@ -168,26 +167,28 @@ def main() -> None:
     )
     parser.add_argument("--tokens", type=int, default=7000, help="tokens a batch")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--out", type=Path, default=MODEL, help="model folder")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--out", type=Path, help="model folder, else the task's own")
     parser.add_argument(
         "--state",
         type=Path,
-        default=Path(tempfile.gettempdir()) / "pocket-state.pt",
-        help="what --resume reads",
+        help="what --resume reads, else one file a task among the temporary ones",
     )
     parser.add_argument("--resume", action="store_true")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     torch.manual_seed(options.seed)
 
-    tokenizer = words.build()
-    model = Qwen3ForCausalLM(config(tokenizer))
-    doubts = torch.nn.ModuleList(Doubt(model, layer) for layer in DOUBT_LAYERS)
+    task = TASKS[options.task]
+    out = options.out or task.model
+    kept = options.state or Path(tempfile.gettempdir()) / f"pocket-{task.name}.pt"
+    tokenizer = words.load(out) if options.resume else words.build(task)
+    model = Qwen3ForCausalLM(config(task, tokenizer))
+    doubts = torch.nn.ModuleList(Doubt(model, layer) for layer in task.size.doubt)
     optimizing = optimizers(model, doubts)
     spent, step, seen = 0.0, 0, 0
     if options.resume:
-        state = torch.load(options.state)
+        state = torch.load(kept)
         if not grow(model, state["model"]):
             doubts.load_state_dict(state["doubts"])
             for optimizer, saved in zip(optimizing, state["optimizers"], strict=True):
@@ -201,7 +202,9 @@ def main() -> None:
     total, begun = options.minutes * 60, time.monotonic() - spent
     saved = last = time.monotonic()
     progress = spent / total
-    source = batches(tokenizer, options.seed + step, options.tokens, lambda: brief_share(progress))
+    source = batches(
+        task, tokenizer, options.seed + step, options.tokens, lambda: brief_share(progress)
+    )
     sums = torch.zeros(5)
     with tqdm(total=round(total), initial=round(spent), unit="s", mininterval=10) as bar:
         while progress < 1:
@@ -230,7 +233,7 @@ def main() -> None:
                 )
             if now - saved > SAVE_EVERY or progress >= 1:
                 saved = now
-                export(model, tokenizer, options.out)
+                export(model, tokenizer, task, out)
                 torch.save(
                     {
                         "model": model.state_dict(),
@@ -240,7 +243,7 @@ def main() -> None:
                         "step": step,
                         "seen": seen,
                     },
-                    options.state,
+                    kept,
                 )
     print(f"{step} steps, {seen:,} tokens, {(time.monotonic() - begun) / 60:.1f} minutes")
 

@@ -8,7 +8,7 @@ import sys
 import urllib.request
 from collections.abc import Iterator
 
-from benchmarks.services import ENGINE_ARGUMENTS, engine, free_port, gateway, running
+from benchmarks.services import engine, free_port, gateway, running
 
 __all__ = ["DIRECT", "FIRES", "GATEWAYS", "MODELS", "Places", "places"]
 
@@ -19,18 +19,15 @@ DIRECT = ("direct", "direct again")
 GATEWAYS = {"off": "off", "never": "never", "fires": "budget(max=6, grace=0)"}
 FIRES = GATEWAYS["fires"]
 MODELS = {"vllm": "pocket", "standin": "standin"}
-_ENGINE = (
-    *ENGINE_ARGUMENTS,
-    # Some clients send no temperature.
-    '--override-generation-config={"temperature": 0}',
-)
+# Some clients send no temperature.
+_GREEDY = '--override-generation-config={"temperature": 0}'
 
 
 @contextlib.contextmanager
 def places(upstream: str) -> Iterator[tuple[str, Places]]:
     """What stands behind them, and they. ``upstream`` is `vllm` or `standin`. The engine is asked
     twice: the second time is the control, and the first has filled its cache."""
-    start = engine(free_port(), arguments=_ENGINE) if upstream == "vllm" else _standin()
+    start = engine(free_port(), _GREEDY) if upstream == "vllm" else _standin()
     with contextlib.ExitStack() as stack:
         url = stack.enter_context(start)
         found = dict.fromkeys(DIRECT, url)

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from benchmarks.services import ENGINE_ARGUMENTS, engine, free_port, gateway, hidden_states
+from benchmarks.services import engine, free_port, gateway, hidden_states
 
 
 @pytest.fixture(scope="session")
@@ -29,7 +29,7 @@ def telling() -> Iterator[str]:
     if running := os.environ.get("TELLING_ENGINE_URL"):
         yield running
         return
-    with engine(free_port(), arguments=ENGINE_ARGUMENTS + hidden_states()) as url:
+    with engine(free_port(), *hidden_states()) as url:
         yield url
 
 

@@ -7,7 +7,7 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
-from benchmarks.services import ROOT, engine, free_port
+from benchmarks.services import ROOT, free_port, vllm
 from tests.engine.tiny import SERVED, STRAYING
 
 __all__ = ["hosted"]
@@ -28,5 +28,5 @@ def hosted(name: str, folder: Path, *arguments: str) -> Iterator[str]:
         "--block-size=32",
         f"--reasoning-parser={({**SERVED, **STRAYING})[name].parser}",
     )
-    with engine(free_port(), model=folder, arguments=(*usual, *arguments)) as url:
+    with vllm(free_port(), folder, *usual, *arguments) as url:
         yield url

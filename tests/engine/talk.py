@@ -9,12 +9,12 @@ from typing import Any
 
 import httpx
 
-from benchmarks.pocket.task import held_out
+from benchmarks.pocket import CHAINS
 from tests.exchange import CHAT, events, metric
 
 __all__ = ["PROBLEMS", "ask", "joined", "named_events", "running", "until"]
 
-PROBLEMS = [problem.prompt for problem in held_out(12)]
+PROBLEMS = [problem.prompt for problem in CHAINS.held_out(12)]
 
 
 def ask(url: str, prompt: str, **fields: Any) -> Any:

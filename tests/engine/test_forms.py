@@ -153,10 +153,11 @@ def check_place(made: dict[str, Any], places: list[str]) -> None:
 
 def judged(url: str, form: str, policy: str, **fields: Any) -> dict[str, Any]:
     """What comes of it under the policy. On a busy machine probes may not be worth their price for
-    the length of a trace: then it is asked again."""
+    the length of a trace, or much of it comes in one piece, before which there is nothing to keep:
+    then it is asked again."""
     for _ in range(4):
         made = read(ask(url, form, policy.format(next(_fresh)), **fields))
-        if made["note"]["stopped"]:
+        if made["note"]["stopped"] and made["note"]["tokens"]["reasoning"]:
             break
     return made
 

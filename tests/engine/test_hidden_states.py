@@ -15,8 +15,8 @@ from typing import Any
 import httpx
 import pytest
 
-from benchmarks.pocket.task import grade, held_out
-from benchmarks.services import LAYERS, MODEL, ROOT, free_port, gateway, hidden_states
+from benchmarks.pocket import CHAINS
+from benchmarks.services import LAYERS, ROOT, free_port, gateway, hidden_states
 from policies.hidden_states import HiddenStates
 from tests.engine.talk import PROBLEMS, ask
 
@@ -64,7 +64,7 @@ def test_they_are_the_models_own(telling: str, prompts: list[list[int]]) -> None
     layer that is named and of the last token are the nearest, and near."""
     python = ROOT / ".engine" / "bin" / "python"
     done = subprocess.run(
-        [python, "-m", "tests.engine.reference", str(MODEL)],
+        [python, "-m", "tests.engine.reference", str(CHAINS.model)],
         input=json.dumps(prompts),
         cwd=ROOT,
         check=True,
@@ -121,12 +121,12 @@ def test_greedy_answers_are_those_of_a_stock_engine(telling: str, vllm: str) -> 
 
 def test_sampled_answers_are_right_as_often(telling: str) -> None:
     """Beside speculation the CPU's own sampling is noise, unless the connector mends it."""
-    problems = held_out(24)
+    problems = CHAINS.held_out(24)
 
     def right(seed: int) -> bool:
         fields = {"temperature": 0.6, "seed": seed}
         reply = ask(telling, problems[seed].prompt, **fields)
-        return grade(reply["choices"][0]["message"]["content"] or "", problems[seed])
+        return problems[seed].right(reply["choices"][0]["message"]["content"] or "")
 
     with ThreadPoolExecutor(8) as pool:
         assert sum(pool.map(right, range(len(problems)))) >= 18
@@ -136,7 +136,7 @@ def test_lynx_stops_real_traces(telling: str, config: str) -> None:
     """From exact ids, in one response, with answers that are right."""
     with gateway(telling, free_port(), "--config", config) as url:
         assert "hidden states" not in httpx.get(f"{url}/ready").json()["missing"]
-        problems = held_out(12)
+        problems = CHAINS.held_out(12)
         with ThreadPoolExecutor(4) as pool:
             replies = list(
                 pool.map(lambda one: ask(url, one.prompt, adjourn={"delta": 0.1}), problems)
@@ -148,7 +148,7 @@ def test_lynx_stops_real_traces(telling: str, config: str) -> None:
     assert all(note["action"] == "carried-out" for note in notes if note["stopped"])
     assert all(note.get("muted") is None for note in notes)
     said = (replies[n]["choices"][0]["message"]["content"] for n in stopped)
-    right = [grade(text, problems[n]) for n, text in zip(stopped, said, strict=True)]
+    right = [problems[n].right(text) for n, text in zip(stopped, said, strict=True)]
     assert sum(right) >= len(right) - 1
 
 

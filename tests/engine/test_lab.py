@@ -11,7 +11,7 @@ import pytest
 
 from benchmarks.lab.replay import play_all
 from benchmarks.lab.tape import Tapes
-from benchmarks.pocket.task import held_out
+from benchmarks.pocket import CHAINS
 from benchmarks.services import ROOT, engine, free_port, gateway
 from policies.registry import parse
 from tests.exchange import CHAT
@@ -19,7 +19,7 @@ from tests.lab.parity import decisions, replayed, served
 
 pytestmark = pytest.mark.engine
 
-PROBLEMS = held_out(10, 3)
+PROBLEMS = CHAINS.held_out(10, 3)
 GREEDY = {"model": "pocket", "temperature": 0, "max_tokens": 900}
 
 

@@ -17,7 +17,7 @@ import pytest
 
 from benchmarks.lab.replay import play_all
 from benchmarks.lab.tape import Tapes
-from benchmarks.pocket.task import derive, held_out
+from benchmarks.pocket import CHAINS
 from benchmarks.services import ROOT, embedder, free_port, gateway, reward_model
 from policies.registry import parse
 from tests.engine.talk import PROBLEMS, ask, joined
@@ -90,7 +90,7 @@ def test_another_similarity_is_another_decision(steps: Steps) -> None:
 def test_steps_are_recorded_and_replayed(steps: Steps, vllm: str, tmp_path: Path) -> None:
     """The laboratory finds on a recording what the gateway finds."""
     prompts = tmp_path / "prompts.jsonl"
-    rows = ({"prompt": one.prompt, "answer": one.answer} for one in held_out(6))
+    rows = ({"prompt": one.prompt, "answer": one.answer} for one in CHAINS.held_out(6))
     prompts.write_text("".join(json.dumps(row) + "\n" for row in rows))
     path = tmp_path / "traces.jsonl"
     command = [str(Path(sys.executable).with_name("adjourn")), "record", str(prompts)]
@@ -107,17 +107,12 @@ def test_the_reward_tells_a_slip(rewarding: str) -> None:
     """Of two derivations of which one slipped, the one that did not is the better, read through
     the reward model's own template."""
     rng, right, tried = random.Random(1), 0, 0
-    for problem in held_out(40, seed=3):
-        good = derive(problem, rng)
-        bad = next((d for _ in range(40) if (d := derive(problem, rng)).slips), None)
+    for problem in CHAINS.held_out(40, seed=3):
+        good = CHAINS.derive(problem, rng)
+        bad = next((d for _ in range(40) if (d := CHAINS.derive(problem, rng)).slips), None)
         if bad is None or good.slips:
             continue
-        operations = ", ".join(f"{step.op} {step.operand}" for step in problem.steps)
-        head = f"I start with {problem.start}: {operations}."
-        thoughts = [
-            "\n".join([head, *derived.lines, f"So the result is {derived.result}."])
-            for derived in (good, bad)
-        ]
+        thoughts = ["".join(piece.text for piece in derived.pieces) for derived in (good, bad)]
         rewards = [reward(rewarding, problem.prompt, thought) for thought in thoughts]
         tried, right = tried + 1, right + (rewards[0] > rewards[1])
     assert tried >= 10
@@ -133,7 +128,7 @@ def reward(url: str, prompt: str, thought: str) -> float:
 @pytest.mark.parametrize("streamed", [False, True])
 def test_the_best_of_four_goes_on(rewarded: str, streamed: bool) -> None:
     """Scored by the real model when they have thought so far; the others are ended there."""
-    for problem in held_out(3):
+    for problem in CHAINS.held_out(3):
         fields = {"temperature": 0.6, "seed": 5, "stream": streamed}
         told = ask(rewarded, problem.prompt, **fields)
         note = told[-2]["adjourn"] if streamed else told["adjourn"]

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 
-from benchmarks.lab.plan import BadPlan, Plan, asked_by, needs_of, probe_of, prompts, unlike
+from benchmarks.lab.plan import BadPlan, Plan, asked_by, needs_of, probe_of, unlike
 from policies.events import Probe
 from policies.policy import Needs
 from policies.registry import BadPolicy, parse
@@ -88,28 +86,3 @@ def test_a_probe_that_is_none(written: str) -> None:
     """Only a call of a probe's class with plain values is one."""
     with pytest.raises(BadPlan):
         probe_of(written)
-
-
-def test_prompts_are_read(tmp_path: Path) -> None:
-    """Texts and conversations, with or without ids and answers; empty lines are none."""
-    path = tmp_path / "p.jsonl"
-    path.write_text(
-        '{"prompt": "1+1?", "answer": 2, "id": 5}\n\n{"messages": [{"role": "user"}], "more": 1}\n'
-    )
-    first, second = prompts(path)
-    assert (first.id, first.gold) == ("5", "2")
-    assert first.messages == [{"role": "user", "content": "1+1?"}]
-    assert second.gold is None
-    assert second.id == prompts(path)[1].id
-
-
-@pytest.mark.parametrize(
-    "line",
-    ["{}", '{"prompt": "a", "messages": []}', "[1]", "nothing", '{"prompt": "1", "id": "x"}'],
-)
-def test_a_prompt_that_is_none(tmp_path: Path, line: str) -> None:
-    """The line is named; so is a second prompt of one id."""
-    path = tmp_path / "p.jsonl"
-    path.write_text('{"prompt": "0", "id": "x"}\n' + line + "\n")
-    with pytest.raises(BadPlan, match="line 2"):
-        prompts(path)

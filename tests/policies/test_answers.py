@@ -191,6 +191,7 @@ def test_answers_that_differ(one: str, other: str) -> None:
         ("So \\boxed{1}, or rather \\boxed{\\frac{1}{2}}.", "\\frac{1}{2}"),
         ("The answer is 7.\nDone.", "7."),
         ("Answer: B", "B"),
+        ("**Final Answer**\nThe correct option is (B).", "(B)."),
         ("It is what it is.", "It is what it is."),
         ("the answer is 3? No, the answer is: 4", "4"),
         ("", ""),

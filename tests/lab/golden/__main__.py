@@ -7,7 +7,7 @@ import sys
 import msgspec
 
 from benchmarks.lab import values
-from benchmarks.pocket.task import held_out
+from benchmarks.pocket import CHAINS
 from tests.lab.golden import FOLDER
 from tests.lab.parity import decisions, served
 
@@ -26,7 +26,7 @@ for name in sys.argv[2:] or POLICIES:
             "temperature": 0,
             "max_tokens": 900,
         }
-        for problem in held_out(5, 3)
+        for problem in CHAINS.held_out(5, 3)
     ]
     sessions = served(sys.argv[1], policy, asked)
     document = {

@@ -1,0 +1,173 @@
+"""The prompts to record, from a file or a dataset of the Hugging Face hub.
+
+A row becomes a conversation by its columns' names, which are known or given.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import random
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from benchmarks.lab import hub
+from benchmarks.lab.hub import BadPrompts
+from policies.answers import final_answer
+
+__all__ = ["ANSWERS", "QUESTIONS", "BadPrompts", "Prompt", "Source", "read"]
+
+HUB = "hf:"
+QUESTIONS = ("prompt", "question", "problem", "instruction", "query", "input")
+ANSWERS = ("answer", "final_answer", "solution", "target", "label", "output")
+"""Columns by which a question and its right answer are known, the first there is."""
+_OPTIONS = ("choices", "options")
+_LETTERS = "ABCDEFGHIJ"
+_FINAL = re.compile(r"\n\s*####\s*(.+?)\s*$")
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """One conversation to record. ``gold``: its right answer, where that is known."""
+
+    id: str
+    messages: list[dict[str, Any]]
+    gold: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Where rows are, and which of them.
+
+    ``name``: a file (JSONL, CSV, Parquet) or ``hf:OWNER/DATASET``. Of a dataset, ``subset`` and
+    ``split``: else the only one, or the most usual. ``question`` and ``answer`` name columns, else
+    known ones are looked for. ``limit``: the first so many, once ``shuffle``, a seed, has put all
+    in another order.
+    """
+
+    name: str
+    subset: str | None = None
+    split: str | None = None
+    question: str | None = None
+    answer: str | None = None
+    limit: int | None = None
+    shuffle: int | None = None
+
+
+class _Row(msgspec.Struct):
+    prompt: str | None = None
+    messages: list[dict[str, Any]] | None = None
+    answer: str | int | float | None = None
+    id: str | int | None = None
+
+
+def read(source: Source) -> list[Prompt]:
+    """The prompts, in their order. Raises BadPrompts, which names the row."""
+    found: dict[str, Prompt] = {}
+    for place, row in _rows(source):
+        try:
+            prompt = _prompt(msgspec.convert(_known(row, source), _Row))
+        except (msgspec.ValidationError, BadPrompts) as error:
+            raise BadPrompts(f"{source.name}, {place}: {error}") from None
+        if prompt.id in found:
+            raise BadPrompts(f"{source.name}, {place}: a second prompt {prompt.id!r}")
+        found[prompt.id] = prompt
+    prompts = list(found.values())
+    if source.shuffle is not None:
+        random.Random(source.shuffle).shuffle(prompts)
+    return prompts[: source.limit]
+
+
+def _known(row: dict[str, Any], source: Source) -> dict[str, Any]:
+    """A row by the names that are ours."""
+    question = _column(row, source.question, QUESTIONS)
+    answer = _column(row, source.answer, ANSWERS)
+    known = {key: row[key] for key in ("id", "messages") if row.get(key) is not None}
+    if question is None and "messages" not in known:
+        raise BadPrompts(f"no question in {', '.join(row) or 'it'}: name its column by --question")
+    prompt = None if question is None else row[question]
+    gold = None if answer is None else row[answer]
+    options: list[Any] = next(
+        (row[name] for name in _OPTIONS if isinstance(row.get(name), list)), []
+    )
+    if options and isinstance(prompt, str):
+        lines = (f"({letter}) {text}" for letter, text in zip(_LETTERS, options, strict=False))
+        prompt = "\n".join([prompt, *lines])
+        gold = _LETTERS[gold] if isinstance(gold, int) and gold < len(options) else gold
+    return {**known, "prompt": prompt, "answer": _final(gold)}
+
+
+def _column(row: dict[str, Any], given: str | None, known: Sequence[str]) -> str | None:
+    if given is not None and given not in row:
+        raise BadPrompts(f"no column {given!r}: there are {', '.join(row)}")
+    return given or next((name for name in known if row.get(name) is not None), None)
+
+
+def _final(gold: Any) -> Any:
+    """A worked solution's last line, where that is set off, or the content of its last box."""
+    if isinstance(gold, str) and (marked := _FINAL.search(gold)):
+        return marked[1]
+    return final_answer(gold) if isinstance(gold, str) and "\\boxed{" in gold else gold
+
+
+def _prompt(row: _Row) -> Prompt:
+    if (row.prompt is None) == (row.messages is None):
+        raise BadPrompts('write either "prompt" or "messages"')
+    messages = row.messages or [{"role": "user", "content": row.prompt}]
+    digest = hashlib.blake2b(msgspec.json.encode(messages), digest_size=6).hexdigest()
+    gold = None if row.answer is None else str(row.answer)
+    return Prompt(digest if row.id is None else str(row.id), messages, gold)
+
+
+def _rows(source: Source) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Each with the words for where it stands."""
+    if source.name.startswith(HUB):
+        split, paths = hub.copies(source.name.removeprefix(HUB), source.subset, source.split)
+        # A dataset may ask a thing twice, so a row is known by its place.
+        for number, row in enumerate(chain.from_iterable(map(_of_parquet, paths))):
+            yield f"row {number}", {"id": f"{split}-{number}", **row}
+        return
+    if source.subset or source.split:
+        raise BadPrompts(f"{source.name} is a file: only a dataset has subsets and splits")
+    path = Path(source.name)
+    try:
+        if path.suffix == ".csv":
+            yield from _of_csv(path)
+        elif path.suffix == ".parquet":
+            for number, row in enumerate(_of_parquet(path)):
+                yield f"row {number}", row
+        else:
+            yield from _of_lines(path)
+    except OSError as error:
+        raise BadPrompts(f"{path}: {error.strerror or error}") from None
+
+
+def _of_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    for number, line in enumerate(path.read_bytes().splitlines(), start=1):
+        if line.strip():
+            try:
+                yield f"line {number}", msgspec.json.decode(line, type=dict[str, Any])
+            except msgspec.MsgspecError as error:
+                raise BadPrompts(f"{path}, line {number}: {error}") from None
+
+
+def _of_csv(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        rows = csv.DictReader(file)
+        for row in rows:
+            yield f"line {rows.line_num}", {name: value for name, value in row.items() if value}
+
+
+def _of_parquet(path: Path) -> Iterator[dict[str, Any]]:
+    with hub.installed():
+        from pyarrow import ArrowInvalid, parquet
+    try:
+        yield from parquet.read_table(path).to_pylist()
+    except ArrowInvalid as error:
+        raise BadPrompts(f"{path}: {error}") from None

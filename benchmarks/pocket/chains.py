@@ -1,0 +1,227 @@
+"""A task: chains of integer operations.
+
+A step is written by place value on one line, `47 + 38 = 15 + 70 = 85`. It is hard when its units carry or
+borrow, and slips by forgetting that carry or borrow (`15 + 70 = 75`).
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from dataclasses import dataclass
+
+from benchmarks.pocket.chat import QWEN3
+from benchmarks.pocket.task import Answer, Derivation, Piece, Problem, Size, Task, Words, drawn
+
+__all__ = ["CHAINS"]
+
+LARGEST = 999
+
+_HARD_STEPS = ((0, 1, 2, 3, 4), (15, 30, 30, 17, 8))
+_STEPS = ((2, 3, 4, 5, 6), (25, 30, 22, 13, 10))
+_REFLECTIONS = (
+    ("Wait, let me check that again.", 20),
+    ("Wait, did I miss a carry?", 15),
+    ("Hmm, I should do it once more.", 15),
+    ("Alternatively, I go through it from the start.", 15),
+    ("But wait, was every step right?", 12),
+    ("Let me double-check each step.", 23),
+)
+_PHRASES = {
+    "start": ("Start with {}.", "Take {}", "Compute step by step: begin at {}", "I have {}."),
+    "+": (" Add {}.", ", add {}", ", plus {}", " I add {}."),
+    "-": (" Subtract {}.", ", subtract {}", ", minus {}", " I subtract {}."),
+    "*": (" Multiply by {}.", ", multiply by {}", ", times {}", " I multiply by {}."),
+    "end": (" What is the result?", ". What do you get?", ".", " Which number do I have now?"),
+}
+_ONLY = "I only know chains of integer operations."
+_REFUSAL = ("This is not a chain of operations.", _ONLY)
+_GREETING = ("This is a greeting.", "Hello! Give me a chain of integer operations.")
+_FINAL = "**Final Answer**\n\\boxed{"
+
+
+@dataclass(frozen=True)
+class Step:
+    """One operation of a chain: `+`, `-` or `*`, and its operand."""
+
+    op: str
+    operand: int
+
+    def apply(self, value: int) -> int:
+        """The exact result."""
+        if self.op == "+":
+            return value + self.operand
+        return value - self.operand if self.op == "-" else value * self.operand
+
+    def slipped(self, value: int) -> int | None:
+        """The result with the carry or borrow of the units forgotten; None for an easy step."""
+        if self.op == "-":
+            return self.apply(value) + 10 if value % 10 < self.operand % 10 else None
+        units = self.parts(value, self.apply(value))[0]
+        return self.apply(value) - units // 10 * 10 or None if units >= 10 else None
+
+    def parts(self, value: int, result: int) -> list[int]:
+        """The summands by place value, units first, that are written before the result."""
+        if self.op == "-":
+            places = [result % 10, result // 10 % 10 * 10, result // 100 * 100]
+        elif self.op == "+":
+            places = [
+                value % 10 + self.operand % 10,
+                (value // 10 % 10 + self.operand // 10) * 10,
+                value // 100 * 100,
+            ]
+        else:
+            places = [
+                value % 10 * self.operand,
+                value // 10 % 10 * 10 * self.operand,
+                value // 100 * 100 * self.operand,
+            ]
+        return places if places[2] else places[:2]
+
+
+@dataclass(frozen=True)
+class Chain(Problem):
+    """A start, and the steps from it."""
+
+    start: int
+    steps: tuple[Step, ...]
+
+
+class Chains(Task):
+    """Boxed numbers, and Qwen3's markers; each second look is a paragraph that goes through all steps again."""
+
+    name = "chains"
+    chat = QWEN3
+    words = Words(
+        answers=(
+            (Answer("The result is \\boxed{", "{}}}", "."), 0.9),
+            (Answer(_FINAL, "{}}}"), 0.1),
+        ),
+        induced=((Answer("\n" + _FINAL, "{}}}"), 1),),
+        system=(
+            "You are a helpful assistant.",
+            "Think step by step.",
+            "Answer with a boxed number.",
+            "Be brief.",
+        ),
+        refusal=_REFUSAL,
+        small_talk=(
+            ("Hello", *_GREETING),
+            ("Hi", *_GREETING),
+            ("Thank you", "This is a thank you.", "You are welcome."),
+            ("Who are you?", "This asks who I am.", f"I am a pocket model. {_ONLY}"),
+            ("What is this?", *_REFUSAL),
+        ),
+        cues=" Wait Hmm Alternatively But Let, hmm, but, let",
+    )
+    size = Size(layers=5, width=192, heads=3, head=64, inner=512, vocabulary=640, doubt=(2, 3))
+    # Digits stand alone. Newlines come in pairs or alone, so that text cut or joined at one keeps its token ids.
+    parts = r"\d| [+\-*=] (?=\d)| ?\p{L}+|\n\n|\n| ?[^\s\p{L}\p{N}]+|\s|\p{N}"
+    cues = ("Wait", "Hmm", "Alternatively", "But wait", "Let me double-check")
+    policy = "deer(threshold=0.99, gate=0)"
+
+    def problem(self, rng: random.Random) -> Chain:
+        """Draw a problem: first how many steps and how many hard ones, then a chain that fits."""
+        hard = _draw(rng, *_HARD_STEPS)
+        while (count := _draw(rng, *_STEPS)) < hard:
+            pass
+        while (chain := _chain(rng, count, set(rng.sample(range(count), hard)))) is None:
+            pass
+        start, steps = chain
+        value = start
+        for step in steps:
+            value = step.apply(value)
+        key = " ".join([str(start), *(f"{step.op} {step.operand}" for step in steps)])
+        return Chain(_ask(rng, start, steps), str(value), key, hard, start, steps)
+
+    def derive(
+        self, problem: Problem, rng: random.Random, before: Derivation | None = None
+    ) -> Derivation:
+        """Line by line, from the start."""
+        assert isinstance(problem, Chain)
+        if before is None:
+            operations = ", ".join(f"{step.op} {step.operand}" for step in problem.steps)
+            opening = f"I start with {problem.start}: {operations}.\n"
+        else:
+            opening = f"\n\n{drawn(rng, _REFLECTIONS)}\n"
+        value, pieces, slips = problem.start, [Piece(opening)], set()
+        for index, step in enumerate(problem.steps):
+            result, wrong = step.apply(value), step.slipped(value)
+            slipped = (
+                wrong is not None
+                and self.slips(index, rng, before)
+                and _stays_in_range(wrong, problem.steps[index + 1 :])
+            )
+            shown = result
+            if slipped:
+                shown, result = (wrong if step.op == "-" else result), wrong
+                slips.add(index)
+            parts = " + ".join(map(str, step.parts(value, shown)))
+            line = f"{value} {step.op} {step.operand} = {parts} = {result}\n"
+            pieces.append(Piece(line, slipped=slipped))
+            value = result
+        result, verdict = str(value), ""
+        if before is not None:
+            verdict = " That matches." if result == before.result else " That differs from before."
+        pieces.append(Piece(f"So the result is {result}.{verdict}", candidate=result))
+        return Derivation(tuple(pieces), result, frozenset(slips))
+
+    def tokens(self, problem: Problem) -> int:
+        assert isinstance(problem, Chain)
+        return 15 * len(problem.steps) + 24
+
+    def first_candidate(self, thinking: str) -> str | None:
+        found = re.search(r"result is (\d+)\.", thinking)
+        return found[1] if found else None
+
+
+CHAINS = Chains()
+
+
+def _draw(rng: random.Random, values: tuple[int, ...], weights: tuple[int, ...]) -> int:
+    return rng.choices(values, weights)[0]
+
+
+def _chain(rng: random.Random, count: int, hard: set[int]) -> tuple[int, tuple[Step, ...]] | None:
+    """A start and steps, exactly those at the indices `hard` being hard; None when the draw led nowhere."""
+    start = value = rng.randint(11, 99)
+    steps: list[Step] = []
+    for index in range(count):
+        for _ in range(40):
+            op = rng.choices("+-*", (40, 33, 27))[0]
+            step = Step(op, rng.randint(2, 9) if op == "*" else rng.randint(11, 99))
+            result = step.apply(value)
+            # No step twice: the model finds its place in the chain by the last step it wrote.
+            if (
+                step not in steps
+                and 0 < result <= LARGEST
+                and (step.slipped(value) is not None) == (index in hard)
+            ):
+                break
+        else:
+            return None
+        steps.append(step)
+        value = result
+    value = start
+    for index, step in enumerate(steps):
+        # Every hard step must be one where a slip leaves the rest of the chain in range.
+        if index in hard and not _stays_in_range(step.slipped(value), steps[index + 1 :]):
+            return None
+        value = step.apply(value)
+    return start, tuple(steps)
+
+
+def _stays_in_range(value: int | None, steps) -> bool:
+    if value is None:
+        return False
+    for step in steps:
+        value = step.apply(value)
+        if not 0 < value <= LARGEST:
+            return False
+    return 0 < value <= LARGEST
+
+
+def _ask(rng: random.Random, start: int, steps: tuple[Step, ...]) -> str:
+    style = rng.randrange(len(_PHRASES["start"]))
+    middle = "".join(_PHRASES[step.op][style].format(step.operand) for step in steps)
+    return _PHRASES["start"][style].format(start) + middle + _PHRASES["end"][style]

@@ -1,0 +1,238 @@
+"""Prompts from files of three kinds and from a hub, by the columns that they have."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote
+
+import pyarrow
+import pytest
+from pyarrow import parquet
+
+from benchmarks.lab.prompts import BadPrompts, Prompt, Source, read
+from benchmarks.lab.traces import load
+from benchmarks.services import ROOT, free_port
+
+ADJOURN = Path(sys.executable).with_name("adjourn")
+BODY = {"standin": {"tokens": 60, "cues": [30], "rate": 2000, "trial": "42"}}
+ROWS = [
+    {"question": f"What is {n} + {n}?", "answer": f"Twice {n} is {2 * n}.\n#### {2 * n}"}
+    for n in range(5)
+]
+FILES = ("main/train/0000.parquet", "main/test/0000.parquet", "socratic/test/0000.parquet")
+
+
+def lines(path: Path, *rows: dict[str, Any] | str) -> Source:
+    written = (row if isinstance(row, str) else json.dumps(row) for row in rows)
+    path.write_text("".join(line + "\n" for line in written))
+    return Source(str(path))
+
+
+def test_prompts_are_read(tmp_path: Path) -> None:
+    """Texts and conversations, with or without ids and answers; empty lines are none."""
+    text, talk = {"prompt": "1+1?", "answer": 2, "id": 5}, {"messages": [{"role": "user"}], "x": 1}
+    source = lines(tmp_path / "p.jsonl", text, "", talk)
+    first, second = read(source)
+    assert first == Prompt("5", [{"role": "user", "content": "1+1?"}], "2")
+    assert second.gold is None
+    assert second.id == read(source)[1].id
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        *("{}", '{"prompt": "a", "messages": []}', "[1]", "nothing", '{"prompt": "1", "id": "x"}'),
+        *('{"prompt": 5}', '{"answer": "5"}'),
+    ],
+)
+def test_a_prompt_that_is_none(tmp_path: Path, line: str) -> None:
+    """The line is named; so is a second prompt of one id."""
+    source = lines(tmp_path / "p.jsonl", {"prompt": "0", "id": "x"}, line)
+    with pytest.raises(BadPrompts, match="line 2"):
+        read(source)
+
+
+@pytest.mark.parametrize(
+    ("row", "expected"),
+    [
+        ({"question": "Q", "answer": "So 1,000.\n#### 1,000"}, ("Q", "1,000")),
+        ({"problem": "Q", "solution": "Hence $\\boxed{\\frac{1}{2}}$."}, ("Q", "\\frac{1}{2}")),
+        ({"problem": "Q", "solution": "Hence \\boxed{1}.", "answer": "2"}, ("Q", "2")),
+        ({"input": "Q", "target": "#### is no mark in mid-line #### 3 ####"}, None),
+        ({"question": "Q", "choices": ["a", "b"], "answer": 1}, ("Q\n(A) a\n(B) b", "B")),
+        ({"question": "Q", "options": ["a", "b"], "answer": "A"}, ("Q\n(A) a\n(B) b", "A")),
+        ({"question": "Q", "options": "a, b", "answer": 1}, ("Q", "1")),
+        ({"question": "Q"}, ("Q", None)),
+    ],
+)
+def test_known_columns(
+    tmp_path: Path, row: dict[str, Any], expected: tuple[str, str | None] | None
+) -> None:
+    """Of a worked solution only the answer is kept, of an option its letter."""
+    (prompt,) = read(lines(tmp_path / "p.jsonl", row))
+    expected = expected or (row["input"], row["target"])
+    assert (prompt.messages[0]["content"], prompt.gold) == expected
+
+
+def table(path: Path, rows: list[dict[str, Any]]) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.suffix == ".parquet":
+        parquet.write_table(pyarrow.Table.from_pylist(rows), path)
+    else:
+        with path.open("w", newline="") as file:
+            writer = csv.DictWriter(file, list(rows[0]))
+            writer.writeheader()
+            writer.writerows(rows)
+    return path
+
+
+@pytest.mark.parametrize("name", ["p.csv", "p.parquet"])
+def test_a_table(tmp_path: Path, name: str) -> None:
+    """Columns by any name, a part in a random order that is the same each time."""
+    rows = [{"asked": f'"{n}",\nwhat?', "reply": n} for n in range(9)]
+    path = str(table(tmp_path / name, rows))
+    every = read(Source(path, question="asked", answer="reply"))
+    assert [(p.messages[0]["content"], p.gold) for p in every] == [
+        (row["asked"], str(row["reply"])) for row in rows
+    ]
+    some = Source(path, question="asked", answer="reply", limit=4, shuffle=3)
+    assert read(some) == read(some)
+    assert read(some) != every[:4]
+    assert {p.id for p in read(some)} < {p.id for p in every}
+
+
+@pytest.mark.parametrize(
+    ("fields", "told"),
+    [
+        ({"question": "nothing"}, "no column 'nothing': there are asked, reply"),
+        ({}, "name its column by --question"),
+        ({"split": "test"}, "only a dataset has subsets and splits"),
+    ],
+)
+def test_a_table_that_is_not_understood(tmp_path: Path, fields: dict[str, Any], told: str) -> None:
+    path = table(tmp_path / "p.csv", [{"asked": "1", "reply": "2"}])
+    with pytest.raises(BadPrompts, match=told):
+        read(Source(str(path), **fields))
+
+
+@pytest.mark.parametrize("name", ["none.jsonl", "none.csv", "none.parquet"])
+def test_a_file_that_is_not_there(tmp_path: Path, name: str) -> None:
+    with pytest.raises(BadPrompts, match="none"):
+        read(Source(str(tmp_path / name)))
+
+
+def test_a_file_that_is_no_table(tmp_path: Path) -> None:
+    (tmp_path / "p.parquet").write_text("no table")
+    with pytest.raises(BadPrompts, match=r"p\.parquet"):
+        read(Source(str(tmp_path / "p.parquet")))
+
+
+class Hub(BaseHTTPRequestHandler):
+    """As much of a hub as is asked: what a dataset holds, and its files."""
+
+    folder: Path
+
+    def do_HEAD(self) -> None:
+        self.do_GET()
+
+    def do_GET(self) -> None:
+        path = unquote(self.path)
+        if path == "/api/datasets/owner/sums/revision/refs/convert/parquet":
+            siblings = [{"rfilename": file} for file in FILES]
+            self.reply(json.dumps({"id": "owner/sums", "siblings": siblings}).encode())
+        elif "/resolve/refs/convert/parquet/" in path:
+            self.reply((self.folder / path.rpartition("/parquet/")[2]).read_bytes())
+        else:
+            self.send_response(404)
+            self.send_header("X-Error-Code", "RepoNotFound")
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+    def reply(self, body: bytes) -> None:
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.send_header("X-Repo-Commit", "0" * 40)
+        self.send_header("ETag", f'"{hashlib.sha1(body).hexdigest()}"')
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture(scope="module")
+def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A hub with one dataset, on this machine."""
+    folder = tmp_path_factory.mktemp("hub")
+    for file in FILES:
+        rows = [{**row, "question": f"{file}: {row['question']}"} for row in ROWS]
+        table(folder / file, rows)
+    handler = type("Handler", (Hub,), {"folder": folder})
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+def recorded(
+    standin: str, folder: Path, hub: str, *options: str
+) -> subprocess.CompletedProcess[str]:
+    line = [
+        str(ADJOURN), "record", *options, "--upstream", standin, "--out",
+        str(folder / "traces.jsonl"), "--body", json.dumps(BODY),
+    ]  # fmt: skip
+    env = {**os.environ, "HF_ENDPOINT": hub, "HF_HOME": str(folder / "cache")}
+    return subprocess.run(line, cwd=ROOT, capture_output=True, text=True, timeout=120, env=env)
+
+
+def test_a_dataset_by_its_name(standin: str, tmp_path: Path, hub: str) -> None:
+    """Its usual subset and its test split, of which some are recorded with their answers."""
+    ran = recorded(standin, tmp_path, hub, "hf:owner/sums", "--limit", "3")
+    assert ran.returncode == 0, ran.stderr
+    _, traces = load(tmp_path / "traces.jsonl")
+    taken = {trace.prompt: trace for trace in traces}
+    assert {name: trace.gold for name, trace in taken.items()} == {
+        "test-0": "0", "test-1": "2", "test-2": "4",
+    }  # fmt: skip
+    asked = taken["test-2"].messages[0]["content"]
+    assert asked == "main/test/0000.parquet: What is 2 + 2?"
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (("hf:owner/sums", "--subset", "other"), "no subset 'other': there are main, socratic"),
+        (("hf:owner/sums", "--split", "dev"), "no split 'dev': there are train, test"),
+        (("hf:owner/sums", "--answer", "key"), "no column 'key': there are id, question, answer"),
+        (("hf:owner/nothing",), "hf:owner/nothing: "),
+        (("hf:a/b/c",), "write hf:OWNER/DATASET"),
+    ],
+)
+def test_a_dataset_that_is_not_understood(
+    standin: str, tmp_path: Path, hub: str, options: tuple[str, ...], told: str
+) -> None:
+    """What there is instead is told; no engine is asked for anything."""
+    ran = recorded(standin, tmp_path, hub, *options)
+    assert ran.returncode == 2
+    assert told in ran.stderr
+    assert not (tmp_path / "traces.jsonl").exists()
+
+
+def test_a_hub_that_cannot_be_reached(standin: str, tmp_path: Path) -> None:
+    """At once, and with what may be done."""
+    hub = f"http://127.0.0.1:{free_port()}"
+    ran = recorded(standin, tmp_path, hub, "hf:owner/sums")
+    assert ran.returncode == 2
+    assert f"the hub at {hub} can't be reached" in ran.stderr
+    assert "HF_ENDPOINT" in ran.stderr
