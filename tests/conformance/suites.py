@@ -10,7 +10,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.services import MODEL, ROOT
+from benchmarks.pocket import CHAINS
+from benchmarks.services import ROOT
 from tests.conformance.compare import Line
 from tests.conformance.places import MODELS, Places
 
@@ -94,7 +95,7 @@ def _reported(suite: Suite, url: str, direct: str, log: Path, only: str) -> Iter
     environment = os.environ | {
         "ONLY": only,
         "DIRECT": direct,
-        "TOKENIZER": str(MODEL),
+        "TOKENIZER": str(CHAINS.model),
         "NODE_BIN": str(_NODE / "node_modules" / ".bin"),
         "PYTHONDONTWRITEBYTECODE": "1",
         "HF_HUB_OFFLINE": "1",
