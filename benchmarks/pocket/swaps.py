@@ -99,7 +99,7 @@ class Swaps(Task):
     size = Size(layers=5, width=128, heads=4, head=32, inner=384, vocabulary=608, doubt=(2, 3))
     parts = r" ?\p{L}+|\n\n|\n| ?[^\s\p{L}\p{N}]+|\s|\p{N}"
     cues = ("Hold on", "Actually", "However", "Let me verify", "Let me reconsider")
-    policy = "deer(threshold=0.95, gate=0, task='text')"
+    policy = "deer(threshold=0.99, gate=0, task='text')"
     answers = "text"
 
     def problem(self, rng: random.Random) -> Week:
