@@ -128,7 +128,7 @@ class Task(ABC):
     """A regular expression of the texts that are never parts of one token together."""
     cues: ClassVar[tuple[str, ...]]
     policy: ClassVar[str]
-    """The policy that is measured on this model, its threshold chosen on other problems or another task."""
+    """The policy that is measured on this model."""
     answers: ClassVar[Kind] = "boxed"
     """What kind of trial answer suits."""
 
