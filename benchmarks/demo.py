@@ -12,12 +12,12 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from benchmarks.client import Run, ask_all, official, progress
+from benchmarks.client import ModelResponse, openai_client, progress_bar, send_all
 from benchmarks.pocket import CHAINS
-from benchmarks.services import engine, free_port, gateway
+from benchmarks.services import free_port, start_engine, start_gateway
 from benchmarks.statistics import paired_difference, share_interval
 
-__all__ = ["main", "table"]
+__all__ = ["cost_table", "main"]
 
 console = Console()
 
@@ -38,17 +38,19 @@ def run(options: argparse.Namespace) -> None:
     port = options.port if options.serve else free_port()
     with contextlib.ExitStack() as stack:
         with console.status("starting vLLM on the CPU with the pocket model (about a minute)…"):
-            upstream = stack.enter_context(engine(free_port()))
+            upstream = stack.enter_context(start_engine(free_port()))
         hold_out = ("--hold-out", "0") if not options.serve else ()
-        url = stack.enter_context(gateway(upstream, port, "--policy", options.policy, *hold_out))
+        url = stack.enter_context(
+            start_gateway(upstream, port, "--policy", options.policy, *hold_out)
+        )
         console.print(f"vLLM at {upstream}, Adjourn at {url}, policy {options.policy}")
         if options.serve:
-            _stay(url)
+            _serve_until_interrupted(url)
         else:
             asyncio.run(_compare(url, options))
 
 
-def _stay(url: str) -> None:
+def _serve_until_interrupted(url: str) -> None:
     console.print(
         f"point any OpenAI client at {url}/v1, model [b]pocket[/b]; Ctrl-C ends it, e.g.\n"
         f"  curl {url}/v1/chat/completions -H 'content-type: application/json' -d "
@@ -61,20 +63,20 @@ def _stay(url: str) -> None:
 
 
 async def _compare(url: str, options: argparse.Namespace) -> None:
-    problems, side_by_side = CHAINS.held_out(options.problems), options.concurrency
-    with progress() as bar:
-        async with official(url) as ask:
+    problems, side_by_side = CHAINS.held_out_problems(options.problems), options.concurrency
+    with progress_bar() as bar:
+        async with openai_client(url) as ask:
             # A few first, so that neither side pays for the engine's warming up.
-            await ask_all(ask, problems[:16], "off", concurrency=8, bar=bar, label="warming up")
-            full, full_seconds = await ask_all(
+            await send_all(ask, problems[:16], "off", concurrency=8, bar=bar, label="warming up")
+            full, full_seconds = await send_all(
                 ask, problems, "off", concurrency=side_by_side, bar=bar, label="full thinking"
             )
-            ours, our_seconds = await ask_all(
+            ours, our_seconds = await send_all(
                 ask, problems, options.policy, concurrency=side_by_side, bar=bar
             )
     arms = {"full thinking": (full, full_seconds), options.policy: (ours, our_seconds)}
-    console.print(table(arms))
-    delta, low, high = paired_difference([r.right for r in ours], [r.right for r in full])
+    console.print(cost_table(arms))
+    delta, low, high = paired_difference([r.correct for r in ours], [r.correct for r in full])
     console.print(
         f"accuracy difference {100 * delta:+.1f} points, 95 % interval "
         f"[{100 * low:+.1f}, {100 * high:+.1f}]; temperature 0.6, {len(problems)} held-out "
@@ -83,7 +85,7 @@ async def _compare(url: str, options: argparse.Namespace) -> None:
     _show_example(full, ours)
 
 
-def table(arms: dict[str, tuple[list[Run], float]], samples: int = 1) -> Table:
+def cost_table(arms: dict[str, tuple[list[ModelResponse], float]], samples: int = 1) -> Table:
     """A column a policy; the first is the one that the others are compared with. ``samples``: runs
     a problem."""
     shown = Table(title="What it cost and what it brought")
@@ -91,21 +93,23 @@ def table(arms: dict[str, tuple[list[Run], float]], samples: int = 1) -> Table:
     for name in arms:
         shown.add_column(name, justify="right")
     base = next(iter(arms.values()))[0]
-    columns = [_column(runs, seconds, base, samples) for runs, seconds in arms.values()]
+    columns = [_policy_column(runs, seconds, base, samples) for runs, seconds in arms.values()]
     for row in columns[0]:
         shown.add_row(row, *(column[row] for column in columns))
     return shown
 
 
-def _column(runs: list[Run], seconds: float, base: list[Run], samples: int) -> dict[str, str]:
-    right, low, high = (100 * x for x in share_interval([r.right for r in runs], samples))
-    net, full = [r.net for r in runs], [r.net for r in base]
+def _policy_column(
+    runs: list[ModelResponse], seconds: float, base: list[ModelResponse], samples: int
+) -> dict[str, str]:
+    right, low, high = (100 * x for x in share_interval([r.correct for r in runs], samples))
+    net, full = [r.net_tokens for r in runs], [r.net_tokens for r in base]
     crt, crt_low, crt_high = paired_difference(net, full, ratio=True, samples=samples)
     cr, _, _ = paired_difference(
-        [r.completion for r in runs], [r.completion for r in base], ratio=True
+        [r.completion_tokens for r in runs], [r.completion_tokens for r in base], ratio=True
     )
     times = sorted(r.seconds for r in runs)
-    stopped = sum(bool(r.note.get("stopped")) for r in runs)
+    stopped = sum(bool(r.adjourn_field.get("stopped")) for r in runs)
 
     def mean(kind: str) -> str:
         return f"{sum(getattr(r, kind) for r in runs) / len(runs):.1f}"
@@ -114,11 +118,11 @@ def _column(runs: list[Run], seconds: float, base: list[Run], samples: int) -> d
         "right": f"{right:.1f} %",
         "  95 % interval": f"{low:.1f} to {high:.1f}",
         "stopped early": f"{100 * stopped / len(runs):.0f} %",
-        "reasoning tokens": mean("reasoning"),
-        "answer tokens, markers too": mean("answer"),
-        "probe tokens": mean("probe"),
-        "wasted tokens": mean("wasted"),
-        "net tokens": mean("net"),
+        "reasoning tokens": mean("reasoning_tokens"),
+        "answer tokens, markers too": mean("answer_tokens"),
+        "probe tokens": mean("probe_tokens"),
+        "wasted tokens": mean("wasted_tokens"),
+        "net tokens": mean("net_tokens"),
         "CR (without probes)": f"{cr:.3f}",
         "CRT (net)": f"{crt:.3f}",
         "  95 % interval ": "" if runs is base else f"{crt_low:.3f} to {crt_high:.3f}",
@@ -128,27 +132,27 @@ def _column(runs: list[Run], seconds: float, base: list[Run], samples: int) -> d
     }
 
 
-def _show_example(full: list[Run], ours: list[Run]) -> None:
+def _show_example(full: list[ModelResponse], ours: list[ModelResponse]) -> None:
     """The request that the cut shortened most, where both are right."""
     pairs = [
         (f, o)
         for f, o in zip(full, ours, strict=True)
-        if o.note.get("stopped") and f.right and o.right
+        if o.adjourn_field.get("stopped") and f.correct and o.correct
     ]
     if not pairs:
         return
-    whole, cut = max(pairs, key=lambda pair: pair[0].reasoning - pair[1].reasoning)
+    whole, cut = max(pairs, key=lambda pair: pair[0].reasoning_tokens - pair[1].reasoning_tokens)
     text = Text()
     text.append(cut.problem.prompt + "\n\n", style="bold")
     text.append(cut.reasoning_text.rstrip() + "\n")
-    note = cut.note
+    note = cut.adjourn_field
     text.append(
         f"─── cut after {note['tokens']['reasoning']} tokens: {note['reason']}"
         f", confidence {note.get('confidence', 0):.3f} ───\n",
         style="bold red",
     )
     text.append(cut.answer_text.strip() + "\n\n", style="bold green")
-    left = whole.reasoning - cut.reasoning
+    left = whole.reasoning_tokens - cut.reasoning_tokens
     text.append(f"with full thinking it went on for {left} more tokens, to the same answer:\n")
     text.append("… " + whole.reasoning_text[-400:].strip(), style="dim")
     console.print(Panel(text, title="one trace"))

@@ -17,9 +17,9 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from benchmarks.client import Asker, Run, ask_all, lean, progress
+from benchmarks.client import ModelResponse, SendProblem, lightweight_client, progress_bar, send_all
 from benchmarks.pocket import CHAINS
-from benchmarks.services import ROOT, engine, free_port, gateway
+from benchmarks.services import ROOT, free_port, start_engine, start_gateway
 from benchmarks.statistics import mean_ratio
 
 __all__ = ["main"]
@@ -39,43 +39,55 @@ def main() -> None:
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     with (
-        engine(free_port()) as upstream,
-        gateway(upstream, free_port(), "--hold-out", "0", "--log-level", "warning") as url,
+        start_engine(free_port()) as upstream,
+        start_gateway(upstream, free_port(), "--hold-out", "0", "--log-level", "warning") as url,
     ):
         asyncio.run(_measure(upstream, url, options))
 
 
 async def _measure(upstream: str, url: str, options: argparse.Namespace) -> None:
     rows = []
-    with progress() as bar:
-        async with lean(upstream) as direct, lean(url) as judged:
-            await ask_all(
-                direct, CHAINS.held_out(32), None, concurrency=16, bar=bar, label="warming up"
+    with progress_bar() as bar:
+        async with lightweight_client(upstream) as direct, lightweight_client(url) as judged:
+            await send_all(
+                direct,
+                CHAINS.held_out_problems(32),
+                None,
+                concurrency=16,
+                bar=bar,
+                label="warming up",
             )
-            await ask_all(judged, CHAINS.held_out(32), options.policy, concurrency=16, bar=bar)
+            await send_all(
+                judged, CHAINS.held_out_problems(32), options.policy, concurrency=16, bar=bar
+            )
             for concurrency, requests in _LOADS:
-                rows.append(await _load(concurrency, requests, direct, judged, bar, options))
-    _show(rows, options)
+                rows.append(
+                    await _measure_load(concurrency, requests, direct, judged, bar, options)
+                )
+    _report(rows, options)
 
 
-async def _load(
+async def _measure_load(
     concurrency: int,
     requests: int,
-    direct: Asker,
-    judged: Asker,
+    direct: SendProblem,
+    through_gateway: SendProblem,
     bar: Progress,
     options: argparse.Namespace,
 ) -> dict:
-    arms: dict[str, tuple[list[Run], list[float]]] = {"full": ([], []), "policy": ([], [])}
-    problems = CHAINS.held_out(requests * options.rounds)
+    arms: dict[str, tuple[list[ModelResponse], list[float]]] = {
+        "full": ([], []),
+        "policy": ([], []),
+    }
+    problems = CHAINS.held_out_problems(requests * options.rounds)
     for turn in range(options.rounds):
         block = problems[turn * requests : (turn + 1) * requests]
         # Each goes first in turn.
         order = ("full", "policy") if turn % 2 == 0 else ("policy", "full")
         for arm in order:
             policy = None if arm == "full" else options.policy
-            runs, seconds = await ask_all(
-                direct if arm == "full" else judged,
+            runs, seconds = await send_all(
+                direct if arm == "full" else through_gateway,
                 block,
                 policy,
                 concurrency=concurrency,
@@ -103,7 +115,7 @@ async def _load(
     }
 
 
-def _show(rows: list[dict], options: argparse.Namespace) -> None:
+def _report(rows: list[dict], options: argparse.Namespace) -> None:
     table = Table(title=f"{options.policy} against full thinking straight at the engine")
     for column in (
         "at a time", "median s, full", options.policy, "ratio [95 %]", "p95 s, full",

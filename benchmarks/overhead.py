@@ -27,20 +27,20 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from benchmarks.overhead_gateways import (
     ROOT,
     Gateway,
-    Missing,
-    gateways,
-    standin,
-    still_active,
+    GatewayNotInstalled,
+    active_streams,
+    start_gateways,
+    start_standin,
 )
 from benchmarks.overhead_load import Load, cpu_seconds
-from benchmarks.overhead_report import Measures, plot, summary, tables
+from benchmarks.overhead_report import Measurements, plot, summarize, tables
 
-NAMES = ["direct", "nginx", "adjourn", "litellm"]
-RATE = 30.0  # tokens per second of a paced stream
+GATEWAY_NAMES = ["direct", "nginx", "adjourn", "litellm"]
+TOKENS_PER_SECOND = 30.0  # tokens per second of a paced stream
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class MeasurementPlan:
     """How long everything takes, in seconds."""
 
     rounds: int = 3
@@ -58,11 +58,11 @@ class Plan:
         return self.long_tokens / self.long_rate
 
 
-QUICK = Plan(1, 1.5, 4.0, 2.0, 4.0, 1.0, 8_000, 1_500, 1_000.0)
+QUICK = MeasurementPlan(1, 1.5, 4.0, 2.0, 4.0, 1.0, 8_000, 1_500, 1_000.0)
 
 
 @dataclass(frozen=True, slots=True)
-class Task:
+class LoadTest:
     """One measurement of one gateway. ``key`` is where its results go."""
 
     key: str
@@ -70,64 +70,75 @@ class Task:
     seconds: float
 
 
-def tasks(plan: Plan, gateway: Gateway) -> Iterator[Task]:
+def load_tests(plan: MeasurementPlan, gateway: Gateway) -> Iterator[LoadTest]:
     paced = [plan.warmup, plan.warmup + plan.paced]
-    usual = {"tokens": [250, 750], "rate": RATE}  # so a request's own cost is shared by 500 tokens
+    usual = {
+        "tokens": [250, 750],
+        "rate": TOKENS_PER_SECOND,
+    }  # so a request's own cost is shared by 500 tokens
     if gateway.process is not None:
-        yield Task("cpu_32", Load(gateway.port, 32, paced, usual), paced[1])
+        yield LoadTest("cpu_32", Load(gateway.port, 32, paced, usual), paced[1])
         if gateway.name != "litellm":  # it can't keep up with 256
-            yield Task("cpu_256", Load(gateway.port, 256, paced, usual), paced[1])
+            yield LoadTest("cpu_256", Load(gateway.port, 256, paced, usual), paced[1])
     flood = [plan.warmup / 2, plan.warmup / 2 + plan.flood]
-    yield Task("flood_64", Load(gateway.port, 64, flood, {"tokens": 2_000}), flood[1])
+    yield LoadTest("flood_64", Load(gateway.port, 64, flood, {"tokens": 2_000}), flood[1])
     first = [plan.warmup, plan.warmup + plan.first]
-    short = {"tokens": [15, 45], "answer_tokens": 4, "rate": RATE}
-    yield Task("first_32", Load(gateway.port, 32, first, short, spread=1.0), first[1])
+    short = {"tokens": [15, 45], "answer_tokens": 4, "rate": TOKENS_PER_SECOND}
+    yield LoadTest("first_32", Load(gateway.port, 32, first, short, start_spread=1.0), first[1])
     if gateway.name in ("adjourn", "nginx"):
         early, late, window = 100, plan.long_tokens - plan.long_window, plan.long_window
         marks = [early, early + window, late - 100, plan.long_tokens - 100]
         steady = {"tokens": plan.long_tokens + 1_000, "rate": plan.long_rate}
-        yield Task("long", Load(gateway.port, 8, marks, steady, by_tokens=True), plan.long)
+        yield LoadTest(
+            "long", Load(gateway.port, 8, marks, steady, snapshots_by_tokens=True), plan.long
+        )
 
 
-def measure(task: Task, gateway: Gateway, upstream: int, found: Measures) -> None:
-    pids = gateway.tree()
-    load = asdict(task.load) | {"pids": pids, "give_up": 4 * task.seconds + 30}
+def measure(test: LoadTest, gateway: Gateway, upstream: int, measurements: Measurements) -> None:
+    pids = gateway.process_ids()
+    load = asdict(test.load) | {"pids": pids, "timeout": 4 * test.seconds + 30}
     command = [sys.executable, "-m", "benchmarks.overhead_load", json.dumps(load)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(f"the load on {gateway.name} failed:\n{done.stderr[-2000:]}")
     result = json.loads(done.stdout)
     name = gateway.name
-    if left := still_active(upstream):
-        found.errors[name].append(f"{task.key}: {left} streams went on after their clients left")
+    if left := active_streams(upstream):
+        measurements.errors[name].append(
+            f"{test.key}: {left} streams went on after their clients left"
+        )
     if result["errors"]:
-        found.errors[name].append(f"{task.key}: {result['errors']} x {result['error']}")
+        measurements.errors[name].append(f"{test.key}: {result['errors']} x {result['error']}")
 
     def cost(begin: int, end: int) -> float:
         """CPU microseconds per token between two marks, without what idling costs."""
-        a, b = result["marks"][begin], result["marks"][end]
-        cpu = b["cpu"] - a["cpu"] - gateway.idle * (b["seconds"] - a["seconds"])
+        a, b = result["snapshots"][begin], result["snapshots"][end]
+        cpu = b["cpu_seconds"] - a["cpu_seconds"] - gateway.idle_cpu * (b["seconds"] - a["seconds"])
         return float(cpu / max(b["tokens"] - a["tokens"], 1) * 1e6)
 
-    a, b = result["marks"][0], result["marks"][-1]
+    a, b = result["snapshots"][0], result["snapshots"][-1]
     speed = (b["tokens"] - a["tokens"]) / (b["seconds"] - a["seconds"])
-    if task.key.startswith("cpu"):
-        found.add(task.key, name, cost(0, 1))
-        share = speed / (task.load.streams * RATE)
-        found.add(f"share_{task.load.streams}", name, share)
+    if test.key.startswith("cpu"):
+        measurements.add(test.key, name, cost(0, 1))
+        share = speed / (test.load.streams * TOKENS_PER_SECOND)
+        measurements.add(f"share_{test.load.streams}", name, share)
         if share < 0.97:
-            found.errors[name].append(f"{task.key}: kept up with {share:.0%} of the tokens")
-    elif task.key == "flood_64":
-        found.add("flood_64", name, speed)
-    elif task.key == "first_32":
-        found.first[name].append([1e3 * seconds for seconds in result["first_bytes"]])
+            measurements.errors[name].append(f"{test.key}: kept up with {share:.0%} of the tokens")
+    elif test.key == "flood_64":
+        measurements.add("flood_64", name, speed)
+    elif test.key == "first_32":
+        measurements.first_byte_ms[name].append(
+            [1e3 * seconds for seconds in result["first_byte_seconds"]]
+        )
     else:
-        found.add("early", name, cost(0, 1))
-        found.add("late", name, cost(2, 3))
+        measurements.add("early", name, cost(0, 1))
+        measurements.add("late", name, cost(2, 3))
 
 
-def run(plan: Plan, names: list[str], console: Console) -> Measures:
-    found = Measures(defaultdict(lambda: defaultdict(list)), defaultdict(list), defaultdict(list))
+def run_benchmark(plan: MeasurementPlan, names: list[str], console: Console) -> Measurements:
+    found = Measurements(
+        defaultdict(lambda: defaultdict(list)), defaultdict(list), defaultdict(list)
+    )
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -139,8 +150,8 @@ def run(plan: Plan, names: list[str], console: Console) -> Measures:
         Progress(*columns, console=console) as progress,
     ):
         bar = progress.add_task("starting the gateways", total=None)
-        with standin() as upstream, gateways(names, upstream, Path(folder)) as running:
-            planned = [task for gateway in running for task in tasks(plan, gateway)]
+        with start_standin() as upstream, start_gateways(names, upstream, Path(folder)) as running:
+            planned = [task for gateway in running for task in load_tests(plan, gateway)]
             total = plan.rounds * sum(task.seconds for task in planned) + plan.idle
             progress.update(bar, total=total, description="idle")
             _measure_idle(running, plan.idle)
@@ -148,7 +159,7 @@ def run(plan: Plan, names: list[str], console: Console) -> Measures:
             for turn in range(plan.rounds):
                 for key in ("cpu_32", "cpu_256", "flood_64", "first_32", "long"):
                     for gateway in running[turn % len(running) :] + running[: turn % len(running)]:
-                        for task in tasks(plan, gateway):
+                        for task in load_tests(plan, gateway):
                             if task.key == key:
                                 what = f"round {turn + 1}/{plan.rounds} {key:9}{gateway.name}"
                                 progress.update(bar, description=what)
@@ -157,15 +168,15 @@ def run(plan: Plan, names: list[str], console: Console) -> Measures:
             for gateway in running:
                 found.versions[gateway.name] = gateway.version
                 if gateway.process is not None:
-                    found.add("memory", gateway.name, gateway.memory())
+                    found.add("memory", gateway.name, gateway.memory_mb())
     return found
 
 
 def _measure_idle(running: list[Gateway], seconds: float) -> None:
-    before = [cpu_seconds(gateway.tree()) for gateway in running]
+    before = [cpu_seconds(gateway.process_ids()) for gateway in running]
     time.sleep(seconds)
     for gateway, cpu in zip(running, before, strict=True):
-        gateway.idle = (cpu_seconds(gateway.tree()) - cpu) / seconds
+        gateway.idle_cpu = (cpu_seconds(gateway.process_ids()) - cpu) / seconds
 
 
 def main() -> None:
@@ -173,22 +184,24 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="one short round: does it all run?")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
     parser.add_argument("--rounds", type=int, help="(default: 3, quick: 1)")
-    parser.add_argument("--gateways", nargs="+", choices=NAMES, default=NAMES)
+    parser.add_argument("--gateways", nargs="+", choices=GATEWAY_NAMES, default=GATEWAY_NAMES)
     options = parser.parse_args()
     console = Console(width=None if sys.stdout.isatty() else 140)
-    plan = QUICK if options.quick else Plan()
+    plan = QUICK if options.quick else MeasurementPlan()
     if options.rounds:
-        plan = Plan(**(asdict(plan) | {"rounds": options.rounds}))
+        plan = MeasurementPlan(**(asdict(plan) | {"rounds": options.rounds}))
     try:
-        found = run(plan, [name for name in NAMES if name in options.gateways], console)
-    except Missing as missing:
+        found = run_benchmark(
+            plan, [name for name in GATEWAY_NAMES if name in options.gateways], console
+        )
+    except GatewayNotInstalled as missing:
         console.print(f"[red]Not installed.[/] {missing}\nOr leave it out with --gateways.")
         sys.exit(2)
     except RuntimeError as failure:
         console.print(f"[red]Failed.[/] {failure}", highlight=False)
         sys.exit(1)
     machine = {"system": platform.platform(), "cores": os.cpu_count(), "python": sys.version}
-    whole = {"machine": machine, "plan": asdict(plan), **summary(found)}
+    whole = {"machine": machine, "plan": asdict(plan), **summarize(found)}
     options.out.mkdir(parents=True, exist_ok=True)
     (options.out / "overhead.json").write_text(json.dumps(whole, indent=1) + "\n")
     plot(found, whole, options.out / "overhead.png")

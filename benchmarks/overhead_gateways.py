@@ -18,11 +18,11 @@ from pathlib import Path
 
 import psutil
 
-__all__ = ["Gateway", "Missing", "gateways", "standin", "still_active"]
+__all__ = ["Gateway", "GatewayNotInstalled", "active_streams", "start_gateways", "start_standin"]
 
 ROOT = Path(__file__).parent.parent
-LITELLM = "litellm[proxy]==1.106.2"
-NGINX = """
+LITELLM_REQUIREMENT = "litellm[proxy]==1.106.2"
+NGINX_CONFIG = """
 daemon off;
 worker_processes 1;
 pid {folder}/nginx.pid;
@@ -62,7 +62,7 @@ litellm_settings: {{telemetry: false, num_retries: 0}}
 """
 
 
-class Missing(Exception):
+class GatewayNotInstalled(Exception):
     """A gateway that isn't installed, and how to install it."""
 
 
@@ -74,15 +74,15 @@ class Gateway:
     port: int
     process: subprocess.Popen[bytes] | None = None
     version: str = ""
-    idle: float = 0.0  # CPU seconds per second without load
+    idle_cpu: float = 0.0  # CPU seconds per second without load
     log: Path | None = None
     pids: list[int] = field(default_factory=list)
 
-    def memory(self) -> float:
+    def memory_mb(self) -> float:
         """Resident megabytes of the whole process tree."""
-        return sum(int(psutil.Process(pid).memory_info().rss) for pid in self.tree()) / 1e6
+        return sum(int(psutil.Process(pid).memory_info().rss) for pid in self.process_ids()) / 1e6
 
-    def tree(self) -> list[int]:
+    def process_ids(self) -> list[int]:
         if self.process is None:
             return []
         top = psutil.Process(self.process.pid)
@@ -96,15 +96,17 @@ def free_port() -> int:
 
 
 @contextmanager
-def standin() -> Iterator[int]:
+def start_standin() -> Iterator[int]:
     """The stand-in's port, while it runs."""
     port = free_port()
-    with _running([sys.executable, "-m", "benchmarks.standin", "--port", str(port)], None) as it:
-        _until_ready(port, "/health", it, 20)
+    with _run_process(
+        [sys.executable, "-m", "benchmarks.standin", "--port", str(port)], None
+    ) as it:
+        _wait_until_ready(port, "/health", it, 20)
         yield port
 
 
-def still_active(port: int, patience: float = 2.0) -> int:
+def active_streams(port: int, patience: float = 2.0) -> int:
     """The stand-in's streams that nobody ended in all this time."""
     deadline = time.monotonic() + patience
     while True:
@@ -118,60 +120,64 @@ def still_active(port: int, patience: float = 2.0) -> int:
 
 
 @contextmanager
-def gateways(names: list[str], upstream: int, folder: Path) -> Iterator[list[Gateway]]:
+def start_gateways(names: list[str], upstream: int, folder: Path) -> Iterator[list[Gateway]]:
     """Start them one after the other; end each on the way out."""
     if not names:
         yield []
         return
     with (
         _STARTERS[names[0]](upstream, folder) as first,
-        gateways(names[1:], upstream, folder) as rest,
+        start_gateways(names[1:], upstream, folder) as rest,
     ):
         yield [first, *rest]
 
 
 @contextmanager
-def _direct(upstream: int, folder: Path) -> Iterator[Gateway]:
+def _no_gateway(upstream: int, folder: Path) -> Iterator[Gateway]:
     yield Gateway("direct", upstream)
 
 
 @contextmanager
-def _nginx(upstream: int, folder: Path) -> Iterator[Gateway]:
+def _start_nginx(upstream: int, folder: Path) -> Iterator[Gateway]:
     binary = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin:/usr/local/sbin")
     if binary is None:
-        raise Missing(
+        raise GatewayNotInstalled(
             "nginx: apt-get update && apt-get install -y --no-install-recommends nginx-light"
         )
     port = free_port()
     config = folder / "nginx.conf"
     user = f"user {getpass.getuser()};" if os.geteuid() == 0 else ""
-    config.write_text(NGINX.format(folder=folder, upstream=upstream, port=port, user=user))
+    config.write_text(NGINX_CONFIG.format(folder=folder, upstream=upstream, port=port, user=user))
     version = subprocess.run([binary, "-v"], capture_output=True, text=True, check=True).stderr
     command = [binary, "-c", str(config), "-p", str(folder), "-e", str(folder / "nginx-error.log")]
-    with _gateway("nginx", port, command, folder, "/health", version.split("/")[-1].strip()) as it:
+    with _start_gateway(
+        "nginx", port, command, folder, "/health", version.split("/")[-1].strip()
+    ) as it:
         yield it
 
 
 @contextmanager
-def _adjourn(upstream: int, folder: Path) -> Iterator[Gateway]:
+def _start_adjourn(upstream: int, folder: Path) -> Iterator[Gateway]:
     binary = ROOT / ".venv" / "bin" / "adjourn"
     if not binary.exists():
-        raise Missing("adjourn: make install")
+        raise GatewayNotInstalled("adjourn: make install")
     port = free_port()
     to = f"http://127.0.0.1:{upstream}"
     command = [str(binary), "serve", "--upstream", to, "--port", str(port), "--policy", "deer"]
-    with _gateway("adjourn", port, command, folder, "/ready") as it:
+    with _start_gateway("adjourn", port, command, folder, "/ready") as it:
         yield it
 
 
 @contextmanager
-def _litellm(upstream: int, folder: Path) -> Iterator[Gateway]:
+def _start_litellm(upstream: int, folder: Path) -> Iterator[Gateway]:
     home = ROOT / ".bench" / "litellm"
     if not (home / "bin" / "litellm").exists():
         uv = str(ROOT / "scripts" / "uv")
         python = ["--python", str(home / "bin" / "python")]
         subprocess.run([uv, "venv", "--quiet", "--python", sys.executable, str(home)], check=True)
-        subprocess.run([uv, "pip", "install", "--system-certs", *python, LITELLM], check=True)
+        subprocess.run(
+            [uv, "pip", "install", "--system-certs", *python, LITELLM_REQUIREMENT], check=True
+        )
     port = free_port()
     config = folder / "litellm.yaml"
     config.write_text(LITELLM_CONFIG.format(upstream=upstream))
@@ -183,16 +189,23 @@ def _litellm(upstream: int, folder: Path) -> Iterator[Gateway]:
         "LITELLM_LOG": "ERROR",
         "LITELLM_DANGEROUSLY_PERMIT_WEAK_OR_UNSET_MASTER_KEY": "true",
     }
-    version = LITELLM.split("==")[-1]
-    with _gateway("litellm", port, command, folder, "/health/liveliness", version, settings) as it:
+    version = LITELLM_REQUIREMENT.split("==")[-1]
+    with _start_gateway(
+        "litellm", port, command, folder, "/health/liveliness", version, settings
+    ) as it:
         yield it
 
 
-_STARTERS = {"direct": _direct, "nginx": _nginx, "adjourn": _adjourn, "litellm": _litellm}
+_STARTERS = {
+    "direct": _no_gateway,
+    "nginx": _start_nginx,
+    "adjourn": _start_adjourn,
+    "litellm": _start_litellm,
+}
 
 
 @contextmanager
-def _gateway(
+def _start_gateway(
     name: str,
     port: int,
     command: list[str],
@@ -202,15 +215,15 @@ def _gateway(
     environment: dict[str, str] | None = None,
 ) -> Iterator[Gateway]:
     log = folder / f"{name}.log"
-    with _running(command, log, environment) as process:
-        _until_ready(port, ready, process, 180, log)
+    with _run_process(command, log, environment) as process:
+        _wait_until_ready(port, ready, process, 180, log)
         gateway = Gateway(name, port, process, version, log=log)
-        _streams(gateway)
+        _check_streaming(gateway)
         yield gateway
 
 
 @contextmanager
-def _running(
+def _run_process(
     command: list[str], log: Path | None, environment: dict[str, str] | None = None
 ) -> Iterator[subprocess.Popen[bytes]]:
     with open(log or os.devnull, "wb") as output:
@@ -228,10 +241,10 @@ def _running(
         if process.poll() is None:
             family += [child.pid for child in psutil.Process(process.pid).children(recursive=True)]
             process.terminate()
-        _end(process, family)
+        _terminate(process, family)
 
 
-def _end(process: subprocess.Popen[bytes], family: list[int]) -> None:
+def _terminate(process: subprocess.Popen[bytes], family: list[int]) -> None:
     try:
         process.wait(10)
     except subprocess.TimeoutExpired:
@@ -242,7 +255,7 @@ def _end(process: subprocess.Popen[bytes], family: list[int]) -> None:
             psutil.Process(pid).terminate()
 
 
-def _until_ready(
+def _wait_until_ready(
     port: int,
     path: str,
     process: subprocess.Popen[bytes],
@@ -267,7 +280,7 @@ def _until_ready(
     raise RuntimeError(f"{process.args!r} was not ready on {path}\n{tail}")
 
 
-def _streams(gateway: Gateway) -> None:
+def _check_streaming(gateway: Gateway) -> None:
     """One stream through it, or no measurement is worth its time."""
     connection = http.client.HTTPConnection("127.0.0.1", gateway.port, timeout=30)
     asked = {

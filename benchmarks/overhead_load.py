@@ -19,11 +19,11 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, cast
 
-__all__ = ["Load", "Mark", "Result", "cpu_seconds"]
+__all__ = ["Load", "LoadResult", "Snapshot", "cpu_seconds"]
 
-TOKEN = b"data: {"
-END = b"0\r\n\r\n"
-POLL = 0.01
+EVENT_PREFIX = b"data: {"
+BODY_END = b"0\r\n\r\n"
+POLL_SECONDS = 0.01
 
 
 def cpu_seconds(pids: list[int]) -> float:
@@ -46,44 +46,46 @@ class Load:
 
     port: int
     streams: int
-    marks: Sequence[float]
+    snapshots_at: Sequence[float]
     standin: dict[str, Any]
     pids: list[int] = field(default_factory=list)
-    by_tokens: bool = False
-    spread: float = 0.5  # seconds over which the streams begin
-    words: int = 300  # in the prompt
+    snapshots_by_tokens: bool = False
+    start_spread: float = 0.5  # seconds over which the streams begin
+    prompt_words: int = 300  # in the prompt
     model: str = "standin"
-    give_up: float = 120.0  # seconds
+    timeout: float = 120.0  # seconds
 
 
 @dataclass(slots=True)
-class Mark:
+class Snapshot:
     seconds: float
     tokens: int
-    cpu: float
+    cpu_seconds: float
 
 
 @dataclass(slots=True)
-class Result:
-    marks: list[Mark] = field(default_factory=list)
-    first_bytes: list[float] = field(default_factory=list)  # seconds; those behind the first mark
+class LoadResult:
+    snapshots: list[Snapshot] = field(default_factory=list)
+    first_byte_seconds: list[float] = field(
+        default_factory=list
+    )  # seconds; those behind the first mark
     requests: int = 0
     errors: int = 0
     error: str | None = None
 
 
-class Run:
+class LoadGenerator:
     """One load on its way."""
 
     def __init__(self, load: Load) -> None:
         self.load = load
-        self.result = Result()
+        self.result = LoadResult()
         self.tokens = 0
-        self.over = False
+        self.is_finished = False
         self._rng = random.Random(0)
-        self._prompt = " ".join(f"word{i % 50}" for i in range(load.words))
+        self._prompt = " ".join(f"word{i % 50}" for i in range(load.prompt_words))
 
-    def request(self) -> bytes:
+    def build_request(self) -> bytes:
         standin = dict(self.load.standin)
         if isinstance(standin["tokens"], list):
             low, high = standin["tokens"]
@@ -105,73 +107,73 @@ class Run:
             b"Content-Length: %d\r\n\r\n" % len(body)
         ) + body
 
-    async def run(self) -> Result:
+    async def run(self) -> LoadResult:
         loop = asyncio.get_running_loop()
         start = loop.time()
-        streams: list[Stream] = []
-        opening = asyncio.ensure_future(self._open(streams))
-        for mark in self.load.marks:
-            while not self._reached(mark, loop.time() - start):
-                if loop.time() - start > self.load.give_up:
-                    self.failed(f"mark {mark:g} not reached in {self.load.give_up:g} s")
+        streams: list[StreamConnection] = []
+        opening = asyncio.ensure_future(self._open_streams(streams))
+        for mark in self.load.snapshots_at:
+            while not self._has_reached(mark, loop.time() - start):
+                if loop.time() - start > self.load.timeout:
+                    self.record_failure(f"mark {mark:g} not reached in {self.load.timeout:g} s")
                     break
-                await asyncio.sleep(POLL)
-            self._note(loop.time() - start)
-        self.over = True
+                await asyncio.sleep(POLL_SECONDS)
+            self._take_snapshot(loop.time() - start)
+        self.is_finished = True
         opening.cancel()
         for stream in streams:
             stream.transport.abort()
         return self.result
 
-    async def _open(self, streams: list[Stream]) -> None:
+    async def _open_streams(self, streams: list[StreamConnection]) -> None:
         loop = asyncio.get_running_loop()
         for _ in range(self.load.streams):
             _, stream = await loop.create_connection(
-                lambda: Stream(self), "127.0.0.1", self.load.port
+                lambda: StreamConnection(self), "127.0.0.1", self.load.port
             )
             streams.append(stream)
-            await asyncio.sleep(self.load.spread / self.load.streams)
+            await asyncio.sleep(self.load.start_spread / self.load.streams)
 
-    def _reached(self, mark: float, seconds: float) -> bool:
-        if self.load.by_tokens:
+    def _has_reached(self, mark: float, seconds: float) -> bool:
+        if self.load.snapshots_by_tokens:
             return self.tokens >= mark * self.load.streams
         return seconds >= mark
 
-    def _note(self, seconds: float) -> None:
-        if not self.result.marks:
-            self.result.first_bytes.clear()
-        self.result.marks.append(Mark(seconds, self.tokens, cpu_seconds(self.load.pids)))
+    def _take_snapshot(self, seconds: float) -> None:
+        if not self.result.snapshots:
+            self.result.first_byte_seconds.clear()
+        self.result.snapshots.append(Snapshot(seconds, self.tokens, cpu_seconds(self.load.pids)))
 
-    def failed(self, what: str) -> None:
-        if not self.over:
+    def record_failure(self, message: str) -> None:
+        if not self.is_finished:
             self.result.errors += 1
-            self.result.error = self.result.error or what
+            self.result.error = self.result.error or message
 
 
-class Stream(asyncio.Protocol):
+class StreamConnection(asyncio.Protocol):
     """A connection that asks, reads to the end, and asks again."""
 
-    def __init__(self, run: Run) -> None:
-        self._run = run
+    def __init__(self, generator: LoadGenerator) -> None:
+        self._generator = generator
         self._head = b""
         self._in_body = False
-        self._waiting = True
+        self._awaits_first_byte = True
         self._tail = b""
-        self._sent = 0.0
+        self._sent_at = 0.0
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast(asyncio.Transport, transport)
-        self._ask()
+        self._send_request()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._run.failed(f"connection lost: {exc}")
+        self._generator.record_failure(f"connection lost: {exc}")
 
-    def _ask(self) -> None:
+    def _send_request(self) -> None:
         self._head, self._tail = b"", b""
-        self._in_body, self._waiting = False, True
-        self._run.result.requests += 1
-        request = self._run.request()
-        self._sent = time.perf_counter()
+        self._in_body, self._awaits_first_byte = False, True
+        self._generator.result.requests += 1
+        request = self._generator.build_request()
+        self._sent_at = time.perf_counter()
         self.transport.write(request)
 
     def data_received(self, data: bytes) -> None:
@@ -182,20 +184,22 @@ class Stream(asyncio.Protocol):
                 return
             self._in_body = True
             if not head.startswith(b"HTTP/1.1 200"):
-                self._run.failed((head[:40] + b" " + data[:300]).decode("utf-8", "replace"))
+                self._generator.record_failure(
+                    (head[:40] + b" " + data[:300]).decode("utf-8", "replace")
+                )
                 self.transport.abort()
                 return
         if not data:
             return
-        if self._waiting:
-            self._waiting = False
-            self._run.result.first_bytes.append(time.perf_counter() - self._sent)
-        overlap = len(TOKEN) - 1
+        if self._awaits_first_byte:
+            self._awaits_first_byte = False
+            self._generator.result.first_byte_seconds.append(time.perf_counter() - self._sent_at)
+        overlap = len(EVENT_PREFIX) - 1
         edge = self._tail + data[:overlap]
-        self._run.tokens += data.count(TOKEN) + edge.count(TOKEN)
+        self._generator.tokens += data.count(EVENT_PREFIX) + edge.count(EVENT_PREFIX)
         self._tail = (self._tail + data[-overlap:])[-overlap:]
-        if self._tail.endswith(END) and not self._run.over:
-            self._ask()
+        if self._tail.endswith(BODY_END) and not self._generator.is_finished:
+            self._send_request()
 
 
 def main() -> None:
@@ -207,8 +211,8 @@ def main() -> None:
     gc.disable()
     load = Load(**json.loads(sys.argv[1]))
 
-    async def start() -> Result:
-        return await Run(load).run()
+    async def start() -> LoadResult:
+        return await LoadGenerator(load).run()
 
     print(json.dumps(asdict(run(start()))))
 

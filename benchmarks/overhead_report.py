@@ -10,17 +10,17 @@ from typing import Any
 import numpy as np
 from rich.table import Table
 
-__all__ = ["Measures", "plot", "summary", "tables"]
+__all__ = ["Measurements", "plot", "summarize", "tables"]
 
 RESAMPLES = 2_000
 
 
 @dataclass(slots=True)
-class Measures:
+class Measurements:
     """What was measured: a value per round, or milliseconds to the first byte per round."""
 
     values: dict[str, dict[str, list[float]]]
-    first: dict[str, list[list[float]]]
+    first_byte_ms: dict[str, list[list[float]]]
     errors: dict[str, list[str]]
     versions: dict[str, str] = field(default_factory=dict)
 
@@ -32,12 +32,12 @@ class Measures:
 class Goal:
     """A number to reach, at most or at least."""
 
-    what: str
+    description: str
     key: str
     limit: float
     at_most: bool = True
 
-    def met(self, value: float) -> bool:
+    def is_met(self, value: float) -> bool:
         return value <= self.limit if self.at_most else value >= self.limit
 
 
@@ -52,15 +52,15 @@ GOALS = [
 ]
 
 
-def _interval(values: list[float]) -> dict[str, float]:
+def _median_and_range(values: list[float]) -> dict[str, float]:
     """The median of the rounds, and their range."""
     return {"median": float(np.median(values)), "low": min(values), "high": max(values)}
 
 
-def _added(found: Measures, name: str, percent: float) -> dict[str, float]:
+def _added_latency(measurements: Measurements, name: str, percent: float) -> dict[str, float]:
     """What a gateway adds to a percentile of the time to first token: a bootstrap over all."""
     rng = np.random.default_rng(0)
-    through, direct = (np.concatenate(found.first[key]) for key in (name, "direct"))
+    through, direct = (np.concatenate(measurements.first_byte_ms[key]) for key in (name, "direct"))
 
     def drawn(sample: np.ndarray) -> np.ndarray:
         picked = rng.integers(0, len(sample), (RESAMPLES, len(sample)))
@@ -72,44 +72,46 @@ def _added(found: Measures, name: str, percent: float) -> dict[str, float]:
     return {"median": float(value), "low": float(low), "high": float(high)}
 
 
-def summary(found: Measures) -> dict[str, Any]:
+def summarize(measurements: Measurements) -> dict[str, Any]:
     """Each gateway's numbers, its ratios to the others in the same round, and the goals."""
-    rows: dict[str, dict[str, dict[str, float]]] = {name: {} for name in found.versions}
-    for key, by_name in found.values.items():
+    rows: dict[str, dict[str, dict[str, float]]] = {name: {} for name in measurements.versions}
+    for key, by_name in measurements.values.items():
         for name, values in by_name.items():
-            rows[name][key] = _interval(values)
+            rows[name][key] = _median_and_range(values)
             for other in ("nginx", "litellm"):
                 if other != name and other in by_name:
                     ratios = [a / b for a, b in zip(values, by_name[other], strict=True)]
-                    rows[name][f"{key} / {other}"] = _interval(ratios)
-    for name, early in found.values["early"].items():
-        late = found.values["late"][name]
-        rows[name]["late / early"] = _interval([b / a for a, b in zip(early, late, strict=True)])
-    for name, rounds in found.first.items():
+                    rows[name][f"{key} / {other}"] = _median_and_range(ratios)
+    for name, early in measurements.values["early"].items():
+        late = measurements.values["late"][name]
+        rows[name]["late / early"] = _median_and_range(
+            [b / a for a, b in zip(early, late, strict=True)]
+        )
+    for name, rounds in measurements.first_byte_ms.items():
         for percent in (50, 99):
             here = [float(np.percentile(times, percent)) for times in rounds]
-            rows[name][f"first p{percent}"] = _interval(here)
-            if name != "direct" and "direct" in found.first:
-                rows[name][f"added p{percent}"] = _added(found, name, percent)
+            rows[name][f"first p{percent}"] = _median_and_range(here)
+            if name != "direct" and "direct" in measurements.first_byte_ms:
+                rows[name][f"added p{percent}"] = _added_latency(measurements, name, percent)
     ours = rows.get("adjourn", {})
     return {
-        "versions": found.versions,
-        "errors": dict(found.errors),
+        "versions": measurements.versions,
+        "errors": dict(measurements.errors),
         "numbers": rows,
         "goals": [
             {
-                "goal": goal.what,
+                "goal": goal.description,
                 "limit": goal.limit,
                 "at_most": goal.at_most,
                 "reached": ours.get(goal.key),
-                "met": goal.met(ours[goal.key]["median"]) if goal.key in ours else None,
+                "met": goal.is_met(ours[goal.key]["median"]) if goal.key in ours else None,
             }
             for goal in GOALS
         ],
-        "rounds": {key: dict(by_name) for key, by_name in found.values.items()},
+        "rounds": {key: dict(by_name) for key, by_name in measurements.values.items()},
         "first_bytes_ms": {
             name: [[round(ms, 3) for ms in times] for times in rounds]
-            for name, rounds in found.first.items()
+            for name, rounds in measurements.first_byte_ms.items()
         },
     }
 
@@ -133,7 +135,7 @@ _COLUMNS = {
 }
 
 
-def _text(value: dict[str, float] | None, *, brief: bool = False) -> str:
+def _format_value(value: dict[str, float] | None, *, brief: bool = False) -> str:
     if value is None:
         return "-"
 
@@ -145,14 +147,14 @@ def _text(value: dict[str, float] | None, *, brief: bool = False) -> str:
     return f"{number(value['median'])}\n{number(value['low'])} to {number(value['high'])}"
 
 
-def tables(whole: dict[str, Any]) -> Iterator[Table]:
-    rows = whole["numbers"]
+def tables(report: dict[str, Any]) -> Iterator[Table]:
+    rows = report["numbers"]
     table = Table(title="Medians of the rounds, with their range (added: 95 % interval)")
     table.add_column("gateway")
     for title in _COLUMNS.values():
         table.add_column(title, justify="right")
     for name, row in rows.items():
-        table.add_row(name, *(_text(row.get(key)) for key in _COLUMNS))
+        table.add_row(name, *(_format_value(row.get(key)) for key in _COLUMNS))
     yield table
 
     table = Table(title="Ratios within a round")
@@ -166,34 +168,36 @@ def tables(whole: dict[str, Any]) -> Iterator[Table]:
     for key in keys:
         table.add_column(key.replace(" / ", "\nx "), justify="right")
     for name, row in rows.items():
-        table.add_row(name, *(_text(row.get(key)) for key in keys))
+        table.add_row(name, *(_format_value(row.get(key)) for key in keys))
     yield table
 
     table = Table(title="Goals for adjourn")
     for title in ("goal", "limit", "reached", ""):
         table.add_column(title, justify="left" if title == "goal" else "right")
-    for goal in whole["goals"]:
+    for goal in report["goals"]:
         verdict = {None: "-", True: "[green]met[/]", False: "[red]missed[/]"}[goal["met"]]
         limit = f"{'≤' if goal['at_most'] else '≥'} {goal['limit']:.3g}"
-        table.add_row(goal["goal"], limit, _text(goal["reached"]).replace("\n", "  "), verdict)
+        table.add_row(
+            goal["goal"], limit, _format_value(goal["reached"]).replace("\n", "  "), verdict
+        )
     yield table
 
 
-def plot(found: Measures, whole: dict[str, Any], path: Path) -> None:
+def plot(measurements: Measurements, report: dict[str, Any], path: Path) -> None:
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot, ticker
 
     figure, (costs, waits, speeds) = pyplot.subplots(1, 3, figsize=(13, 4), layout="constrained")
-    rows = whole["numbers"]
+    rows = report["numbers"]
     spots: list[tuple[str, str]] = [
         (key, name) for key in ("cpu_32", "cpu_256") for name in rows if key in rows[name]
     ]
-    _bars(costs, rows, spots)
+    _plot_bars(costs, rows, spots)
     costs.set_yscale("log")
     costs.set_title("CPU per streamed token, µs (32 and 256 paced streams)")
-    for name, rounds in found.first.items():
+    for name, rounds in measurements.first_byte_ms.items():
         times = np.sort(np.concatenate(rounds))
         waits.plot(
             times, np.arange(1, len(times) + 1) / len(times), label=name, color=_COLOURS[name]
@@ -202,7 +206,7 @@ def plot(found: Measures, whole: dict[str, Any], path: Path) -> None:
     waits.set_title("Time to first token at 32 streams, ms")
     waits.set_ylabel("share of requests")
     waits.legend(frameon=False)
-    _bars(speeds, rows, [("flood_64", name) for name in rows if "flood_64" in rows[name]])
+    _plot_bars(speeds, rows, [("flood_64", name) for name in rows if "flood_64" in rows[name]])
     speeds.set_yscale("log")
     speeds.set_title("Tokens per second, 64 unpaced streams")
     plain = ticker.FuncFormatter(lambda value, _: f"{value:,g}")
@@ -217,14 +221,14 @@ def plot(found: Measures, whole: dict[str, Any], path: Path) -> None:
     pyplot.close(figure)
 
 
-def _bars(axes: Any, rows: dict[str, Any], spots: list[tuple[str, str]]) -> None:
+def _plot_bars(axes: Any, rows: dict[str, Any], spots: list[tuple[str, str]]) -> None:
     for place, (key, name) in enumerate(spots):
         value = rows[name][key]
         middle = value["median"]
         spread = [[middle - value["low"]], [value["high"] - middle]]
         axes.bar(place, middle, yerr=spread, color=_COLOURS[name], capsize=3)
         axes.annotate(
-            _text(value, brief=True),
+            _format_value(value, brief=True),
             (place, value["high"]),
             xytext=(0, 3),
             textcoords="offset points",

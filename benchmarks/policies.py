@@ -24,25 +24,25 @@ from benchmarks.lab.baselines import Baselines
 from benchmarks.lab.comparison import compare
 from benchmarks.lab.grid import expand
 from benchmarks.lab.plot import plot
-from benchmarks.lab.points import Point, best
-from benchmarks.lab.report import table
-from benchmarks.lab.tape import Tapes
+from benchmarks.lab.points import Point, select_best
+from benchmarks.lab.report import comparison_table
+from benchmarks.lab.tape import ReplayDataset
 from benchmarks.pocket import CHAINS, TASKS
 from benchmarks.pocket.task import Task
-from benchmarks.services import ROOT, engine, free_port, hidden_states
+from benchmarks.services import ROOT, free_port, hidden_state_arguments, start_engine
 
-__all__ = ["RECORDINGS", "asking", "main", "winners"]
+__all__ = ["RECORDINGS", "best_per_policy", "main", "with_answer_kind"]
 
-_LEARNED = (
+_LEARNED_OPTIONS = (
     "bias=2.5646, confidence=0.7314, first=0.2399, agreement=0.1501, changes=-0.7772, "
     "position=-0.6839, cues=1.0801"
 )
 """What `adjourn learn` made of 800 other problems (those of seed 1)."""
-_STATES = "states"
+_HIDDEN_STATES = "states"
 RECORDINGS = {
     "cues": (
         "deer(threshold={0.9,0.95,0.97,0.98,0.985,0.99,0.992,0.995}, gate=0)",
-        f"learned(threshold={{0.9,0.95,0.96,0.97,0.98,0.99}}, {_LEARNED})",
+        f"learned(threshold={{0.9,0.95,0.96,0.97,0.98,0.99}}, {_LEARNED_OPTIONS})",
         "first-try(easy={1,2,3}, hard=3)",
         "budget(max={200,300,400,600})",
         "all_of(deer(threshold={0.95,0.98}, gate=0), first-try(easy=2, hard=2))",
@@ -60,7 +60,7 @@ RECORDINGS = {
         "cusum(reference={0.05,0.1,0.2}, threshold={12,24,36})",
         "deviation(window={64,128}, threshold={1.1,1.2,1.5})",
     ),
-    _STATES: ("lynx(probe='benchmarks/pocket/lynx.json', delta={0.01,0.02,0.05,0.1,0.2})",),
+    _HIDDEN_STATES: ("lynx(probe='benchmarks/pocket/lynx.json', delta={0.01,0.02,0.05,0.1,0.2})",),
 }
 """By what is looked at. The one of tokens needs log-probabilities with every token; that of hidden
 states needs an engine that tells them, whose traces are others of the same problems."""
@@ -82,34 +82,36 @@ def main() -> None:
     options.traces.mkdir(parents=True, exist_ok=True)
     task, out = TASKS[options.task], options.out / options.task
     prompts = options.traces / f"{task.name}-{options.problems}-{options.seed}.jsonl"
-    prompts.write_text(_prompts(task, options.problems, options.seed))
+    prompts.write_text(_prompt_lines(task, options.problems, options.seed))
     # What reads hidden states was learned from those of the first model.
-    wanted = options.recordings or [n for n in RECORDINGS if task is CHAINS or n != _STATES]
-    groups = {name: asking(RECORDINGS[name], task) for name in wanted}
+    wanted = options.recordings or [n for n in RECORDINGS if task is CHAINS or n != _HIDDEN_STATES]
+    groups = {name: with_answer_kind(RECORDINGS[name], task) for name in wanted}
     chosen: list[Point] = []
     for telling in (False, True):
-        names = [name for name in groups if (name == _STATES) is telling]
+        names = [name for name in groups if (name == _HIDDEN_STATES) is telling]
         if not names:
             continue
-        with engine(free_port(), *(hidden_states() if telling else ()), task=task) as url:
+        with start_engine(
+            free_port(), *(hidden_state_arguments() if telling else ()), task=task
+        ) as url:
             for name in names:
-                traces = _recording(prompts, name, options.samples)
+                traces = _recording_path(prompts, name, options.samples)
                 _record(url, prompts, traces, groups[name], options.samples, options.concurrency)
     for name, group in groups.items():
-        traces = _recording(prompts, name, options.samples)
+        traces = _recording_path(prompts, name, options.samples)
         points = compare(traces, group, traces.with_suffix(""), TOLERANCE, console=console)
-        chosen += [p for p in points if p.baseline and not chosen] + winners(points)
-    marked = best(chosen, TOLERANCE)
-    console.print(table(chosen, marked))
+        chosen += [p for p in points if p.is_baseline and not chosen] + best_per_policy(points)
+    marked = select_best(chosen, TOLERANCE)
+    console.print(comparison_table(chosen, marked))
     out.mkdir(parents=True, exist_ok=True)
-    first = _recording(prompts, wanted[0], options.samples)
-    plot(chosen, Baselines(Tapes(first)), marked, out / "pareto.png")
-    names = ("name", "net", "probes", "stopped", "place")
+    first = _recording_path(prompts, wanted[0], options.samples)
+    plot(chosen, Baselines(ReplayDataset(first)), marked, out / "pareto.png")
+    names = ("name", "net_tokens", "probes_per_trace", "stopped_share", "stop_fraction")
     rows = [
         {name: getattr(point, name) for name in names}
         | {
             name: (estimate.value, estimate.low, estimate.high)
-            for name in ("accuracy", "difference", "crt", "budget")
+            for name in ("accuracy", "difference", "crt", "gain_over_budget")
             if (estimate := getattr(point, name)) is not None
         }
         for point in chosen
@@ -117,41 +119,41 @@ def main() -> None:
     (out / "best.json").write_text(json.dumps(rows, indent=1) + "\n", "utf-8")
 
 
-def winners(points: Sequence[Point]) -> list[Point]:
+def best_per_policy(points: Sequence[Point]) -> list[Point]:
     """Of each policy's settings the cheapest that is shown to lose at most the tolerance; where
     there is none, the one that comes nearest to that."""
     families: dict[str, list[Point]] = {}
     for point in points:
-        if not point.baseline:
-            families.setdefault(_family(point.name), []).append(point)
+        if not point.is_baseline:
+            families.setdefault(_policy_family(point.name), []).append(point)
     return [
-        best(family, TOLERANCE) or max(family, key=lambda point: point.difference.low)
+        select_best(family, TOLERANCE) or max(family, key=lambda point: point.difference.low)
         for family in families.values()
     ]
 
 
-def _family(name: str) -> str:
+def _policy_family(name: str) -> str:
     """A policy's name, and its members', without their settings."""
     return re.sub(r"\((?=\w+=)[^()]*\)", "", name)
 
 
-def asking(policies: Sequence[str], task: Task) -> list[str]:
+def with_answer_kind(policies: Sequence[str], task: Task) -> list[str]:
     """These policies, drawing trial answers of the task's kind where they draw a kind at all."""
-    if task.answers == Task.answers:
+    if task.answer_kind == Task.answer_kind:
         return list(policies)
     drawing = r"\b(deer|convergence|redundancy|utility)\("
-    return [re.sub(drawing, rf"\1(task={task.answers!r}, ", one) for one in policies]
+    return [re.sub(drawing, rf"\1(task={task.answer_kind!r}, ", one) for one in policies]
 
 
-def _prompts(task: Task, count: int, seed: int) -> str:
+def _prompt_lines(task: Task, count: int, seed: int) -> str:
     lines = [
         {"id": f"held-out-{seed}-{n}", "prompt": one.prompt, "answer": one.answer}
-        for n, one in enumerate(task.held_out(count, seed))
+        for n, one in enumerate(task.held_out_problems(count, seed))
     ]
     return "".join(json.dumps(line) + "\n" for line in lines)
 
 
-def _recording(prompts: Path, name: str, samples: int) -> Path:
+def _recording_path(prompts: Path, name: str, samples: int) -> Path:
     return prompts.with_name(f"{name}-{samples}-{prompts.stem}.jsonl")
 
 

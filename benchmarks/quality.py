@@ -16,17 +16,17 @@ import matplotlib
 import numpy as np
 from rich.console import Console
 
-from benchmarks.client import Run, ask_all, lean, progress
-from benchmarks.demo import table
+from benchmarks.client import ModelResponse, lightweight_client, progress_bar, send_all
+from benchmarks.demo import cost_table
 from benchmarks.pocket import CHAINS
-from benchmarks.services import ROOT, engine, free_port, gateway
+from benchmarks.services import ROOT, free_port, start_engine, start_gateway
 from benchmarks.statistics import paired_difference, share_interval
 
 __all__ = ["main"]
 
 matplotlib.use("Agg")
 console = Console(width=170)
-Arm = tuple[list[Run], float]
+Arm = tuple[list[ModelResponse], float]
 
 
 def main() -> None:
@@ -42,38 +42,38 @@ def main() -> None:
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     with (
-        engine(free_port()) as upstream,
-        gateway(upstream, free_port(), "--hold-out", "0", "--log-level", "warning") as url,
+        start_engine(free_port()) as upstream,
+        start_gateway(upstream, free_port(), "--hold-out", "0", "--log-level", "warning") as url,
     ):
         asyncio.run(_measure(url, options))
 
 
 async def _measure(url: str, options: argparse.Namespace) -> None:
-    problems = CHAINS.held_out(options.problems, options.seed) * options.samples
-    with progress() as bar:
-        async with lean(url) as ask:
+    problems = CHAINS.held_out_problems(options.problems, options.seed) * options.samples
+    with progress_bar() as bar:
+        async with lightweight_client(url) as ask:
 
             async def arm(policy: str) -> Arm:
-                return await ask_all(
+                return await send_all(
                     ask, problems, policy, concurrency=options.concurrency, bar=bar
                 )
 
             arms = {"off": await arm("off"), options.policy: await arm(options.policy)}
-            rival = f"budget(max={_same_cost(*(runs for runs, _ in arms.values()))}, grace=16)"
+            rival = f"budget(max={_budget_of_equal_cost(*(runs for runs, _ in arms.values()))}, grace=16)"
             arms[rival] = await arm(rival)
             for threshold in options.thresholds:
                 policy = f"deer(threshold={threshold}, gate=0)"
                 arms[policy] = await arm(policy)
             for limit in options.budgets:
                 arms[f"budget(max={limit})"] = await arm(f"budget(max={limit}, grace=16)")
-    console.print(table(arms, options.samples))
+    console.print(cost_table(arms, options.samples))
     _report(arms, options.policy, rival, options)
 
 
-def _same_cost(runs: list[Run], ours: list[Run]) -> int:
+def _budget_of_equal_cost(runs: list[ModelResponse], ours: list[ModelResponse]) -> int:
     """The budget at which full thinking, cut there, would cost as much as the policy did."""
-    full = np.array([r.reasoning for r in runs])
-    wanted = np.mean([r.net for r in ours]) - np.mean([r.answer for r in ours])
+    full = np.array([r.reasoning_tokens for r in runs])
+    wanted = np.mean([r.net_tokens for r in ours]) - np.mean([r.answer_tokens for r in ours])
     candidates = np.arange(8, int(full.max()) + 1)
     costs = np.array([np.minimum(full, limit).mean() for limit in candidates])
     return int(candidates[np.abs(costs - wanted).argmin()])
@@ -83,27 +83,31 @@ def _report(arms: dict[str, Arm], policy: str, rival: str, options: argparse.Nam
     difference = partial(paired_difference, samples=options.samples)
     out = options.out
     full, ours, budget = arms["off"][0], arms[policy][0], arms[rival][0]
-    saved, low, high = difference([r.net for r in ours], [r.net for r in full], ratio=True)
+    saved, low, high = difference(
+        [r.net_tokens for r in ours], [r.net_tokens for r in full], ratio=True
+    )
     console.print(
         f"{policy} saves {100 * (1 - saved):.1f} % net of probes and waste, 95 % interval "
         f"[{100 * (1 - high):.1f}, {100 * (1 - low):.1f}] (goal: at least 35 %)"
     )
     for name, other in (("full thinking", full), (rival, budget)):
-        delta, low, high = difference([r.right for r in ours], [r.right for r in other])
+        delta, low, high = difference([r.correct for r in ours], [r.correct for r in other])
         console.print(
             f"{policy} against {name}: accuracy {100 * delta:+.2f} points, paired 95 % interval "
             f"[{100 * low:+.2f}, {100 * high:+.2f}]"
         )
     rows = {
         name: {
-            "right": share_interval([r.right for r in runs], options.samples),
-            "net": float(np.mean([r.net for r in runs])),
-            "reasoning": float(np.mean([r.reasoning for r in runs])),
-            "probe": float(np.mean([r.probe for r in runs])),
-            "wasted": float(np.mean([r.wasted for r in runs])),
-            "stopped": float(np.mean([bool(r.note.get("stopped")) for r in runs])),
-            "difference": difference([r.right for r in runs], [r.right for r in full]),
-            "ratio": difference([r.net for r in runs], [r.net for r in full], ratio=True),
+            "right": share_interval([r.correct for r in runs], options.samples),
+            "net": float(np.mean([r.net_tokens for r in runs])),
+            "reasoning": float(np.mean([r.reasoning_tokens for r in runs])),
+            "probe": float(np.mean([r.probe_tokens for r in runs])),
+            "wasted": float(np.mean([r.wasted_tokens for r in runs])),
+            "stopped": float(np.mean([bool(r.adjourn_field.get("stopped")) for r in runs])),
+            "difference": difference([r.correct for r in runs], [r.correct for r in full]),
+            "ratio": difference(
+                [r.net_tokens for r in runs], [r.net_tokens for r in full], ratio=True
+            ),
             "seconds": seconds,
         }
         for name, (runs, seconds) in arms.items()

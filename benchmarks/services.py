@@ -22,22 +22,22 @@ from benchmarks.pocket import CHAINS
 from benchmarks.pocket.task import Task
 
 __all__ = [
-    "LAYERS",
+    "HIDDEN_STATE_LAYERS",
     "LLAMA",
     "ROOT",
-    "embedder",
-    "engine",
     "free_port",
-    "gateway",
-    "hidden_states",
-    "llama",
-    "reward_model",
-    "running",
-    "vllm",
+    "hidden_state_arguments",
+    "start_embedder",
+    "start_engine",
+    "start_gateway",
+    "start_llama",
+    "start_process",
+    "start_reward_model",
+    "start_vllm",
 ]
 
 ROOT = Path(__file__).resolve().parent.parent
-REWARD = ROOT / "benchmarks" / "pocket" / "reward"
+REWARD_MODEL = ROOT / "benchmarks" / "pocket" / "reward"
 LLAMA = ROOT / ".llama" / "bin" / "llama-server-vulkan"
 """llama.cpp's server, once `make llama` has brought it."""
 ENGINE_ARGUMENTS = (
@@ -58,7 +58,7 @@ POOLING_ARGUMENTS = (
     "--disable-uvicorn-access-log",
     "--distributed-executor-backend=uni",
 )
-LAYERS = (2, 3, 5)
+HIDDEN_STATE_LAYERS = (2, 3, 5)
 """Of the pocket model's five, those whose states an engine with hidden states tells."""
 ENGINE_ENVIRONMENT = {
     "PYTHONPATH": str(ROOT / "engine"),  # the connector that tells hidden states
@@ -69,10 +69,10 @@ ENGINE_ENVIRONMENT = {
     "VLLM_NO_USAGE_STATS": "1",
     "TOKENIZERS_PARALLELISM": "false",
 }
-_STARTUP = 300.0
+_STARTUP_SECONDS = 300.0
 
 
-def hidden_states(layers: tuple[int, ...] = LAYERS) -> tuple[str, ...]:
+def hidden_state_arguments(layers: tuple[int, ...] = HIDDEN_STATE_LAYERS) -> tuple[str, ...]:
     """What to start the engine with so that it tells the hidden states behind these layers."""
     chosen = {"hf_config": {"eagle_aux_hidden_state_layer_ids": layers}}
     speculative = {
@@ -98,13 +98,13 @@ def free_port() -> int:
 
 
 @contextlib.contextmanager
-def running(
+def start_process(
     command: list[str],
-    ready: str,
+    ready_url: str,
     *,
     env: dict[str, str] | None = None,
     log: Path | None = None,
-    within: float = _STARTUP,
+    timeout: float = _STARTUP_SECONDS,
 ) -> Iterator[subprocess.Popen[bytes]]:
     """A process in a group of its own, from its first 200 at ``ready`` to the end of the block.
 
@@ -112,7 +112,7 @@ def running(
     """
     if threading.current_thread() is threading.main_thread():
         # Else who is terminated would leave what it started running.
-        signal.signal(signal.SIGTERM, _leave)
+        signal.signal(signal.SIGTERM, _exit_on_signal)
     path = log or Path(tempfile.mkstemp(suffix=".log", prefix="adjourn-")[1])
     with path.open("wb") as output:
         process = subprocess.Popen(
@@ -124,17 +124,17 @@ def running(
             start_new_session=True,
         )
     try:
-        _await(process, ready, path, within)
+        _wait_until_ready(process, ready_url, path, timeout)
         yield process
     finally:
-        _end(process)
+        _terminate(process)
 
 
-def _leave(signum: int, frame: object) -> NoReturn:
+def _exit_on_signal(signum: int, frame: object) -> NoReturn:
     sys.exit(128 + signum)
 
 
-def _await(process: subprocess.Popen[bytes], url: str, log: Path, within: float) -> None:
+def _wait_until_ready(process: subprocess.Popen[bytes], url: str, log: Path, within: float) -> None:
     limit = time.monotonic() + within
     while time.monotonic() < limit:
         if process.poll() is not None:
@@ -148,7 +148,7 @@ def _await(process: subprocess.Popen[bytes], url: str, log: Path, within: float)
     raise RuntimeError(f"{process.args!r} did not come up:\n{tail}")
 
 
-def _end(process: subprocess.Popen[bytes]) -> None:
+def _terminate(process: subprocess.Popen[bytes]) -> None:
     for sign, patience in ((signal.SIGTERM, 15.0), (signal.SIGKILL, 5.0)):
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, sign)
@@ -158,7 +158,7 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 
 @contextlib.contextmanager
-def vllm(port: int, model: Path, *arguments: str) -> Iterator[str]:
+def start_vllm(port: int, model: Path, *arguments: str) -> Iterator[str]:
     """vLLM on the CPU with the model of a folder; gives its base URL."""
     python = ROOT / ".engine" / "bin" / "python"
     if not python.exists():
@@ -168,29 +168,33 @@ def vllm(port: int, model: Path, *arguments: str) -> Iterator[str]:
         "--host=127.0.0.1", f"--port={port}", *arguments,
     ]  # fmt: skip
     url = f"http://127.0.0.1:{port}"
-    with running(command, f"{url}/health", env=ENGINE_ENVIRONMENT):
+    with start_process(command, f"{url}/health", env=ENGINE_ENVIRONMENT):
         yield url
 
 
-def engine(port: int, *more: str, task: Task = CHAINS) -> contextlib.AbstractContextManager[str]:
+def start_engine(
+    port: int, *extra_arguments: str, task: Task = CHAINS
+) -> contextlib.AbstractContextManager[str]:
     """vLLM on the CPU with a task's pocket model, and ``more`` arguments; gives its base URL."""
-    return vllm(port, task.model, *ENGINE_ARGUMENTS, *task.chat.parsers, *more)
+    return start_vllm(
+        port, task.model_path, *ENGINE_ARGUMENTS, *task.chat.parser_arguments, *extra_arguments
+    )
 
 
-def embedder(port: int) -> contextlib.AbstractContextManager[str]:
+def start_embedder(port: int) -> contextlib.AbstractContextManager[str]:
     """vLLM with the pocket model as an embedder of texts: the mean of its last states."""
     pooler = '--pooler-config={"pooling_type": "MEAN"}'
     names = "--served-model-name=pocket-embedder", "--convert=embed"
-    return vllm(port, CHAINS.model, *POOLING_ARGUMENTS, *names, pooler)
+    return start_vllm(port, CHAINS.model_path, *POOLING_ARGUMENTS, *names, pooler)
 
 
-def reward_model(port: int) -> contextlib.AbstractContextManager[str]:
+def start_reward_model(port: int) -> contextlib.AbstractContextManager[str]:
     """vLLM with the pocket reward model; gives its base URL."""
-    return vllm(port, REWARD, *POOLING_ARGUMENTS, "--served-model-name=pocket-reward")
+    return start_vllm(port, REWARD_MODEL, *POOLING_ARGUMENTS, "--served-model-name=pocket-reward")
 
 
 @contextlib.contextmanager
-def llama(port: int) -> Iterator[str]:
+def start_llama(port: int) -> Iterator[str]:
     """llama.cpp's server on the CPU with the pocket model; gives its base URL."""
     if not LLAMA.exists():
         raise RuntimeError("no llama.cpp here: run `make llama` first")
@@ -200,12 +204,12 @@ def llama(port: int) -> Iterator[str]:
         "--threads", "1", "--slots",
     ]  # fmt: skip
     url = f"http://127.0.0.1:{port}"
-    with running(command, f"{url}/health", within=60.0):
+    with start_process(command, f"{url}/health", timeout=60.0):
         yield url
 
 
 @contextlib.contextmanager
-def gateway(
+def start_gateway(
     upstream: str,
     port: int,
     *options: str,
@@ -218,5 +222,5 @@ def gateway(
         "--port", str(port), *options,
     ]  # fmt: skip
     url = f"http://127.0.0.1:{port}"
-    with running(command, f"{url}/ready", within=60.0, env=env, log=log):
+    with start_process(command, f"{url}/ready", timeout=60.0, env=env, log=log):
         yield url

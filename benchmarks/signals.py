@@ -20,30 +20,38 @@ from typing import Any
 
 import aiohttp
 
-from benchmarks.client import LIMIT, TEMPERATURE, progress
-from benchmarks.lab.engine import Engine
+from benchmarks.client import MAX_TOKENS, TEMPERATURE, progress_bar
+from benchmarks.lab.engine import EngineClient
 from benchmarks.pocket import CHAINS
 from benchmarks.pocket.task import Problem
-from benchmarks.services import ROOT, engine, free_port, reward_model
-from benchmarks.votes import TRACES, Sample, alone, majority, report, rotations, vote
-from policies.answers import Classes, final_answer
-from policies.dialect import Marks, builtin
-from policies.events import Probe, Thought
-from policies.meter import TOP, Meter
+from benchmarks.services import ROOT, free_port, start_engine, start_reward_model
+from benchmarks.votes import (
+    TRACE_COUNT,
+    TraceSample,
+    majority_vote,
+    report,
+    rotations,
+    simulate_vote,
+    single_trace,
+)
+from policies.answers import AnswerClasses, extract_final_answer
+from policies.dialect import TokenizedDialect, builtin_dialects
+from policies.events import Probe, ReasoningChunk
+from policies.meter import CONFIDENCE_TOP_LOGPROBS, ConfidenceMeter
 from policies.never import Never
 from policies.registry import parse
-from policies.sampling import Sampling
+from policies.sampling import SamplingPolicy
 
-Call = Callable[[], Awaitable["Drawn"]]
-EVERY = 32
+SampleCall = Callable[[], Awaitable["UnlabelledTrace"]]
+REWARD_INTERVAL = 32
 """Tokens between two rewards of a trace."""
-WINDOW = 64
+CONFIDENCE_WINDOW = 64
 
 
-def policies(traces: int) -> list[str]:
+def policy_specifications(traces: int) -> list[str]:
     """Those that are shown so many traces."""
     beams = ((4, 64), (4, 96), (4, 128), (8, 96), (8, 128), (16, 64), (16, 96), (16, 128))
-    window = f"window={WINDOW}, max={traces}"
+    window = f"window={CONFIDENCE_WINDOW}, max={traces}"
     return [
         f"early-consistency(window=4, max={traces})",
         f"self-certainty(window=4, max={traces})",
@@ -55,99 +63,113 @@ def policies(traces: int) -> list[str]:
 
 
 @dataclass(frozen=True, slots=True)
-class Drawn:
+class UnlabelledTrace:
     """A trace, its answer yet without a number. ``ids``: the prompt's and its own."""
 
     answer: str
-    sample: Sample
-    ids: list[int]
+    sample: TraceSample
+    token_ids: list[int]
 
 
-class Drawer:
+class TraceSampler:
     """Draws traces with all that is seen of them."""
 
     def __init__(
-        self, model: Engine, marks: Marks, session: aiohttp.ClientSession, rewarding: str
+        self,
+        engine: EngineClient,
+        dialect: TokenizedDialect,
+        session: aiohttp.ClientSession,
+        reward_url: str,
     ) -> None:
-        self._model = model
-        self._marks = marks
+        self._engine = engine
+        self._dialect = dialect
         self._session = session
-        self._rewarding = rewarding
+        self._reward_url = reward_url
 
-    async def draw(self, problem: Problem, seed: int) -> Drawn:
+    async def sample_trace(self, problem: Problem, seed: int) -> UnlabelledTrace:
         messages = [{"role": "user", "content": problem.prompt}]
-        meter, texts, answer = Meter(Never(), WINDOW), list[str](), ""
+        meter, texts, answer = ConfidenceMeter(Never(), CONFIDENCE_WINDOW), list[str](), ""
         lows, rewards = list[tuple[int, float]](), dict[int, float]()
-        prompt, ids, thought, goal, ended = list[int](), list[int](), 0, EVERY, False
+        prompt, ids, thought, goal, ended = list[int](), list[int](), 0, REWARD_INTERVAL, False
         body = {
             "messages": messages,
             "temperature": TEMPERATURE,
             "seed": seed,
-            "max_tokens": LIMIT,
+            "max_tokens": MAX_TOKENS,
             "logprobs": True,
-            "top_logprobs": TOP,
+            "top_logprobs": CONFIDENCE_TOP_LOGPROBS,
         }
-        async for chunk in self._model.chat(body):
+        async for chunk in self._engine.chat(body):
             prompt = chunk.prompt_token_ids or prompt
             for choice in chunk.choices[:1]:
                 ids += choice.token_ids or ()
                 ended = choice.finish_reason == "stop"
                 answer += choice.delta.content or ""
-                if not choice.delta.thought:
+                if not choice.delta.reasoning_text:
                     continue
                 thought += len(choice.token_ids or ())
-                texts.append(choice.delta.thought)
-                told = Thought(choice.delta.thought, (), thought, 0.0, choice.told)
+                texts.append(choice.delta.reasoning_text)
+                told = ReasoningChunk(
+                    choice.delta.reasoning_text, (), thought, 0.0, choice.sorted_logprobs
+                )
                 meter.observe(told)
-                if meter.whole and meter.lowest != (lows[-1][1] if lows else None):
+                if meter.window_filled and meter.lowest != (lows[-1][1] if lows else None):
                     lows.append((thought, float(meter.lowest or 0.0)))
                 if thought >= goal:
                     # A chunk may hold several tokens.
-                    rewards[goal] = await self._reward(messages, "".join(texts))
-                    goal = thought // EVERY * EVERY + EVERY
-        rewards[thought] = await self._reward(messages, "".join(texts))
+                    rewards[goal] = await self._score_trace(messages, "".join(texts))
+                    goal = thought // REWARD_INTERVAL * REWARD_INTERVAL + REWARD_INTERVAL
+        rewards[thought] = await self._score_trace(messages, "".join(texts))
         if not lows and meter.lowest is not None:
             lows.append((thought, meter.lowest))
-        right = problem.right(answer)
-        sample = Sample(None, right, thought, len(ids), tuple(lows), None, rewards)
+        right = problem.is_correct(answer)
+        sample = TraceSample(None, right, thought, len(ids), tuple(lows), None, rewards)
         # The end of the turn does not stand before what is asked of it.
-        return Drawn(final_answer(answer), sample, [*prompt, *ids[: len(ids) - ended]])
+        return UnlabelledTrace(
+            extract_final_answer(answer), sample, [*prompt, *ids[: len(ids) - ended]]
+        )
 
-    async def _reward(self, messages: list[dict[str, str]], thought: str) -> float:
+    async def _score_trace(self, messages: list[dict[str, str]], thought: str) -> float:
         turns = [*messages, {"role": "assistant", "content": thought}]
-        url = f"{self._rewarding}/pooling"
+        url = f"{self._reward_url}/pooling"
         async with self._session.post(url, json={"messages": turns}) as reply:
             reply.raise_for_status()
             told: Mapping[str, Any] = await reply.json()
         return float(told["data"][0]["data"][-1])
 
-    async def asked(self, drawn: Drawn) -> Drawn:
+    async def with_certainty(self, trace: UnlabelledTrace) -> UnlabelledTrace:
         """With the model's word on its answer."""
-        inducers, sample = self._marks.inducers, drawn.sample
-        asked = Probe("correct", 1, ending=True)
-        told = await self._model.draw([*drawn.ids, *inducers["correct"]], asked, inducers["yes"])
-        assert told.ending is not None
-        return replace(drawn, sample=replace(sample, certainty=math.exp(told.ending)))
+        inducers, sample = self._dialect.inducers, trace.sample
+        asked = Probe("correct", 1, score_end=True)
+        told = await self._engine.run_probe(
+            [*trace.token_ids, *inducers["correct"]], asked, inducers["yes"]
+        )
+        assert told.end_logprob is not None
+        return replace(trace, sample=replace(sample, certainty=math.exp(told.end_logprob)))
 
 
-async def _draw(upstream: str, rewarding: str, options: argparse.Namespace) -> list[list[Sample]]:
-    problems = CHAINS.held_out(options.problems, options.seed)
+async def _sample_traces(
+    upstream: str, rewarding: str, options: argparse.Namespace
+) -> list[list[TraceSample]]:
+    problems = CHAINS.held_out_problems(options.problems, options.seed)
     turns = asyncio.Semaphore(options.concurrency)
     timeout = aiohttp.ClientTimeout(total=None)
     connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=2)
     async with (
-        Engine.at(upstream, None, None) as model,
+        EngineClient.connect(upstream, None, None) as model,
         aiohttp.ClientSession(connector=connector, timeout=timeout) as session,
     ):
-        drawer = Drawer(model, await model.marks(builtin(), None), session, rewarding)
-        with progress() as bar:
+        drawer = TraceSampler(
+            model, await model.resolve_dialect(builtin_dialects(), None), session, rewarding
+        )
+        with progress_bar() as bar:
 
-            async def all_of(label: str, calls: list[Call]) -> list[Drawn]:
+            async def all_of(label: str, calls: list[SampleCall]) -> list[UnlabelledTrace]:
                 task = bar.add_task(label, total=len(calls))
 
-                async def one(call: Call) -> Drawn:
+                async def one(call: SampleCall) -> UnlabelledTrace:
                     async with turns:
-                        drawn = await _stubborn(call)
+                        drawn = await _retry(call)
                     bar.advance(task)
                     return drawn
 
@@ -155,15 +177,17 @@ async def _draw(upstream: str, rewarding: str, options: argparse.Namespace) -> l
 
             everything = enumerate(problems * options.traces)
             drawn = await all_of(
-                "full thinking", [partial(drawer.draw, p, at) for at, p in everything]
+                "full thinking", [partial(drawer.sample_trace, p, at) for at, p in everything]
             )
             # Not beside them: in a step that scores chosen tokens, vLLM 0.32 tells every other
             # stream of its own token alone.
-            drawn = await all_of("certainty", [partial(drawer.asked, one) for one in drawn])
-    return [_labelled(drawn[place :: len(problems)]) for place in range(len(problems))]
+            drawn = await all_of(
+                "certainty", [partial(drawer.with_certainty, one) for one in drawn]
+            )
+    return [_label_answers(drawn[place :: len(problems)]) for place in range(len(problems))]
 
 
-async def _stubborn(call: Call, tries: int = 4) -> Drawn:
+async def _retry(call: SampleCall, tries: int = 4) -> UnlabelledTrace:
     """As SDKs do, again where a connection broke."""
     try:
         return await call()
@@ -171,36 +195,41 @@ async def _stubborn(call: Call, tries: int = 4) -> Drawn:
         if tries == 1:
             raise
     await asyncio.sleep(0.5)
-    return await _stubborn(call, tries - 1)
+    return await _retry(call, tries - 1)
 
 
-def _labelled(drawn: list[Drawn]) -> list[Sample]:
+def _label_answers(drawn: list[UnlabelledTrace]) -> list[TraceSample]:
     """Those of one problem, their answers numbered by meaning."""
-    classes = Classes()
+    classes = AnswerClasses()
     return [
-        replace(one.sample, label=classes.add(one.answer) if one.answer else None) for one in drawn
+        replace(one.sample, answer_label=classes.add(one.answer) if one.answer else None)
+        for one in drawn
     ]
 
 
-def _auroc(told: list[list[Sample]]) -> dict[str, float]:
+def _signal_aurocs(told: list[list[TraceSample]]) -> dict[str, float]:
     """How well each signal tells right traces from wrong ones: rewards at a few places, the last
     one, the certainty and the least confidence."""
     samples = [sample for own in told for sample in own]
     signals: dict[str, list[tuple[float, bool]]] = {}
     for sample in samples:
         for at in (32, 64, 96, 128, 192):
-            if at in sample.rewards and at < sample.reasoning:
-                signals.setdefault(f"reward at {at}", []).append((sample.rewards[at], sample.right))
+            if at in sample.rewards and at < sample.reasoning_tokens:
+                signals.setdefault(f"reward at {at}", []).append(
+                    (sample.rewards[at], sample.correct)
+                )
         last = sample.rewards[max(sample.rewards)]
-        signals.setdefault("reward at the end", []).append((last, sample.right))
+        signals.setdefault("reward at the end", []).append((last, sample.correct))
         if sample.certainty is not None:
-            signals.setdefault("certainty", []).append((sample.certainty, sample.right))
-        if sample.lows:
-            signals.setdefault("least confidence", []).append((sample.lows[-1][1], sample.right))
-    return {name: _area(pairs) for name, pairs in signals.items()}
+            signals.setdefault("certainty", []).append((sample.certainty, sample.correct))
+        if sample.lowest_confidences:
+            signals.setdefault("least confidence", []).append(
+                (sample.lowest_confidences[-1][1], sample.correct)
+            )
+    return {name: _auroc(pairs) for name, pairs in signals.items()}
 
 
-def _area(pairs: list[tuple[float, bool]]) -> float:
+def _auroc(pairs: list[tuple[float, bool]]) -> float:
     right = [value for value, is_right in pairs if is_right]
     wrong = [value for value, is_right in pairs if not is_right]
     if not right or not wrong:
@@ -209,27 +238,33 @@ def _area(pairs: list[tuple[float, bool]]) -> float:
     return wins / len(right) / len(wrong)
 
 
-def tell(told: list[list[Sample]], out: Path) -> None:
+def report_signals(samples: list[list[TraceSample]], out: Path) -> None:
     """The table, its rows as JSON, and what the signals tell by themselves."""
-    traces = len(told[0])
+    traces = len(samples[0])
     rows = {
-        "one trace": [[alone(turned) for turned in rotations(own)] for own in told],
-        "majority of 4": [[majority(turned[:4]) for turned in rotations(own)] for own in told],
-        f"majority of {traces}": [[majority(turned) for turned in rotations(own)] for own in told],
+        "one trace": [[single_trace(turned) for turned in rotations(own)] for own in samples],
+        "majority of 4": [
+            [majority_vote(turned[:4]) for turned in rotations(own)] for own in samples
+        ],
+        f"majority of {traces}": [
+            [majority_vote(turned) for turned in rotations(own)] for own in samples
+        ],
     }
-    for name in policies(traces):
+    for name in policy_specifications(traces):
         policy = parse(name)
-        assert isinstance(policy, Sampling)
-        rows[name] = [[vote(policy, turned) for turned in rotations(own)] for own in told]
+        assert isinstance(policy, SamplingPolicy)
+        rows[name] = [
+            [simulate_vote(policy, turned) for turned in rotations(own)] for own in samples
+        ]
     report(rows, out / "signals.json", traces)
-    for name, area in _auroc(told).items():
+    for name, area in _signal_aurocs(samples).items():
         print(f"AUROC of {name}: {area:.3f}")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--problems", type=int, default=160)
-    parser.add_argument("--traces", type=int, default=TRACES)
+    parser.add_argument("--traces", type=int, default=TRACE_COUNT)
     parser.add_argument("--concurrency", type=int, default=32)
     parser.add_argument("--seed", type=int, default=0, help="which held-out problems")
     parser.add_argument("--engine", help="one that runs already")
@@ -237,10 +272,10 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results")
     options = parser.parse_args()
     with contextlib.ExitStack() as stack:
-        upstream = options.engine or stack.enter_context(engine(free_port()))
-        rewarding = options.reward or stack.enter_context(reward_model(free_port()))
-        told = asyncio.run(_draw(upstream, rewarding, options))
-    tell(told, options.out)
+        upstream = options.engine or stack.enter_context(start_engine(free_port()))
+        rewarding = options.reward or stack.enter_context(start_reward_model(free_port()))
+        told = asyncio.run(_sample_traces(upstream, rewarding, options))
+    report_signals(told, options.out)
 
 
 if __name__ == "__main__":

@@ -12,10 +12,10 @@ __all__ = ["mean_ratio", "paired_difference", "share_interval"]
 _RESAMPLES = 5000
 
 
-def share_interval(right: Sequence[bool], samples: int = 1) -> tuple[float, float, float]:
+def share_interval(correct: Sequence[bool], samples: int = 1) -> tuple[float, float, float]:
     """(share, low, high): Wilson's 95 % interval. Of several samples a problem, as if each problem
     had been asked once, which is too wide rather than too narrow."""
-    share, problems = sum(right) / len(right), len(right) // samples
+    share, problems = sum(correct) / len(correct), len(correct) // samples
     interval = stats.binomtest(round(share * problems), problems).proportion_ci(method="wilson")
     return share, float(interval.low), float(interval.high)
 

@@ -33,13 +33,13 @@ if TYPE_CHECKING:
     from vllm.v1.outputs import KVConnectorOutput
     from vllm.v1.request import Request
 
-__all__ = ["HiddenStatesConnector", "Slots", "States"]
+__all__ = ["HiddenStatesConnector", "SlotMetadata", "StateMetadata"]
 
-_KEY = "hidden_states"
+_PARAMETER = "hidden_states"
 
 
 @dataclass
-class Slots(KVConnectorMetadata):
+class SlotMetadata(KVConnectorMetadata):
     """From the scheduler to the workers: for each request whose prompt is whole with this step, the
     slot of its last token."""
 
@@ -47,14 +47,14 @@ class Slots(KVConnectorMetadata):
 
 
 @dataclass
-class States(KVConnectorWorkerMetadata):
+class StateMetadata(KVConnectorWorkerMetadata):
     """And back: what lay in those slots, bfloat16 in base64, layer by layer."""
 
     states: dict[str, str] = field(default_factory=dict)
 
-    def aggregate(self, other: KVConnectorWorkerMetadata) -> States:
-        assert isinstance(other, States)
-        return States(self.states | other.states)
+    def aggregate(self, other: KVConnectorWorkerMetadata) -> StateMetadata:
+        assert isinstance(other, StateMetadata)
+        return StateMetadata(self.states | other.states)
 
 
 class HiddenStatesConnector(ExampleHiddenStatesConnector):
@@ -65,19 +65,19 @@ class HiddenStatesConnector(ExampleHiddenStatesConnector):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         config = self._vllm_config.speculative_config.draft_model_config.hf_config
-        self._told = {
+        self._state_format = {
             "layers": list(config.eagle_aux_hidden_state_layer_ids),
             "width": self._vllm_config.model_config.get_hidden_size(),
             "dtype": "bfloat16",
         }
         # The scheduler's: who asked, what was read of those that go on, what waits to be filled in.
-        self._asked: dict[str, Request] = {}
-        self._known: dict[str, str] = {}
-        self._owed: dict[str, dict[str, Any]] = {}
+        self._requests: dict[str, Request] = {}
+        self._early_states: dict[str, str] = {}
+        self._pending_answers: dict[str, dict[str, Any]] = {}
         # A worker's: of this step.
-        self._states = States()
+        self._step_states = StateMetadata()
         if current_platform.is_cpu():
-            rejection_sampler.expand_batch_to_tokens = _expanded
+            rejection_sampler.expand_batch_to_tokens = _expand_batch_to_tokens
 
     @property
     def requires_kv_delivery(self) -> bool:
@@ -86,12 +86,12 @@ class HiddenStatesConnector(ExampleHiddenStatesConnector):
     # -- the scheduler's ----------------------------------------------------------------------
 
     def on_new_request(self, request: Request) -> None:
-        if (request.kv_transfer_params or {}).get(_KEY) is True:
-            self._asked[request.request_id] = request
+        if (request.kv_transfer_params or {}).get(_PARAMETER) is True:
+            self._requests[request.request_id] = request
 
-    def build_connector_meta(self, scheduler_output: SchedulerOutput) -> Slots:
-        meta = Slots()
-        for name, request in self._asked.items():
+    def build_connector_meta(self, scheduler_output: SchedulerOutput) -> SlotMetadata:
+        meta = SlotMetadata()
+        for name, request in self._requests.items():
             last = request.num_prompt_tokens - 1
             begin = request.num_computed_tokens
             if begin <= last < begin + scheduler_output.num_scheduled_tokens.get(name, 0):
@@ -105,11 +105,11 @@ class HiddenStatesConnector(ExampleHiddenStatesConnector):
         self, request: Request, block_ids: list[int]
     ) -> tuple[bool, dict[str, Any] | None]:
         name = request.request_id
-        if self._asked.pop(name, None) is None:
+        if self._requests.pop(name, None) is None:
             return False, None
-        answer = self._owed[name] = {_KEY: None}
-        if (states := self._known.pop(name, None)) is not None:
-            self._fill(name, states)
+        answer = self._pending_answers[name] = {_PARAMETER: None}
+        if (states := self._early_states.pop(name, None)) is not None:
+            self._fill_answer(name, states)
         return False, answer
 
     def request_finished_all_groups(
@@ -119,21 +119,21 @@ class HiddenStatesConnector(ExampleHiddenStatesConnector):
 
     def update_connector_output(self, connector_output: KVConnectorOutput) -> None:
         meta = connector_output.kv_connector_worker_meta
-        for name, states in meta.states.items() if isinstance(meta, States) else ():
-            if name in self._owed:
-                self._fill(name, states)
-            elif name in self._asked:
-                self._known[name] = states
-        self._owed.clear()  # what has not come in the step of its end does not come
+        for name, states in meta.states.items() if isinstance(meta, StateMetadata) else ():
+            if name in self._pending_answers:
+                self._fill_answer(name, states)
+            elif name in self._requests:
+                self._early_states[name] = states
+        self._pending_answers.clear()  # what has not come in the step of its end does not come
 
-    def _fill(self, name: str, states: str) -> None:
-        self._owed.pop(name)[_KEY] = {**self._told, "data": states}
+    def _fill_answer(self, name: str, states: str) -> None:
+        self._pending_answers.pop(name)[_PARAMETER] = {**self._state_format, "data": states}
 
     # -- a worker's ---------------------------------------------------------------------------
 
     def bind_connector_metadata(self, connector_metadata: KVConnectorMetadata) -> None:
         super().bind_connector_metadata(connector_metadata)
-        self._states = States()
+        self._step_states = StateMetadata()
 
     def save_kv_layer(
         self, layer_name: str, kv_layer: torch.Tensor, attn_metadata: Any, **kwargs: Any
@@ -147,11 +147,11 @@ class HiddenStatesConnector(ExampleHiddenStatesConnector):
         read = self._kv_cache[slots // self._block_size, :, slots % self._block_size]
         rows = read.to(torch.bfloat16).flatten(1).cpu().view(torch.uint8)
         for name, row in zip(meta.slots, rows, strict=True):
-            self._states.states[name] = base64.b64encode(row.numpy().tobytes()).decode()
+            self._step_states.states[name] = base64.b64encode(row.numpy().tobytes()).decode()
 
-    def build_connector_worker_meta(self) -> States | None:
+    def build_connector_worker_meta(self) -> StateMetadata | None:
         # It may be asked for before the states are written: they are put into what it gave.
-        return self._states if self._get_connector_metadata().slots else None
+        return self._step_states if self._get_connector_metadata().slots else None
 
     def wait_for_save(self) -> None:
         """All was read when it was written."""
@@ -160,7 +160,7 @@ class HiddenStatesConnector(ExampleHiddenStatesConnector):
         return None, None
 
 
-def _expanded(
+def _expand_batch_to_tokens(
     values: torch.Tensor,
     ends: torch.Tensor,
     count: int,

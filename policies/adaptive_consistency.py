@@ -16,16 +16,21 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from policies.sampling import Choose, Sampling
-from policies.votes import Windows
+from policies.sampling import ChooseTrace, SamplingPolicy
+from policies.votes import WindowSampler
 
-__all__ = ["AdaptiveConsistency", "AdaptiveSampler", "beta", "dirichlet"]
+__all__ = [
+    "AdaptiveConsistency",
+    "AdaptiveConsistencySampler",
+    "beta_lead_probability",
+    "dirichlet_lead_probability",
+]
 
 Prior = Literal["beta", "dirichlet"]
 
 
 @dataclass(frozen=True, slots=True)
-class AdaptiveConsistency(Sampling):
+class AdaptiveConsistency(SamplingPolicy):
     """Options of ``adaptive-consistency``. ``threshold`` in (0, 1); ``window``: traces at once."""
 
     name: ClassVar[str] = "adaptive-consistency"
@@ -35,34 +40,43 @@ class AdaptiveConsistency(Sampling):
     prior: Prior = "beta"
 
     def __post_init__(self) -> None:
-        Sampling.__post_init__(self)
+        SamplingPolicy.__post_init__(self)
         if not 0 < self.threshold < 1:
             raise ValueError("threshold must lie between 0 and 1")
         if not 1 <= self.window <= self.max <= 128:
             raise ValueError("window must be at least 1, max no less than window, and at most 128")
-        if self.prior not in _CHANCES:
-            raise ValueError(f"prior must be one of {', '.join(_CHANCES)}")
+        if self.prior not in _LEAD_PROBABILITIES:
+            raise ValueError(f"prior must be one of {', '.join(_LEAD_PROBABILITIES)}")
 
-    def sample(self) -> AdaptiveSampler:
-        return AdaptiveSampler(self.window, self.window, self.max, self.threshold, self.prior)
+    def start_sampler(self) -> AdaptiveConsistencySampler:
+        return AdaptiveConsistencySampler(
+            self.window, self.window, self.max, self.threshold, self.prior
+        )
 
 
-class AdaptiveSampler(Windows):
+class AdaptiveConsistencySampler(WindowSampler):
     """``first``: the first window's traces; ``size``: those of each that follows."""
 
-    def __init__(self, first: int, size: int, most: int, threshold: float, prior: Prior) -> None:
-        super().__init__(first, most)
-        self._following = size
+    def __init__(
+        self,
+        first_window_size: int,
+        window_size: int,
+        max_traces: int,
+        threshold: float,
+        prior: Prior,
+    ) -> None:
+        super().__init__(first_window_size, max_traces)
+        self._next_window_size = window_size
         self._threshold = threshold
-        self._chance = _CHANCES[prior]
+        self._lead_probability = _LEAD_PROBABILITIES[prior]
 
-    def decide(self) -> Choose | None:
-        self.size = self._following
-        chance = self._chance([round(weight) for weight in self.votes.ranked])
+    def decide(self) -> ChooseTrace | None:
+        self.window_size = self._next_window_size
+        chance = self._lead_probability([round(weight) for weight in self.votes.ranked_weights])
         return self.votes.choose("ahead", chance) if chance >= self._threshold else None
 
 
-def beta(votes: Sequence[int]) -> float:
+def beta_lead_probability(votes: Sequence[int]) -> float:
     """P(the first's share is larger than the second's), of the two with the most votes: of so
     many fair coins no more than v1 show heads, in whole numbers exactly."""
     first, second, *_ = [*votes, 0, 0]
@@ -70,7 +84,7 @@ def beta(votes: Sequence[int]) -> float:
     return sum(math.comb(tosses, k) for k in range(first + 1)) / (1 << tosses)
 
 
-def dirichlet(votes: Sequence[int]) -> float:
+def dirichlet_lead_probability(votes: Sequence[int]) -> float:
     """P(the first's share is the largest of all, and larger than an unseen answer's): shares are
     gamma variables over their sum, so it is an integral over the first, by Simpson's rule."""
     first, *others = [*votes, 0]
@@ -80,12 +94,12 @@ def dirichlet(votes: Sequence[int]) -> float:
         x = upper * step / steps
         value = math.exp(first * math.log(x) - x - math.lgamma(first + 1))
         for other in others:
-            value *= _below(other + 1, x)
+            value *= _gamma_cdf(other + 1, x)
         total += value * (1 if step == steps else 4 if step % 2 else 2)
     return min(total * upper / steps / 3, 1.0)
 
 
-def _below(shape: int, x: float) -> float:
+def _gamma_cdf(shape: int, x: float) -> float:
     """P(a gamma variable of this whole shape is below ``x``)."""
     term = tail = math.exp(-x)
     for k in range(1, shape):
@@ -94,4 +108,4 @@ def _below(shape: int, x: float) -> float:
     return max(1.0 - tail, 0.0)
 
 
-_CHANCES = {"beta": beta, "dirichlet": dirichlet}
+_LEAD_PROBABILITIES = {"beta": beta_lead_probability, "dirichlet": dirichlet_lead_probability}

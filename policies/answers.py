@@ -11,21 +11,21 @@ from functools import lru_cache
 from typing import Literal
 
 __all__ = [
-    "INDUCERS",
-    "Classes",
-    "Task",
+    "INDUCERS_BY_KIND",
+    "AnswerClasses",
+    "AnswerKind",
+    "answer_confidence",
     "canonical",
-    "confidence",
-    "final_answer",
-    "hesitant",
-    "own_tokens",
-    "same",
-    "trial_answer",
+    "canonically_equal",
+    "count_answer_tokens",
+    "extract_final_answer",
+    "extract_trial_answer",
+    "is_hesitant",
 ]
 
-Task = Literal["boxed", "choice", "text", "code"]
+AnswerKind = Literal["boxed", "choice", "text", "code"]
 """What kind of answer is drawn out."""
-INDUCERS: Mapping[Task, str] = {
+INDUCERS_BY_KIND: Mapping[AnswerKind, str] = {
     "boxed": "answer",
     "choice": "answer-choice",
     "text": "answer-text",
@@ -38,48 +38,50 @@ _HESITATION = re.compile(
     r"\b(?:wait|hmm+|but|however|alternatively|maybe|perhaps|not sure|unsure|let me)\b",
     re.IGNORECASE,
 )
-_WRAPPED = re.compile(r"\\(?:text|mathrm|mbox)\s*\{([^{}]*)\}")
+_TEXT_COMMAND = re.compile(r"\\(?:text|mathrm|mbox)\s*\{([^{}]*)\}")
 _DECORATION = re.compile(r"\\[,;! ]|\\left(?![a-z])|\\right(?![a-z])|\*\*|[\s$]+")
-_NAMED = re.compile(r"\b(?:answer(?: is|:)|correct option is)[:\s]*", re.IGNORECASE)
-_NAME = re.compile(r"^[a-z]=(?=[-+.\d\\])")  # "x=5" names what it says
+_ANSWER_PHRASE = re.compile(r"\b(?:answer(?: is|:)|correct option is)[:\s]*", re.IGNORECASE)
+_VARIABLE_PREFIX = re.compile(r"^[a-z]=(?=[-+.\d\\])")  # "x=5" names what it says
 _CHOICE = re.compile(r"(?:option|choice)?\(?([a-j])[).:]?")
 _FENCE = re.compile(r"^```\w*\n|\n?```$")
 _GROUP = re.compile(r"(\(|\[|\\\{)([^()\[\]\"]*)(\)|\]|\\\})")
 _FRACTION = re.compile(r"(-?)\\[dt]?frac\{(-?\d+)\}\{(\d+)\}")
 
 
-def trial_answer(drawn: str, task: Task = "boxed") -> str:
+def extract_trial_answer(text: str, task: AnswerKind = "boxed") -> str:
     """The answer in ``drawn``, the text behind the task's inducer.
 
     One in a box runs to the brace that closes it, nested ones allowed; a choice is its letter,
     code runs to the fence behind it. A text, and what does not come to its end (the probe ran out
     of tokens), is the first line that is not empty.
     """
-    return drawn[: _end(drawn, task)].strip()
+    return text[: _answer_end(text, task)].strip()
 
 
-def confidence(tokens: Sequence[str], logprobs: Sequence[float], task: Task = "boxed") -> float:
+def answer_confidence(
+    tokens: Sequence[str], logprobs: Sequence[float], task: AnswerKind = "boxed"
+) -> float:
     """Geometric mean of the tokens' probabilities, over the answer's own tokens.
 
     The tokens are a greedy probe's, so each is the most probable one at its step (DEER, arXiv
     2504.15895, equation 2). 0.0 where there is no answer: a lone closing brace is certain of
     nothing.
     """
-    count = own_tokens(tokens, task)
+    count = count_answer_tokens(tokens, task)
     if not count or len(tokens) != len(logprobs):
         return 0.0
     return math.exp(sum(logprobs[:count]) / count)
 
 
-def own_tokens(tokens: Sequence[str], task: Task = "boxed") -> int:
+def count_answer_tokens(tokens: Sequence[str], task: AnswerKind = "boxed") -> int:
     """How many of the tokens are the answer's own; 0 where there is none.
 
     One that only closes the answer counts: it says how sure the model is that it is complete.
     """
     drawn = "".join(tokens)
-    if not trial_answer(drawn, task):
+    if not extract_trial_answer(drawn, task):
         return 0
-    end, seen = _end(drawn, task), 0
+    end, seen = _answer_end(drawn, task), 0
     for count, token in enumerate(tokens):
         if seen > end:
             return count
@@ -87,7 +89,7 @@ def own_tokens(tokens: Sequence[str], task: Task = "boxed") -> int:
     return len(tokens)
 
 
-def _end(drawn: str, task: Task) -> int:
+def _answer_end(drawn: str, task: AnswerKind) -> int:
     if task == "code":
         fence = drawn.find("```")
         return len(drawn) if fence < 0 else fence
@@ -111,24 +113,24 @@ def _end_of_line(drawn: str) -> int:
     return len(drawn) if line < 0 else line
 
 
-def hesitant(text: str) -> bool:
+def is_hesitant(text: str) -> bool:
     """Whether the model goes on doubting inside its trial answer ("no" in "know" is no doubt)."""
     return _HESITATION.search(text) is not None
 
 
-def final_answer(text: str) -> str:
+def extract_final_answer(text: str) -> str:
     """What an answer's text says: the content of its last box, else what its last "answer is",
     "answer:" or "correct option is" names, else all of it."""
     _, box, boxed = text.rpartition("\\boxed{")
     if box:
-        return trial_answer(boxed)
+        return extract_trial_answer(boxed)
     rest = ""
-    for named in _NAMED.finditer(text):
+    for named in _ANSWER_PHRASE.finditer(text):
         rest = text[named.end() :]
     return (rest.partition("\n")[0] or text).strip()
 
 
-def same(one: str, other: str) -> bool:
+def canonically_equal(one: str, other: str) -> bool:
     """Whether two answers plainly mean the same."""
     return canonical(one) == canonical(other)
 
@@ -141,43 +143,43 @@ def canonical(answer: str) -> str:
     Linear in the answer's length and without side effects; what is the same only by algebra is
     ``policies.mathematics``'s.
     """
-    text = _DECORATION.sub("", _WRAPPED.sub(r"\1", answer)).rstrip(".").casefold()
-    text = _NAME.sub("", text.replace("\\%", "%"))
+    text = _DECORATION.sub("", _TEXT_COMMAND.sub(r"\1", answer)).rstrip(".").casefold()
+    text = _VARIABLE_PREFIX.sub("", text.replace("\\%", "%"))
     if choice := _CHOICE.fullmatch(text):
         return choice[1]
-    return _parts(text) or _json(answer) or _number(text)
+    return _canonical_group(text) or _canonical_json(answer) or _canonical_number(text)
 
 
-def _json(answer: str) -> str | None:
+def _canonical_json(answer: str) -> str | None:
     """Of an object or a list, where the answer is one; a fence around it is no part of it."""
     text = _FENCE.sub("", answer.strip()).strip()
     if text[:1] not in ("{", "["):
         return None
     try:
-        document = json.loads(text, parse_float=_whole)
+        document = json.loads(text, parse_float=_int_if_whole)
         return json.dumps(document, sort_keys=True, separators=(",", ":"))
     except (ValueError, RecursionError):
         return None
 
 
-def _whole(written: str) -> int | float:
+def _int_if_whole(written: str) -> int | float:
     number = float(written)
     return int(number) if number.is_integer() else number
 
 
-def _parts(text: str) -> str | None:
+def _canonical_group(text: str) -> str | None:
     """Of a tuple, interval or set: each part by its meaning, those of a set in order."""
     found = _GROUP.fullmatch(text)
     if found is None or "," not in found[2]:
         return None
     opening, inside, closing = found.groups()
-    parts = [_number(part) for part in inside.split(",")]
+    parts = [_canonical_number(part) for part in inside.split(",")]
     if opening == "\\{":
         parts = sorted(set(parts))
     return opening + ",".join(parts) + closing
 
 
-def _number(text: str) -> str:
+def _canonical_number(text: str) -> str:
     """A number in lowest terms; any other text as it is."""
     spelled = text
     fraction = _FRACTION.fullmatch(text)
@@ -194,7 +196,7 @@ def _number(text: str) -> str:
         return text
 
 
-class Classes:
+class AnswerClasses:
     """Answers of one request by what they mean: each class has a number, in order of appearance.
 
     ``find`` knows what is plainly the same; who can tell more asks about ``candidates`` before
@@ -202,22 +204,22 @@ class Classes:
     """
 
     def __init__(self) -> None:
-        self._numbers: dict[str, int] = {}
-        self._first: list[str] = []
+        self._labels: dict[str, int] = {}
+        self._representatives: list[str] = []
 
     def find(self, answer: str) -> int | None:
-        return self._numbers.get(canonical(answer))
+        return self._labels.get(canonical(answer))
 
     @property
-    def candidates(self) -> list[str]:
+    def representatives(self) -> list[str]:
         """The first answer of each class, by its number."""
-        return list(self._first)
+        return list(self._representatives)
 
-    def add(self, answer: str, like: int | None = None) -> int:
+    def add(self, answer: str, same_as: int | None = None) -> int:
         """The answer's class: that which it is ``like``, else a known or a new one."""
         key = canonical(answer)
-        if like is None:
-            like = self._numbers.get(key, len(self._first))
-        if like == len(self._first):
-            self._first.append(answer)
-        return self._numbers.setdefault(key, like)
+        if same_as is None:
+            same_as = self._labels.get(key, len(self._representatives))
+        if same_as == len(self._representatives):
+            self._representatives.append(answer)
+        return self._labels.setdefault(key, same_as)

@@ -19,17 +19,17 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import ClassVar
 
-from policies.sampling import Answered, Choose, Sampling
-from policies.votes import Windows
+from policies.sampling import ChooseTrace, SamplingPolicy, TraceAnswered
+from policies.votes import WindowSampler
 
-__all__ = ["AnytimeConsistency", "Wagers"]
+__all__ = ["AnytimeConsistency", "BettingTest"]
 
 _STAKES = (0.6, 0.75, 0.9, 0.99)
 _UNSEEN = -1
 
 
 @dataclass(frozen=True, slots=True)
-class AnytimeConsistency(Sampling):
+class AnytimeConsistency(SamplingPolicy):
     """Options of ``anytime-consistency``. ``alpha`` in (0, 1); ``window``: traces at once."""
 
     name: ClassVar[str] = "anytime-consistency"
@@ -38,51 +38,51 @@ class AnytimeConsistency(Sampling):
     max: int = 40
 
     def __post_init__(self) -> None:
-        Sampling.__post_init__(self)
+        SamplingPolicy.__post_init__(self)
         if not 0 < self.alpha < 1:
             raise ValueError("alpha must lie between 0 and 1")
         if not 1 <= self.window <= self.max <= 128:
             raise ValueError("window must be at least 1, max no less than window, and at most 128")
 
-    def sample(self) -> AnytimeSampler:
-        return AnytimeSampler(self)
+    def start_sampler(self) -> AnytimeConsistencySampler:
+        return AnytimeConsistencySampler(self)
 
 
-class AnytimeSampler(Windows):
+class AnytimeConsistencySampler(WindowSampler):
     def __init__(self, policy: AnytimeConsistency) -> None:
         super().__init__(policy.window, policy.max)
         self._alpha = policy.alpha
-        self._came: dict[int, int] = {}
-        self._wagers = Wagers()
+        self._pending_labels: dict[int, int] = {}
+        self._betting_test = BettingTest()
 
-    def weigh(self, event: Answered) -> float:
+    def weigh(self, event: TraceAnswered) -> float:
         assert event.label is not None
-        self._came[event.trace] = event.label
+        self._pending_labels[event.trace] = event.label
         return 1.0
 
-    def decide(self) -> Choose | None:
-        for trace in sorted(self._came):
-            self._wagers.add(self._came.pop(trace))
+    def decide(self) -> ChooseTrace | None:
+        for trace in sorted(self._pending_labels):
+            self._betting_test.add(self._pending_labels.pop(trace))
         leader = self.votes.leader
-        if leader is None or self._wagers.doubt(leader) > self._alpha:
+        if leader is None or self._betting_test.p_value(leader) > self._alpha:
             return None
-        return self.votes.choose("certain", 1 - self._wagers.doubt(leader))
+        return self.votes.choose("certain", 1 - self._betting_test.p_value(leader))
 
 
-class Wagers:
+class BettingTest:
     """The capital of each wager, by answer and stake, as logarithms."""
 
     def __init__(self) -> None:
         self._counts: Counter[int] = Counter()
-        self._capital: dict[int, list[float]] = {_UNSEEN: [0.0] * len(_STAKES)}
+        self._log_capital: dict[int, list[float]] = {_UNSEEN: [0.0] * len(_STAKES)}
 
     def add(self, label: int) -> None:
         """The next trace's answer."""
-        if label not in self._capital:
+        if label not in self._log_capital:
             # Until now it was one of those never seen, and the wager against it the same.
-            self._capital[label] = list(self._capital[_UNSEEN])
+            self._log_capital[label] = list(self._log_capital[_UNSEEN])
         ranked = [known for known, _ in self._counts.most_common()]
-        for against, capital in self._capital.items():
+        for against, capital in self._log_capital.items():
             backed = next((known for known in ranked if known != against), None)
             if backed is None or label not in (backed, against):
                 continue
@@ -90,8 +90,8 @@ class Wagers:
                 capital[index] += math.log(2 * (stake if label == backed else 1 - stake))
         self._counts[label] += 1
 
-    def doubt(self, leader: int) -> float:
+    def p_value(self, leader: int) -> float:
         """The least alpha at which every other answer is refused, in (0, 1]."""
-        others = [c for label, c in self._capital.items() if label != leader]
+        others = [c for label, c in self._log_capital.items() if label != leader]
         least = min(sum(map(math.exp, capital)) / len(capital) for capital in others)
         return min(1.0, 1.0 / least)

@@ -11,11 +11,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-__all__ = ["Appraiser"]
+__all__ = ["ProbeCostModel"]
 
 _DECAY = 0.98
 _ORDINALS = 8
-_EXPLORE = 16
+_EXPLORE_EVERY = 16
 
 
 @dataclass(slots=True)
@@ -34,7 +34,7 @@ class _Rate:
         return self.hits / self.tries
 
 
-class Appraiser:
+class ProbeCostModel:
     """What was learned on one model under one policy, over all requests.
 
     The chance of a stop is kept by how often the trace was probed before. What is left of a trace
@@ -43,51 +43,59 @@ class Appraiser:
     all the same, or the trace ends before it does.
     """
 
-    __slots__ = ("_length", "_probe_seconds", "_refused", "_stops", "_token_seconds")
+    __slots__ = (
+        "_mean_length",
+        "_probe_seconds",
+        "_refused_count",
+        "_stop_rates",
+        "_token_seconds",
+    )
 
     def __init__(self) -> None:
-        self._stops = [_Rate() for _ in range(_ORDINALS)]
-        self._length: float | None = None
+        self._stop_rates = [_Rate() for _ in range(_ORDINALS)]
+        self._mean_length: float | None = None
         self._probe_seconds: float | None = None
         self._token_seconds: float | None = None
-        self._refused = 0
+        self._refused_count = 0
 
     @property
-    def price(self) -> float:
+    def cost(self) -> float:
         """Of one checkpoint's probes, in tokens. 0.0 before anything was measured."""
         if not self._token_seconds or self._probe_seconds is None:
             return 0.0
         return self._probe_seconds / self._token_seconds
 
-    def worth(self, position: int, asked: int, looks: int = 1) -> bool:
+    def should_probe(self, position: int, earlier_probes: int, checkpoints: int = 1) -> bool:
         """Whether to probe after ``position`` tokens of a trace that was probed ``asked`` times,
         and at so many checkpoints in a row, ``looks``, before there can be a stop."""
-        chance = self._stops[min(asked, _ORDINALS - 1)].value
-        left = max(float(position if looks == 1 else 0), (self._length or 0.0) - position)
-        if chance * left >= looks * self.price:
+        chance = self._stop_rates[min(earlier_probes, _ORDINALS - 1)].value
+        left = max(
+            float(position if checkpoints == 1 else 0), (self._mean_length or 0.0) - position
+        )
+        if chance * left >= checkpoints * self.cost:
             return True
-        self._refused += 1
-        return self._refused % (_EXPLORE * looks) == 0
+        self._refused_count += 1
+        return self._refused_count % (_EXPLORE_EVERY * checkpoints) == 0
 
-    def probed(self, seconds: float, asked: int, stopped: bool | None) -> None:
+    def record_probe(self, seconds: float, earlier_probes: int, stopped: bool | None) -> None:
         """One checkpoint was probed, gate and trial answer together taking ``seconds``. None where
         it could not have said stop."""
         if stopped is not None:
-            self.tried(asked, stopped=stopped)
+            self.record_outcome(earlier_probes, stopped=stopped)
         self._probe_seconds = _smoothed(self._probe_seconds, seconds)
 
-    def tried(self, asked: int, *, stopped: bool) -> None:
+    def record_outcome(self, earlier_probes: int, *, stopped: bool) -> None:
         """What came of a probe, or of a row of them, after ``asked`` others."""
-        self._stops[min(asked, _ORDINALS - 1)].add(stopped)
+        self._stop_rates[min(earlier_probes, _ORDINALS - 1)].add(stopped)
 
-    def decoded(self, tokens: int, seconds: float) -> None:
+    def record_decoding(self, tokens: int, seconds: float) -> None:
         """A stream brought ``tokens`` in ``seconds``."""
         if tokens > 0:
             self._token_seconds = _smoothed(self._token_seconds, seconds / tokens)
 
-    def ended(self, position: int) -> None:
+    def record_trace_length(self, position: int) -> None:
         """A trace came to its own end after ``position`` tokens."""
-        self._length = _smoothed(self._length, float(position))
+        self._mean_length = _smoothed(self._mean_length, float(position))
 
 
 def _smoothed(old: float | None, new: float) -> float:

@@ -10,17 +10,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-__all__ = ["LONGEST_STEP", "SHORTEST_STEP", "Boundary", "BoundaryScanner"]
+__all__ = ["MAX_STEP_CHARS", "MIN_STEP_CHARS", "Boundary", "BoundaryScanner"]
 
-SHORTEST_STEP, LONGEST_STEP = 200, 1000
+MIN_STEP_CHARS, MAX_STEP_CHARS = 200, 1000
 """Characters of a step: with so many it ends with its paragraph, or else with its sentence."""
 
-_ENDS = frozenset(".!?…")
+_TERMINATORS = frozenset(".!?…")
 # Scripts without spaces between sentences have no space to wait for.
-_WIDE_ENDS = frozenset("。！？")  # noqa: RUF001
+_CJK_TERMINATORS = frozenset("。！？")  # noqa: RUF001
 _CLOSERS = frozenset("\"')]}*`”’»」』）")  # noqa: RUF001
-_ANY_END = _ENDS | _WIDE_ENDS
-_TRAILING = _ANY_END | _CLOSERS
+_ALL_TERMINATORS = _TERMINATORS | _CJK_TERMINATORS
+_TRAILING = _ALL_TERMINATORS | _CLOSERS
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,59 +43,68 @@ class BoundaryScanner:
     """
 
     __slots__ = (
-        *("_begun", "_blank", "_end", "_newlines"),
-        *("_sentence", "_step", "_step_start", "length", "settled"),
+        *("_has_text", "_after_space", "_terminator", "_newlines"),
+        *("_sentence", "_step", "_step_start", "length", "settled_length"),
     )
 
     def __init__(self) -> None:
         self.length = 0
-        self.settled = 0
-        self._begun = False
-        self._end = ""  # what ended a sentence, where nothing but what closes it followed
-        self._blank = False  # space followed the last text
+        self.settled_length = 0
+        self._has_text = False
+        self._terminator = ""  # what ended a sentence, where nothing but what closes it followed
+        self._after_space = False  # space followed the last text
         self._newlines = 0
         self._sentence: list[str] = []
         self._step: list[str] = []
         self._step_start = 0
 
-    def feed(self, piece: str) -> list[Boundary]:
+    def feed(self, chunk: str) -> list[Boundary]:
         found: list[Boundary] = []
         unread = 0  # from here on the piece belongs to the sentence that is open
-        place = self.settled  # behind the last text
-        for index, character in enumerate(piece):
+        place = self.settled_length  # behind the last text
+        for index, character in enumerate(chunk):
             if character.isspace():
-                self._blank = True
+                self._after_space = True
                 self._newlines += character == "\n"
                 continue
-            if self._blank or not self._end or character not in _TRAILING:
-                if self._ended():
-                    self._sentence.append(piece[unread:index])
+            if self._after_space or not self._terminator or character not in _TRAILING:
+                if self._sentence_ended():
+                    self._sentence.append(chunk[unread:index])
                     unread = index
-                    found += self._close(place)
-                self._begun, self._blank, self._newlines, self._end = True, False, 0, ""
-            if character in _ANY_END:
-                self._end = character
+                    found += self._close_sentence(place)
+                self._has_text, self._after_space, self._newlines, self._terminator = (
+                    True,
+                    False,
+                    0,
+                    "",
+                )
+            if character in _ALL_TERMINATORS:
+                self._terminator = character
             place = self.length + index + 1
-        self._sentence.append(piece[unread:])
-        self.length += len(piece)
-        if place > self.settled or not self._begun:
-            self.settled = self.length
+        self._sentence.append(chunk[unread:])
+        self.length += len(chunk)
+        if place > self.settled_length or not self._has_text:
+            self.settled_length = self.length
         return found
 
-    def _ended(self) -> bool:
+    def _sentence_ended(self) -> bool:
         """Whether a sentence ended before the character that is read."""
-        if not self._begun:
+        if not self._has_text:
             return False
-        return self._newlines > 0 or self._end in _WIDE_ENDS or (self._blank and self._end != "")
+        return (
+            self._newlines > 0
+            or self._terminator in _CJK_TERMINATORS
+            or (self._after_space and self._terminator != "")
+        )
 
-    def _close(self, place: int) -> list[Boundary]:
+    def _close_sentence(self, place: int) -> list[Boundary]:
         sentence, paragraph = "".join(self._sentence), self._newlines > 1
         self._sentence = []
         self._step.append(sentence)
         found = [Boundary("sentence", place, sentence)]
         if paragraph:
             found.append(Boundary("paragraph", place))
-        if place - self._step_start >= (SHORTEST_STEP if paragraph else LONGEST_STEP):
+        if place - self._step_start >= (MIN_STEP_CHARS if paragraph else MAX_STEP_CHARS):
             found.append(Boundary("step", place, "".join(self._step)))
             self._step, self._step_start = [], place
         return found

@@ -13,8 +13,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from policies.enclosures import Enclosures
-from policies.events import Closing, Command, Event, Extend, Stop, Thought
+from policies.enclosures import FenceScanner
+from policies.events import Command, Event, Extend, ReasoningChunk, Stop, TraceEnding
 from policies.policy import Needs
 
 __all__ = ["Budget"]
@@ -42,33 +42,41 @@ class Budget:
     @property
     def needs(self) -> Needs:
         if not self.min:
-            return Needs(thoughts=True)
-        return Needs(thoughts=True, extends=True, inducers=frozenset({"wait", "wait-on-newline"}))
+            return Needs(reasoning_chunks=True)
+        return Needs(
+            reasoning_chunks=True,
+            trace_endings=True,
+            inducers=frozenset({"wait", "wait-on-newline"}),
+        )
 
     def start(self) -> BudgetStopper:
         return BudgetStopper(self)
 
 
 class BudgetStopper:
-    __slots__ = ("_enclosures", "_length", "_policy", "_waits")
+    __slots__ = ("_fences", "_policy", "_text_length", "_waits_left")
 
     def __init__(self, policy: Budget) -> None:
         self._policy = policy
-        self._waits = policy.waits
-        self._enclosures = Enclosures()
-        self._length = 0
+        self._waits_left = policy.waits
+        self._fences = FenceScanner()
+        self._text_length = 0
 
     def observe(self, event: Event) -> Command | None:
-        if isinstance(event, Closing) and event.position < self._policy.min and self._waits:
-            self._waits -= 1
+        if (
+            isinstance(event, TraceEnding)
+            and event.position < self._policy.min
+            and self._waits_left
+        ):
+            self._waits_left -= 1
             return Extend()
-        if not isinstance(event, Thought):
+        if not isinstance(event, ReasoningChunk):
             return None
-        self._enclosures.feed(event.text, self._length)
-        self._length += len(event.text)
+        self._fences.feed(event.text, self._text_length)
+        self._text_length += len(event.text)
         if event.position < self._policy.max:
             return None
-        if event.text.rstrip(" ").endswith(_SENTENCE_ENDS) and not self._enclosures.open:
+        if event.text.rstrip(" ").endswith(_SENTENCE_ENDS) and not self._fences.is_open:
             return Stop("budget")
         if event.position >= self._policy.max + self._policy.grace:
             return Stop("budget-hard")

@@ -18,18 +18,18 @@ from typing import ClassVar
 
 from policies.events import (
     Checkpoint,
-    Closing,
     Command,
     Embed,
     Event,
     Extend,
     Probe,
-    Question,
-    Reply,
+    Query,
+    QueryResult,
     Stop,
+    TraceEnding,
 )
 from policies.policy import Needs, Policy, Stopper
-from policies.sampling import Sampling
+from policies.sampling import SamplingPolicy
 
 __all__ = ["AllOf", "AnyOf"]
 
@@ -41,7 +41,7 @@ class _Composition:
     def __post_init__(self) -> None:
         if not self.policies:
             raise ValueError("a composition needs at least one policy")
-        if any(isinstance(policy, Sampling) for policy in self.policies):
+        if any(isinstance(policy, SamplingPolicy) for policy in self.policies):
             raise ValueError("it composes policies of one trace; one over several goes around it")
 
     @property
@@ -54,7 +54,7 @@ class AnyOf(_Composition):
     name: ClassVar[str] = "any_of"
 
     def start(self) -> CompositionStopper:
-        return CompositionStopper(self.policies, _first)
+        return CompositionStopper(self.policies, _first_stop)
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,85 +62,87 @@ class AllOf(_Composition):
     name: ClassVar[str] = "all_of"
 
     def start(self) -> CompositionStopper:
-        return CompositionStopper(self.policies, _unanimous)
+        return CompositionStopper(self.policies, _unanimous_stop)
 
 
 class _Member:
     """One policy's stopper, what it asked and what it said last."""
 
-    __slots__ = ("asked", "asks", "extends", "stopper", "verdict")
+    __slots__ = ("has_queries", "pending_query", "stopper", "trace_endings", "verdict")
 
     def __init__(self, policy: Policy) -> None:
         self.stopper: Stopper = policy.start()
-        self.asks = policy.needs.questions
-        self.extends = policy.needs.extends
-        self.asked: Question | None = None
+        self.has_queries = policy.needs.has_queries
+        self.trace_endings = policy.needs.trace_endings
+        self.pending_query: Query | None = None
         self.verdict: Stop | None = None
 
 
 class CompositionStopper:
-    __slots__ = ("_combine", "_in_flight", "_members")
+    __slots__ = ("_combine", "_members", "_query_in_flight")
 
     def __init__(
         self, policies: tuple[Policy, ...], combine: Callable[[list[_Member]], Stop | None]
     ) -> None:
         self._members = [_Member(policy) for policy in policies]
         self._combine = combine
-        self._in_flight: Question | None = None
+        self._query_in_flight: Query | None = None
 
     def observe(self, event: Event) -> Command | None:
-        if isinstance(event, Closing):
-            return self._extended(event)
-        answered = event.question if isinstance(event, Reply) else None
+        if isinstance(event, TraceEnding):
+            return self._on_trace_ending(event)
+        answered = event.query if isinstance(event, QueryResult) else None
         if answered is not None:
-            self._in_flight = None
-        shown = [m for m in self._members if answered is None or m.asked == answered]
-        extends = [self._show(member, event) for member in shown]
+            self._query_in_flight = None
+        shown = [m for m in self._members if answered is None or m.pending_query == answered]
+        extends = [self._forward_event(member, event) for member in shown]
         if (stop := self._combine(self._members)) is not None:
             return stop
-        if self._in_flight is None:
-            self._in_flight = next((m.asked for m in self._members if m.asked), None)
-            if self._in_flight is not None:
-                return self._in_flight
-        return self._granted(extends)
+        if self._query_in_flight is None:
+            self._query_in_flight = next(
+                (m.pending_query for m in self._members if m.pending_query), None
+            )
+            if self._query_in_flight is not None:
+                return self._query_in_flight
+        return self._accept_extension(extends)
 
-    def _extended(self, event: Closing) -> Extend | None:
+    def _on_trace_ending(self, event: TraceEnding) -> Extend | None:
         """One that wants the trace to go on is enough: those that would stop it had their say."""
-        said = [m.stopper.observe(event) for m in self._members if m.extends]
-        return self._granted([command for command in said if isinstance(command, Extend)])
+        said = [m.stopper.observe(event) for m in self._members if m.trace_endings]
+        return self._accept_extension([command for command in said if isinstance(command, Extend)])
 
-    def _granted(self, extends: Sequence[Extend | None]) -> Extend | None:
+    def _accept_extension(self, extends: Sequence[Extend | None]) -> Extend | None:
         """The first of them; a question of the stream that is given up for it never comes back."""
         extend = next(filter(None, extends), None)
         if extend is not None:
-            self._in_flight = None
+            self._query_in_flight = None
             for member in self._members:
-                member.asked = None
+                member.pending_query = None
         return extend
 
     @staticmethod
-    def _show(member: _Member, event: Event) -> Extend | None:
-        if isinstance(event, Checkpoint) and member.asks:
+    def _forward_event(member: _Member, event: Event) -> Extend | None:
+        if isinstance(event, Checkpoint) and member.has_queries:
             member.verdict = None
-        if isinstance(event, Reply):
-            member.asked = None
+        if isinstance(event, QueryResult):
+            member.pending_query = None
         if member.verdict is not None:
             return None
         match member.stopper.observe(event):
             case Stop() as stop:
-                member.verdict, member.asked = stop, None
+                member.verdict, member.pending_query = stop, None
             case Probe() | Embed() as question:
-                member.asked = question
+                member.pending_query = question
             case Extend() as extend:
                 return extend
         return None
 
 
-def _first(members: list[_Member]) -> Stop | None:
+def _first_stop(members: list[_Member]) -> Stop | None:
     return next((m.verdict for m in members if m.verdict is not None), None)
 
 
-def _unanimous(members: list[_Member]) -> Stop | None:
+def _unanimous_stop(members: list[_Member]) -> Stop | None:
     verdicts = [m.verdict for m in members]
     stops = [v for v in verdicts if v is not None]
     if len(stops) < len(verdicts):

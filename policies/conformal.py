@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import math
 
-__all__ = ["rank"]
+__all__ = ["conformal_rank"]
 
-_SLIP = 1e-9  # (n + 1) · (1 - δ) in floating point may be a hair over a whole number
+_EPSILON = 1e-9  # (n + 1) · (1 - δ) in floating point may be a hair over a whole number
 
 
-def rank(count: int, delta: float) -> int:
+def conformal_rank(count: int, delta: float) -> int:
     """⌈(n + 1)(1 - ``delta``)⌉: of n = ``count`` exchangeable scores, ascending, the one of this
     rank, from 1 on, is not exceeded by a further one with a probability of at least 1 - ``delta``.
     Beyond n where they are too few to say, which is below 1 / ``delta`` - 1 of them."""
-    return math.ceil((count + 1) * (1 - delta) - _SLIP)
+    return math.ceil((count + 1) * (1 - delta) - _EPSILON)

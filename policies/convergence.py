@@ -15,7 +15,14 @@ from collections import deque
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from policies.answers import INDUCERS, Task, confidence, hesitant, same, trial_answer
+from policies.answers import (
+    INDUCERS_BY_KIND,
+    AnswerKind,
+    answer_confidence,
+    canonically_equal,
+    extract_trial_answer,
+    is_hesitant,
+)
 from policies.events import Checkpoint, Command, Event, Probe, ProbeFailed, ProbeResult, Stop
 from policies.policy import Needs
 
@@ -23,7 +30,7 @@ __all__ = ["Convergence"]
 
 Effort = Literal["mild", "low", "mid", "high", "max"]
 # (window, every): the more effort goes into stopping, the sooner it stops.
-_EFFORTS: dict[Effort, tuple[int, int]] = {
+_EFFORT_PRESETS: dict[Effort, tuple[int, int]] = {
     "mild": (8, 64),
     "low": (5, 64),
     "mid": (3, 64),
@@ -48,21 +55,21 @@ class Convergence:
     min_tokens: int = 128
     floor: float = 0.8
     max_tokens: int = 20
-    task: Task = "boxed"
+    task: AnswerKind = "boxed"
 
     def __post_init__(self) -> None:
-        if self.effort not in _EFFORTS:
-            raise ValueError(f"effort must be one of {', '.join(_EFFORTS)}")
-        window, every = self.resolved
+        if self.effort not in _EFFORT_PRESETS:
+            raise ValueError(f"effort must be one of {', '.join(_EFFORT_PRESETS)}")
+        window, every = self.window_and_interval
         if window < 2 or every < 1 or self.max_tokens < 1 or self.min_tokens < 0:
             raise ValueError("window must be at least 2, every and max_tokens 1, min_tokens 0")
         if not 0 <= self.floor < 1:
             raise ValueError("floor must lie in [0, 1)")
 
     @property
-    def resolved(self) -> tuple[int, int]:
+    def window_and_interval(self) -> tuple[int, int]:
         """(window, every), explicit settings before the effort's."""
-        window, every = _EFFORTS[self.effort]
+        window, every = _EFFORT_PRESETS[self.effort]
         return (
             window if self.window is None else self.window,
             every if self.every is None else self.every,
@@ -71,7 +78,9 @@ class Convergence:
     @property
     def needs(self) -> Needs:
         return Needs(
-            interval=self.resolved[1], probes=True, inducers=frozenset({INDUCERS[self.task]})
+            interval=self.window_and_interval[1],
+            probes=True,
+            inducers=frozenset({INDUCERS_BY_KIND[self.task]}),
         )
 
     def start(self) -> ConvergenceStopper:
@@ -79,33 +88,35 @@ class Convergence:
 
 
 class ConvergenceStopper:
-    __slots__ = ("_every", "_next", "_policy", "_recent")
+    __slots__ = ("_every", "_next_probe_at", "_policy", "_recent_answers")
 
     def __init__(self, policy: Convergence) -> None:
-        window, self._every = policy.resolved
+        window, self._every = policy.window_and_interval
         self._policy = policy
-        self._next = self._every
-        self._recent: deque[str | None] = deque(maxlen=window)
+        self._next_probe_at = self._every
+        self._recent_answers: deque[str | None] = deque(maxlen=window)
 
     def observe(self, event: Event) -> Command | None:
         match event:
-            case Checkpoint() if event.position >= self._next:
-                self._next = event.position + self._every
-                return Probe(INDUCERS[self._policy.task], max_tokens=self._policy.max_tokens)
+            case Checkpoint() if event.position >= self._next_probe_at:
+                self._next_probe_at = event.position + self._every
+                return Probe(
+                    INDUCERS_BY_KIND[self._policy.task], max_tokens=self._policy.max_tokens
+                )
             case ProbeResult():
-                return self._judge(event)
+                return self._evaluate(event)
             case ProbeFailed() if event.reason != "price":  # then nothing was asked
-                self._recent.append(None)
+                self._recent_answers.append(None)
         return None
 
-    def _judge(self, result: ProbeResult) -> Command | None:
-        answer = trial_answer(result.text, self._policy.task)
-        self._recent.append(None if not answer or hesitant(result.text) else answer)
-        if len(self._recent) < (self._recent.maxlen or 0):
+    def _evaluate(self, result: ProbeResult) -> Command | None:
+        answer = extract_trial_answer(result.text, self._policy.task)
+        self._recent_answers.append(None if not answer or is_hesitant(result.text) else answer)
+        if len(self._recent_answers) < (self._recent_answers.maxlen or 0):
             return None
-        if any(a is None or not same(a, answer) for a in self._recent):
+        if any(a is None or not canonically_equal(a, answer) for a in self._recent_answers):
             return None
-        certainty = confidence(result.tokens, result.logprobs, self._policy.task)
+        certainty = answer_confidence(result.tokens, result.logprobs, self._policy.task)
         if result.position < self._policy.min_tokens or certainty < self._policy.floor:
             return None
         return Stop("converged", result.position, certainty)

@@ -25,23 +25,23 @@ class Cue:
 
 @dataclass(frozen=True, slots=True)
 class _Patterns:
-    whole: re.Pattern[str]
+    complete: re.Pattern[str]
     """A cue between word boundaries."""
     partial: re.Pattern[str]
     """The beginning of a cue, or all of it, at the end of the text."""
-    first: re.Pattern[str]
+    prefilter: re.Pattern[str]
     """What can begin a cue, as far as two characters tell: most pieces hold none, and cost nothing
     more."""
 
 
-def _bounded(cue: str, pattern: str, *, left_only: bool = False) -> str:
+def _with_word_boundaries(cue: str, pattern: str, *, left_only: bool = False) -> str:
     # Scripts without spaces between words have no word boundaries to ask for.
     left = r"(?<!\w)" if cue[0].isascii() and cue[0].isalnum() else ""
     right = r"(?!\w)" if not left_only and cue[-1].isascii() and cue[-1].isalnum() else ""
     return f"{left}{pattern}{right}"
 
 
-def _beginning(form: str) -> str:
+def _two_char_prefix(form: str) -> str:
     first, second = re.escape(form[0]), re.escape(form[1:2])
     return f"{first}(?:{second}|\\Z)" if second else first
 
@@ -55,13 +55,15 @@ def _compile(cues: tuple[str, ...], marks: str) -> _Patterns:
         nested = ""
         for character in reversed(form):
             nested = re.escape(character) + (f"(?:{nested})?" if nested else "")
-        prefixes.append(_bounded(form, nested, left_only=True))
+        prefixes.append(_with_word_boundaries(form, nested, left_only=True))
     never = r"(?!)"
     return _Patterns(
-        whole=re.compile("|".join(_bounded(form, re.escape(form)) for form in forms) or never),
+        complete=re.compile(
+            "|".join(_with_word_boundaries(form, re.escape(form)) for form in forms) or never
+        ),
         partial=re.compile(f"(?:{'|'.join(prefixes) or never})\\Z"),
-        first=re.compile(
-            "|".join((*sorted(map(_beginning, forms)), *map(re.escape, marks))) or never
+        prefilter=re.compile(
+            "|".join((*sorted(map(_two_char_prefix, forms)), *map(re.escape, marks))) or never
         ),
     )
 
@@ -75,51 +77,51 @@ class CueScanner:
     somebody else must see.
     """
 
-    __slots__ = ("_first", "_patterns", "_tail", "length", "settled")
+    __slots__ = ("_patterns", "_prefilter_search", "_tail", "length", "settled_length")
 
-    def __init__(self, cues: tuple[str, ...], marks: str = "") -> None:
-        self._patterns = _compile(cues, marks)
-        self._first = self._patterns.first.search
+    def __init__(self, cues: tuple[str, ...], watched_chars: str = "") -> None:
+        self._patterns = _compile(cues, watched_chars)
+        self._prefilter_search = self._patterns.prefilter.search
         self._tail = ""  # what is still undecided, with one character before it
         self.length = 0
-        self.settled = 0
+        self.settled_length = 0
 
-    def skim(self, piece: str) -> bool:
+    def try_skip(self, chunk: str) -> bool:
         """The quick way: whether ``piece`` plainly holds no part of a cue, and none of ``marks``.
         Where it says no, nothing was done, and ``feed`` must be given the piece."""
-        if self.settled < self.length or self._first(piece) is not None:
+        if self.settled_length < self.length or self._prefilter_search(chunk) is not None:
             return False
-        if piece:
-            self.length = self.settled = self.length + len(piece)
-            self._tail = piece[-1]
+        if chunk:
+            self.length = self.settled_length = self.length + len(chunk)
+            self._tail = chunk[-1]
         return True
 
-    def feed(self, piece: str) -> list[Cue]:
-        if self.skim(piece):
+    def feed(self, chunk: str) -> list[Cue]:
+        if self.try_skip(chunk):
             return []
-        text = self._tail + piece
+        text = self._tail + chunk
         base = self.length - len(self._tail)
-        begin, found = self.settled - base, []
-        self.length += len(piece)
+        begin, found = self.settled_length - base, []
+        self.length += len(chunk)
         while True:
             # Where the text's end may be the beginning of a cue, nothing is certain from there on:
             # a longer cue may swallow the one that is seen.
             partial = self._patterns.partial.search(text, begin)
             open_from = len(text) if partial is None else partial.start()
-            match = self._patterns.whole.search(text, begin)
+            match = self._patterns.complete.search(text, begin)
             if match is None or match.start() >= open_from:
                 break
             found.append(Cue(match.group(), base + match.start()))
             begin = match.end()
-        self.settled = base + open_from
+        self.settled_length = base + open_from
         self._tail = text[max(open_from - 1, 0) :]
         return found
 
     def close(self) -> list[Cue]:
         """The text is over: a cue at its very end is certain now."""
         base = self.length - len(self._tail)
-        matches = self._patterns.whole.finditer(self._tail, self.settled - base)
+        matches = self._patterns.complete.finditer(self._tail, self.settled_length - base)
         found = [Cue(match.group(), base + match.start()) for match in matches]
-        self.settled = self.length
+        self.settled_length = self.length
         self._tail = ""
         return found

@@ -17,9 +17,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from policies.events import Checkpoint, Command, Event, Stop, Thought
+from policies.events import Checkpoint, Command, Event, ReasoningChunk, Stop
 from policies.policy import Needs
-from policies.uncertainty import TOP, entropy
+from policies.uncertainty import ENTROPY_TOP_LOGPROBS, token_entropy
 
 __all__ = ["Cusum"]
 
@@ -42,30 +42,30 @@ class Cusum:
 
     @property
     def needs(self) -> Needs:
-        return Needs(thoughts=True, sentences=True, logprobs=TOP)
+        return Needs(reasoning_chunks=True, sentences=True, logprobs=ENTROPY_TOP_LOGPROBS)
 
     def start(self) -> CusumStopper:
         return CusumStopper(self)
 
 
 class CusumStopper:
-    __slots__ = ("_policy", "_statistic", "_sure")
+    __slots__ = ("_is_sure", "_policy", "_statistic")
 
     def __init__(self, policy: Cusum) -> None:
         self._policy = policy
         self._statistic = 0.0
-        self._sure = False
+        self._is_sure = False
 
     def observe(self, event: Event) -> Command | None:
         match event:
-            case Thought():
+            case ReasoningChunk():
                 for logprobs in filter(None, event.logprobs):
-                    self._follow(entropy(logprobs))
-            case Checkpoint(kind="sentence") if self._sure:
+                    self._update(token_entropy(logprobs))
+            case Checkpoint(kind="sentence") if self._is_sure:
                 if event.position >= self._policy.min_tokens:
                     return Stop("sure", event.position)
         return None
 
-    def _follow(self, value: float) -> None:
+    def _update(self, value: float) -> None:
         self._statistic = max(0.0, self._statistic + self._policy.reference - value)
-        self._sure = self._sure or self._statistic > self._policy.threshold
+        self._is_sure = self._is_sure or self._statistic > self._policy.threshold

@@ -15,9 +15,9 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar
 
-from policies.answers import INDUCERS, Task, confidence, trial_answer
+from policies.answers import INDUCERS_BY_KIND, AnswerKind, answer_confidence, extract_trial_answer
 from policies.events import Checkpoint, Command, Event, Probe, ProbeFailed, ProbeResult, Stop
-from policies.pause import Pause
+from policies.pause import ProbeBackoff
 from policies.policy import Needs
 
 __all__ = ["Deer"]
@@ -39,7 +39,7 @@ class Deer:
     name: ClassVar[str] = "deer"
     threshold: float = 0.95
     max_tokens: int = 20
-    task: Task = "boxed"
+    task: AnswerKind = "boxed"
     gate: float | None = None
     gap: int = 24
     backoff: float = 1.25
@@ -52,53 +52,53 @@ class Deer:
             raise ValueError("gate must lie in [0, 1]")
         if self.max_tokens < 1:
             raise ValueError("max_tokens must be at least 1")
-        self.pause()
+        self.new_backoff()
 
     @property
     def needs(self) -> Needs:
-        return Needs(cues=True, probes=True, inducers=frozenset({INDUCERS[self.task]}))
+        return Needs(cues=True, probes=True, inducers=frozenset({INDUCERS_BY_KIND[self.task]}))
 
-    def pause(self) -> Pause:
-        return Pause(self.gap, self.backoff, self.max_gap)
+    def new_backoff(self) -> ProbeBackoff:
+        return ProbeBackoff(self.gap, self.backoff, self.max_gap)
 
     def start(self) -> DeerStopper:
         return DeerStopper(self)
 
 
 class DeerStopper:
-    __slots__ = ("_gate", "_pause", "_policy")
+    __slots__ = ("_backoff", "_gate", "_policy")
 
     def __init__(self, policy: Deer) -> None:
         self._policy = policy
         gate = policy.threshold**policy.max_tokens if policy.gate is None else policy.gate
         self._gate = gate if policy.max_tokens > 1 else 0.0
-        self._pause = policy.pause()
+        self._backoff = policy.new_backoff()
 
     def observe(self, event: Event) -> Command | None:
         match event:
-            case Checkpoint(kind="cue") if self._pause.over(event.position):
+            case Checkpoint(kind="cue") if self._backoff.is_over(event.position):
                 return Probe(
-                    INDUCERS[self._policy.task],
+                    INDUCERS_BY_KIND[self._policy.task],
                     max_tokens=1 if self._gate else self._policy.max_tokens,
                 )
             case ProbeResult():
-                return self._judge(event)
+                return self._evaluate(event)
             case ProbeFailed() if event.reason != "price":  # then nothing was asked
-                self._pause.begin(event.position)
+                self._backoff.begin(event.position)
         return None
 
     def _probe(self, tokens: int) -> Probe:
-        return Probe(INDUCERS[self._policy.task], tokens)
+        return Probe(INDUCERS_BY_KIND[self._policy.task], tokens)
 
-    def _judge(self, result: ProbeResult) -> Command | None:
+    def _evaluate(self, result: ProbeResult) -> Command | None:
         task = self._policy.task
         if self._gate and result.probe.max_tokens == 1:
             if result.logprobs and math.exp(result.logprobs[0]) > self._gate:
                 return self._probe(self._policy.max_tokens)
         else:
             # The text tells whether there is an answer: an end token is in the list as well.
-            certainty = confidence(result.tokens, result.logprobs, task)
-            if certainty > self._policy.threshold and trial_answer(result.text, task):
+            certainty = answer_confidence(result.tokens, result.logprobs, task)
+            if certainty > self._policy.threshold and extract_trial_answer(result.text, task):
                 return Stop("confident", result.position, certainty)
-        self._pause.begin(result.position)
+        self._backoff.begin(result.position)
         return None

@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import ClassVar
 
-from policies.answers import confidence, trial_answer
+from policies.answers import answer_confidence, extract_trial_answer
 from policies.events import Checkpoint, Command, Event, Probe, ProbeFailed, ProbeResult, Stop
-from policies.pause import Pause
+from policies.pause import ProbeBackoff
 from policies.policy import Needs
 
 __all__ = ["INDUCERS", "DeerPro"]
@@ -51,53 +51,53 @@ class DeerPro:
             raise ValueError("alpha must be at least 0")
         if self.max_tokens < 1:
             raise ValueError("max_tokens must be at least 1")
-        self.pause()
+        self.new_backoff()
 
     @property
     def needs(self) -> Needs:
         return Needs(cues=True, probes=True, inducers=frozenset(INDUCERS[: self.inducers]))
 
-    def pause(self) -> Pause:
-        return Pause(self.gap, self.backoff, self.max_gap)
+    def new_backoff(self) -> ProbeBackoff:
+        return ProbeBackoff(self.gap, self.backoff, self.max_gap)
 
     def start(self) -> DeerProStopper:
         return DeerProStopper(self)
 
 
 class DeerProStopper:
-    __slots__ = ("_drawn", "_pause", "_policy")
+    __slots__ = ("_backoff", "_confidences", "_policy")
 
     def __init__(self, policy: DeerPro) -> None:
         self._policy = policy
-        self._drawn: list[float] = []  # confidences at the cue that is looked at
-        self._pause = policy.pause()
+        self._confidences: list[float] = []  # confidences at the cue that is looked at
+        self._backoff = policy.new_backoff()
 
     def observe(self, event: Event) -> Command | None:
         match event:
-            case Checkpoint(kind="cue") if self._pause.over(event.position):
-                self._drawn = []
-                return self._next()
+            case Checkpoint(kind="cue") if self._backoff.is_over(event.position):
+                self._confidences = []
+                return self._next_probe()
             case ProbeResult():
-                return self._judge(event)
+                return self._evaluate(event)
             case ProbeFailed() if event.reason != "price":  # then nothing was asked
-                self._pause.begin(event.position)
+                self._backoff.begin(event.position)
         return None
 
-    def _judge(self, result: ProbeResult) -> Command | None:
-        policy, drawn = self._policy, self._drawn
-        answered = trial_answer(result.text)
-        drawn.append(confidence(result.tokens, result.logprobs) if answered else 0.0)
+    def _evaluate(self, result: ProbeResult) -> Command | None:
+        policy, drawn = self._policy, self._confidences
+        answered = extract_trial_answer(result.text)
+        drawn.append(answer_confidence(result.tokens, result.logprobs) if answered else 0.0)
         left = policy.inducers - len(drawn)
         if sum(drawn) + left > policy.threshold * policy.inducers:
             if left:
-                return self._next()
+                return self._next_probe()
             if (score := _score(drawn, policy.alpha)) > policy.threshold:
                 return Stop("confident", result.position, score)
-        self._pause.begin(result.position)
+        self._backoff.begin(result.position)
         return None
 
-    def _next(self) -> Probe:
-        return Probe(INDUCERS[len(self._drawn)], self._policy.max_tokens)
+    def _next_probe(self) -> Probe:
+        return Probe(INDUCERS[len(self._confidences)], self._policy.max_tokens)
 
 
 def _score(drawn: list[float], alpha: float) -> float:

@@ -20,13 +20,13 @@ from collections import deque
 from dataclasses import dataclass
 from typing import ClassVar
 
-from policies.events import Checkpoint, Command, Event, Stop, Thought
+from policies.events import Checkpoint, Command, Event, ReasoningChunk, Stop
 from policies.policy import Needs
-from policies.uncertainty import TOP, entropy
+from policies.uncertainty import ENTROPY_TOP_LOGPROBS, token_entropy
 
 __all__ = ["Deviation"]
 
-_RECENT = 64
+_MAX_UNSURE_POSITIONS = 64
 """Unsure pieces that may follow a cue before it becomes certain."""
 
 
@@ -49,39 +49,41 @@ class Deviation:
 
     @property
     def needs(self) -> Needs:
-        return Needs(cues=True, thoughts=True, logprobs=TOP)
+        return Needs(cues=True, reasoning_chunks=True, logprobs=ENTROPY_TOP_LOGPROBS)
 
     def start(self) -> DeviationStopper:
         return DeviationStopper(self)
 
 
 class DeviationStopper:
-    __slots__ = ("_count", "_policy", "_recent", "_unsure")
+    __slots__ = ("_policy", "_recent_transitions", "_transition_count", "_unsure_positions")
 
     def __init__(self, policy: Deviation) -> None:
         self._policy = policy
-        self._count = 0
-        self._recent: deque[int] = deque()  # positions of the transitions in the window
-        self._unsure: deque[int] = deque(maxlen=_RECENT)  # where pieces with unsure tokens begin
+        self._transition_count = 0
+        self._recent_transitions: deque[int] = deque()  # positions of the transitions in the window
+        self._unsure_positions: deque[int] = deque(
+            maxlen=_MAX_UNSURE_POSITIONS
+        )  # where pieces with unsure tokens begin
 
     def observe(self, event: Event) -> Command | None:
         match event:
-            case Thought():
+            case ReasoningChunk():
                 # A cue's place is where the piece begins that it begins in, be it of one token.
-                if any(entropy(told) >= self._policy.entropy for told in event.logprobs):
-                    self._unsure.append(event.position - len(event.token_ids))
-            case Checkpoint(kind="cue") if event.position in self._unsure:
-                return self._turn(event.position)
+                if any(token_entropy(told) >= self._policy.entropy for told in event.logprobs):
+                    self._unsure_positions.append(event.position - len(event.token_ids))
+            case Checkpoint(kind="cue") if event.position in self._unsure_positions:
+                return self._on_transition(event.position)
         return None
 
-    def _turn(self, position: int) -> Stop | None:
-        policy, recent = self._policy, self._recent
-        self._count += 1
+    def _on_transition(self, position: int) -> Stop | None:
+        policy, recent = self._policy, self._recent_transitions
+        self._transition_count += 1
         recent.append(position)
         while recent[0] <= position - policy.window:
             recent.popleft()
         length = position + 1
         if len(recent) < 2 or length < max(policy.min_tokens, policy.window):
             return None
-        index = len(recent) * length / (policy.window * self._count)
+        index = len(recent) * length / (policy.window * self._transition_count)
         return Stop("deviating", position) if index > policy.threshold else None

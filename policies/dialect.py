@@ -12,9 +12,15 @@ from dataclasses import dataclass, field
 from importlib.resources import files
 from typing import Any
 
-from policies.markers import Ids, Mark, Markers
+from policies.markers import MarkerKind, MarkerMatcher, TokenIds
 
-__all__ = ["Dialect", "Marks", "builtin", "candidates", "override"]
+__all__ = [
+    "Dialect",
+    "TokenizedDialect",
+    "builtin_dialects",
+    "candidate_dialects",
+    "override_dialects",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +57,7 @@ class Dialect:
     def load(cls, name: str, data: Mapping[str, Any]) -> Dialect:
         """From configuration. Raises ValueError that names a wrong or missing key."""
         try:
-            dialect = cls(name=name, **{key: _value(key, data[key]) for key in data})
+            dialect = cls(name=name, **{key: _parse_value(key, data[key]) for key in data})
         except (TypeError, ValueError) as error:
             raise ValueError(f"dialect {name!r}: {error}") from None
         if not dialect.start or not dialect.end:
@@ -61,17 +67,17 @@ class Dialect:
         return dialect
 
     @property
-    def telling(self) -> tuple[str, ...]:
+    def identifying_texts(self) -> tuple[str, ...]:
         """The texts that must each be one token of a model's vocabulary."""
         return (*self.start, *self.end) if self.tokens is None else self.tokens
 
-    def spoken(self, ids: Mapping[str, Ids]) -> bool:
+    def fits_vocabulary(self, ids: Mapping[str, TokenIds]) -> bool:
         """Whether the ``telling`` texts, which have these ids, are each a token of its own."""
-        told = {ids[text] for text in self.telling}
-        return len(told) == len(self.telling) and all(len(token) == 1 for token in told)
+        told = {ids[text] for text in self.identifying_texts}
+        return len(told) == len(self.identifying_texts) and all(len(token) == 1 for token in told)
 
     @property
-    def texts(self) -> set[str]:
+    def texts_to_tokenize(self) -> set[str]:
         """Every text of which ``Marks.of`` needs the ids."""
         markers = (*self.start, *self.end)
         spaced = (f" {marker}" for marker in markers)
@@ -80,7 +86,7 @@ class Dialect:
 
 
 @dataclass(frozen=True, slots=True)
-class Marks:
+class TokenizedDialect:
     """A dialect in one model's token ids.
 
     ``start`` opens a trace, ``end`` closes it. ``closing`` follows a trace whose text ends in the
@@ -88,21 +94,21 @@ class Marks:
     is not what the model would write); a probe puts ``header`` behind it. ``inducers`` by name.
     """
 
-    dialect: Dialect
-    markers: Markers
-    start: Ids
-    end: Ids
-    closing: Ids
-    closing_on_newline: Ids
-    inducers: Mapping[str, Ids]
-    header: Ids = ()
+    definition: Dialect
+    matcher: MarkerMatcher
+    start: TokenIds
+    end: TokenIds
+    closing: TokenIds
+    closing_on_newline: TokenIds
+    inducers: Mapping[str, TokenIds]
+    header: TokenIds = ()
 
     @classmethod
-    def of(cls, dialect: Dialect, ids: Mapping[str, Ids]) -> Marks:
+    def from_ids(cls, dialect: Dialect, ids: Mapping[str, TokenIds]) -> TokenizedDialect:
         """``ids``: what each of the dialect's ``texts`` is in the model's vocabulary."""
         return cls(
-            dialect=dialect,
-            markers=Markers(_markers(dialect, ids)),
+            definition=dialect,
+            matcher=MarkerMatcher(_marker_kinds(dialect, ids)),
             start=ids[dialect.start[0]],
             end=ids[dialect.end[0]],
             closing=ids[dialect.closing],
@@ -112,14 +118,14 @@ class Marks:
         )
 
 
-def builtin() -> dict[str, Dialect]:
+def builtin_dialects() -> dict[str, Dialect]:
     """The dialects that come with the project, in the order in which they are tried."""
     data = tomllib.loads(files("policies").joinpath("dialects.toml").read_text("utf-8"))
     shared = data.pop("shared")
     return {name: Dialect.load(name, {**shared, **values}) for name, values in data.items()}
 
 
-def candidates(
+def candidate_dialects(
     model: str, dialects: Mapping[str, Dialect], forced: str | None = None
 ) -> Iterator[Dialect]:
     """The dialects that a model of this name may speak, those that name it first; the first that
@@ -131,12 +137,12 @@ def candidates(
     for dialect in dialects.values():
         if any(fnmatch.fnmatch(name, pattern) for pattern in dialect.models):
             yield dialect
-        elif dialect.telling:
+        elif dialect.identifying_texts:
             others.append(dialect)
     yield from others
 
 
-def override(
+def override_dialects(
     dialects: Mapping[str, Dialect], changes: Mapping[str, Mapping[str, Any]]
 ) -> dict[str, Dialect]:
     """``dialects`` with a user's changes: keys of a known dialect replaced, new ones first."""
@@ -145,14 +151,16 @@ def override(
         if name in known:
             known[name] = Dialect.load(name, {**_fields(known[name]), **values})
         else:
-            new[name] = Dialect.load(name, {**_shared(next(iter(dialects.values()))), **values})
+            new[name] = Dialect.load(
+                name, {**_shared_fields(next(iter(dialects.values()))), **values}
+            )
     return new | known
 
 
-def _markers(dialect: Dialect, ids: Mapping[str, Ids]) -> dict[Ids, Mark]:
+def _marker_kinds(dialect: Dialect, ids: Mapping[str, TokenIds]) -> dict[TokenIds, MarkerKind]:
     # Where a break is several tokens, it is plain text: no parser waits for it.
-    markers = {ids[text]: Mark.BREAK for text in dialect.breaks if len(ids[text]) == 1}
-    for mark, texts in ((Mark.START, dialect.start), (Mark.END, dialect.end)):
+    markers = {ids[text]: MarkerKind.BREAK for text in dialect.breaks if len(ids[text]) == 1}
+    for mark, texts in ((MarkerKind.START, dialect.start), (MarkerKind.END, dialect.end)):
         for text in texts:
             markers[marker := ids[text]] = mark
             # Plain text is other tokens behind a space.
@@ -161,7 +169,7 @@ def _markers(dialect: Dialect, ids: Mapping[str, Ids]) -> dict[Ids, Mark]:
     return markers
 
 
-def _value(key: str, value: Any) -> Any:
+def _parse_value(key: str, value: Any) -> Any:
     """One key as it is kept. Raises ValueError where it is something else."""
     if (key == "header" and value == "") or (key == "tokens" and value is None):
         return value  # as where it is not given
@@ -184,7 +192,7 @@ def _is_text(value: object) -> bool:
     return isinstance(value, str) and value != ""
 
 
-def _shared(dialect: Dialect) -> dict[str, Any]:
+def _shared_fields(dialect: Dialect) -> dict[str, Any]:
     """What a new dialect takes from the first known one: nothing that is that family's alone."""
     keys = ("start", "end", "closing", "cues", "inducers")
     return {key: getattr(dialect, key) for key in keys}

@@ -15,14 +15,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from policies.adaptive_consistency import AdaptiveSampler
-from policies.sampling import Answered, Command, Event, Sampling
+from policies.adaptive_consistency import AdaptiveConsistencySampler
+from policies.sampling import SamplingCommand, SamplingEvent, SamplingPolicy, TraceAnswered
 
 __all__ = ["DifficultyAdaptive"]
 
 
 @dataclass(frozen=True, slots=True)
-class DifficultyAdaptive(Sampling):
+class DifficultyAdaptive(SamplingPolicy):
     """Options of ``difficulty-adaptive``. ``difficulty`` in [0, 1], or None where the first trace
     is to tell: so many ``tokens`` are as hard as it gets. ``threshold`` in (0, 1)."""
 
@@ -36,7 +36,7 @@ class DifficultyAdaptive(Sampling):
     threshold: float = 0.95
 
     def __post_init__(self) -> None:
-        Sampling.__post_init__(self)
+        SamplingPolicy.__post_init__(self)
         if self.difficulty is not None and not 0 <= self.difficulty <= 1:
             raise ValueError("difficulty must lie in [0, 1]")
         if not 0 < self.threshold < 1 or self.tokens < 1:
@@ -44,28 +44,28 @@ class DifficultyAdaptive(Sampling):
         if not 1 <= self.easy <= self.hard <= self.max <= 128 or not 1 <= self.window <= self.max:
             raise ValueError("easy, hard and max must not fall, window lie in [1, max], max <= 128")
 
-    def first(self, difficulty: float) -> int:
+    def first_window_size(self, difficulty: float) -> int:
         """Traces of the first window."""
         return round(self.easy + (self.hard - self.easy) * difficulty)
 
-    def sample(self) -> DifficultySampler:
-        return DifficultySampler(self)
+    def start_sampler(self) -> DifficultyAdaptiveSampler:
+        return DifficultyAdaptiveSampler(self)
 
 
-class DifficultySampler(AdaptiveSampler):
+class DifficultyAdaptiveSampler(AdaptiveConsistencySampler):
     def __init__(self, policy: DifficultyAdaptive) -> None:
         known = policy.difficulty
-        first = 1 if known is None else policy.first(known)
+        first = 1 if known is None else policy.first_window_size(known)
         super().__init__(first, policy.window, policy.max, policy.threshold, "beta")
         self._policy = policy
-        self._asked = known is None
+        self._awaiting_difficulty = known is None
 
-    def observe(self, event: Event) -> Sequence[Command]:
-        if self._asked and isinstance(event, Answered):
-            self._asked = False
+    def observe(self, event: SamplingEvent) -> Sequence[SamplingCommand]:
+        if self._awaiting_difficulty and isinstance(event, TraceAnswered):
+            self._awaiting_difficulty = False
             difficulty = min(event.tokens / self._policy.tokens, 1.0)
-            self._following = max(self._policy.first(difficulty) - 1, 1)
+            self._next_window_size = max(self._policy.first_window_size(difficulty) - 1, 1)
             commands = super().observe(event)
-            self._following = self._policy.window
+            self._next_window_size = self._policy.window
             return commands
         return super().observe(event)

@@ -17,11 +17,11 @@ from typing import ClassVar, Literal
 
 from policies.events import Checkpoint, Command, Event, Probe, ProbeResult, Stop
 from policies.policy import Needs
-from policies.uncertainty import TOP, entropy
+from policies.uncertainty import ENTROPY_TOP_LOGPROBS, token_entropy
 
 __all__ = ["Entropy"]
 
-_PROBE = Probe(inducer="", max_tokens=1, top=TOP)
+_PROBE = Probe(inducer="", max_tokens=1, top_logprobs=ENTROPY_TOP_LOGPROBS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,11 +47,14 @@ class Entropy:
     def needs(self) -> Needs:
         paragraphs = self.at == "paragraph"
         return Needs(
-            paragraphs=paragraphs, sentences=not paragraphs, probes=True, series=self.least
+            paragraphs=paragraphs,
+            sentences=not paragraphs,
+            probes=True,
+            min_checkpoints=self.min_probes,
         )
 
     @property
-    def least(self) -> int:
+    def min_probes(self) -> int:
         """Looks before which it never stops."""
         return math.ceil(4 / self.alpha)
 
@@ -60,28 +63,31 @@ class Entropy:
 
 
 class EntropyStopper:
-    __slots__ = ("_looks", "_mean", "_policy", "_variance")
+    __slots__ = ("_mean", "_policy", "_probe_count", "_variance")
 
     def __init__(self, policy: Entropy) -> None:
         self._policy = policy
-        self._looks = 0
+        self._probe_count = 0
         self._mean = self._variance = 0.0
 
     def observe(self, event: Event) -> Command | None:
         match event:
             case Checkpoint() if event.kind == self._policy.at:
                 return _PROBE
-            case ProbeResult() if event.top:
-                self._follow(entropy(event.top[0]))
-                if self._looks >= self._policy.least and self._variance < self._policy.delta:
+            case ProbeResult() if event.top_logprobs:
+                self._update(token_entropy(event.top_logprobs[0]))
+                if (
+                    self._probe_count >= self._policy.min_probes
+                    and self._variance < self._policy.delta
+                ):
                     return Stop("settled", event.position)
         return None
 
-    def _follow(self, value: float) -> None:
+    def _update(self, value: float) -> None:
         alpha, off = self._policy.alpha, value - self._mean
-        if self._looks:
+        if self._probe_count:
             self._mean += alpha * off
             self._variance = (1 - alpha) * (self._variance + alpha * off * off)
         else:
             self._mean = value
-        self._looks += 1
+        self._probe_count += 1

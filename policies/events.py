@@ -14,21 +14,21 @@ from policies.hidden_states import HiddenStates
 __all__ = [
     "Checkpoint",
     "CheckpointKind",
-    "Closing",
     "Command",
     "Embed",
-    "EmbedFailed",
-    "Embedded",
+    "EmbeddingFailed",
+    "EmbeddingResult",
     "Event",
     "Extend",
     "Probe",
     "ProbeFailed",
     "ProbeResult",
-    "Question",
-    "Reply",
+    "Query",
+    "QueryResult",
+    "ReasoningChunk",
     "Stop",
-    "Thought",
-    "TraceEnd",
+    "TraceEnded",
+    "TraceEnding",
 ]
 
 CheckpointKind = Literal["start", "cue", "interval", "sentence", "paragraph", "step"]
@@ -40,7 +40,7 @@ class Probe:
 
     ``inducer`` names a text of the dialect (``"answer"``) that is put behind the closing
     sequence, "" puts none there; ``max_tokens`` bounds what the model writes then, greedily.
-    ``closing=False`` leaves the trace open: it asks what the model is about to think.
+    ``close_trace=False`` leaves the trace open: it asks what the model is about to think.
     ``top``: of so many tokens at each step, the most probable ones, the log-probabilities.
     ``ending`` asks how probable it is that the trace ends here, ``hidden_states`` for those of the
     last token of all that is put to the model.
@@ -48,9 +48,9 @@ class Probe:
 
     inducer: str = "answer"
     max_tokens: int = 20
-    closing: bool = True
-    top: int = 1
-    ending: bool = False
+    close_trace: bool = True
+    top_logprobs: int = 1
+    score_end: bool = False
     hidden_states: bool = False
 
 
@@ -61,7 +61,7 @@ class Embed:
     text: str
 
 
-Question = Probe | Embed
+Query = Probe | Embed
 """What is asked beside the running trace, one at a time."""
 
 
@@ -77,7 +77,7 @@ class Stop:
     reason: str
     position: int | None = None
     confidence: float | None = None
-    text: str = ""
+    text_name: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,15 +90,15 @@ class Extend:
     on; None leaves it.
     """
 
-    text: str = "wait"
-    bias: float | None = None
+    text_name: str = "wait"
+    end_bias: float | None = None
 
 
-Command = Question | Stop | Extend
+Command = Query | Stop | Extend
 
 
 @dataclass(frozen=True, slots=True)
-class Thought:
+class ReasoningChunk:
     """A piece of the trace, as decoded. ``position``: tokens of the trace up to its end.
 
     ``logprobs``: for each token those of the most probable ones at its place, highest first, where
@@ -148,12 +148,12 @@ class ProbeResult:
     finished: bool
     seconds: float
     at: float
-    top: tuple[tuple[float, ...], ...] = ()
-    ending: float | None = None
+    top_logprobs: tuple[tuple[float, ...], ...] = ()
+    end_logprob: float | None = None
     hidden_states: HiddenStates | None = None
 
     @property
-    def question(self) -> Question:
+    def query(self) -> Query:
         return self.probe
 
 
@@ -168,12 +168,12 @@ class ProbeFailed:
     at: float
 
     @property
-    def question(self) -> Question:
+    def query(self) -> Query:
         return self.probe
 
 
 @dataclass(frozen=True, slots=True)
-class Embedded:
+class EmbeddingResult:
     """The vector of a text, of whatever length, that was asked for at ``position``."""
 
     embed: Embed
@@ -183,12 +183,12 @@ class Embedded:
     at: float
 
     @property
-    def question(self) -> Question:
+    def query(self) -> Query:
         return self.embed
 
 
 @dataclass(frozen=True, slots=True)
-class EmbedFailed:
+class EmbeddingFailed:
     """An embedder that brought nothing: ``reason`` is ``error``, ``timeout`` or ``bad-reply``."""
 
     embed: Embed
@@ -197,16 +197,16 @@ class EmbedFailed:
     at: float
 
     @property
-    def question(self) -> Question:
+    def query(self) -> Query:
         return self.embed
 
 
-Reply = ProbeResult | ProbeFailed | Embedded | EmbedFailed
+QueryResult = ProbeResult | ProbeFailed | EmbeddingResult | EmbeddingFailed
 """What came of a question."""
 
 
 @dataclass(frozen=True, slots=True)
-class Closing:
+class TraceEnding:
     """The model would end the trace after ``position`` tokens. Shown where a policy extends."""
 
     position: int
@@ -214,11 +214,11 @@ class Closing:
 
 
 @dataclass(frozen=True, slots=True)
-class TraceEnd:
+class TraceEnded:
     """The model ended the trace by itself after ``position`` tokens."""
 
     position: int
     at: float
 
 
-Event = Thought | Checkpoint | Reply | Closing | TraceEnd
+Event = ReasoningChunk | Checkpoint | QueryResult | TraceEnding | TraceEnded

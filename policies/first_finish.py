@@ -16,24 +16,33 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from policies.sampling import Answered, Begun, Choose, Closed, Command, Event, Open, Sampling
+from policies.sampling import (
+    ChooseTrace,
+    OpenTraces,
+    RequestStarted,
+    SamplingCommand,
+    SamplingEvent,
+    SamplingPolicy,
+    TraceAnswered,
+    TraceClosed,
+)
 
 __all__ = ["FirstFinish"]
 
 
 @dataclass(frozen=True, slots=True)
-class FirstFinish(Sampling):
+class FirstFinish(SamplingPolicy):
     """Options of ``first-finish``. ``traces``: how many run at once."""
 
     name: ClassVar[str] = "first-finish"
     traces: int = 4
 
     def __post_init__(self) -> None:
-        Sampling.__post_init__(self)
+        SamplingPolicy.__post_init__(self)
         if not 1 <= self.traces <= 128:
             raise ValueError("traces must lie in [1, 128]")
 
-    def sample(self) -> FirstFinishSampler:
+    def start_sampler(self) -> FirstFinishSampler:
         return FirstFinishSampler(self.traces)
 
 
@@ -41,10 +50,10 @@ class FirstFinishSampler:
     def __init__(self, traces: int) -> None:
         self._traces = traces
 
-    def observe(self, event: Event) -> Sequence[Command]:
+    def observe(self, event: SamplingEvent) -> Sequence[SamplingCommand]:
         match event:
-            case Begun():
-                return (Open(self._traces),)
-            case Closed() | Answered():
-                return (Choose(event.trace, "first"),)
+            case RequestStarted():
+                return (OpenTraces(self._traces),)
+            case TraceClosed() | TraceAnswered():
+                return (ChooseTrace(event.trace, "first"),)
         return ()

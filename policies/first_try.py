@@ -20,13 +20,13 @@ from policies.policy import Needs
 __all__ = ["FirstTry"]
 
 # A question, a condition or a doubt states nothing.
-_STATES = re.compile(
+_ANSWER_STATEMENT = re.compile(
     r"\\boxed\s*\{\s*[^}\s]"
     r"|\b(?:answer|result|solution)(?:\s+(?:should|must|would))?\s+(?:is|be|equals|=)\b\s*:?\s*"
     r"(?!(?:not|wrong|unclear|in|the same)\b)[^\s?.]",
     re.IGNORECASE,
 )
-_DOUBTS = re.compile(r"\?\s*$|\b(?:if|whether|unless)\b", re.IGNORECASE)
+_DOUBT = re.compile(r"\?\s*$|\b(?:if|whether|unless)\b", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,23 +54,27 @@ class FirstTry:
 
 
 class FirstTryStopper:
-    __slots__ = ("_count", "_limit", "_policy")
+    __slots__ = ("_answer_count", "_policy", "_required_count")
 
     def __init__(self, policy: FirstTry) -> None:
         self._policy = policy
-        self._count = self._limit = 0
+        self._answer_count = self._required_count = 0
 
     def observe(self, event: Event) -> Command | None:
-        if isinstance(event, Checkpoint) and event.kind == "sentence" and _answers(event.text):
-            if not self._count:
+        if (
+            isinstance(event, Checkpoint)
+            and event.kind == "sentence"
+            and _states_answer(event.text)
+        ):
+            if not self._answer_count:
                 easy = event.position <= self._policy.easy_tokens
-                self._limit = self._policy.easy if easy else self._policy.hard
-            self._count += 1
-            if self._count >= self._limit:
+                self._required_count = self._policy.easy if easy else self._policy.hard
+            self._answer_count += 1
+            if self._answer_count >= self._required_count:
                 return Stop("answered", event.position)
         return None
 
 
-def _answers(sentence: str) -> bool:
+def _states_answer(sentence: str) -> bool:
     """Whether ``sentence`` states an answer."""
-    return _STATES.search(sentence) is not None and _DOUBTS.search(sentence) is None
+    return _ANSWER_STATEMENT.search(sentence) is not None and _DOUBT.search(sentence) is None

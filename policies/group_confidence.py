@@ -16,18 +16,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from policies.meter import TOP
+from policies.meter import CONFIDENCE_TOP_LOGPROBS
 from policies.policy import Needs
 from policies.sampling import (
-    Answered,
-    Begun,
-    Command,
-    Event,
-    Failed,
-    GiveUp,
-    Open,
-    Sampling,
-    Sureness,
+    AbortTraces,
+    ConfidenceReport,
+    OpenTraces,
+    RequestStarted,
+    SamplingCommand,
+    SamplingEvent,
+    SamplingPolicy,
+    TraceAnswered,
+    TraceFailed,
 )
 from policies.votes import Votes
 
@@ -35,7 +35,7 @@ __all__ = ["GroupConfidence"]
 
 
 @dataclass(frozen=True, slots=True)
-class GroupConfidence(Sampling):
+class GroupConfidence(SamplingPolicy):
     """Options of ``group-confidence``. ``window`` in tokens; ``percentile`` in [0, 100];
     ``consensus`` in (0, 1]; ``batch``: traces at once behind the warm-up."""
 
@@ -48,70 +48,76 @@ class GroupConfidence(Sampling):
     max: int = 64
 
     def __post_init__(self) -> None:
-        Sampling.__post_init__(self)
+        SamplingPolicy.__post_init__(self)
         if not 1 <= self.warmup <= self.max <= 128 or self.window < 1 or self.batch < 1:
             raise ValueError("warmup must lie in [1, max], max be at most 128, the rest positive")
         if not 0 <= self.percentile <= 100 or not 0 < self.consensus <= 1:
             raise ValueError("percentile must lie in [0, 100], consensus in (0, 1]")
 
     @property
-    def span(self) -> int:
+    def confidence_window(self) -> int:
         return self.window
 
     @property
     def needs(self) -> Needs:
-        return self.trace.needs | Needs(thoughts=True, logprobs=TOP)
+        return self.trace_policy.needs | Needs(
+            reasoning_chunks=True, logprobs=CONFIDENCE_TOP_LOGPROBS
+        )
 
-    def sample(self) -> GroupConfidenceSampler:
+    def start_sampler(self) -> GroupConfidenceSampler:
         return GroupConfidenceSampler(self)
 
 
 class GroupConfidenceSampler:
     def __init__(self, policy: GroupConfidence) -> None:
         self._policy = policy
-        self._opened = 0
+        self._opened_count = 0
         self._running: set[int] = set()
         self._lowest: dict[int, float] = {}
         self._labels: dict[int, int] = {}
-        self._bar: float | None = None
+        self._threshold: float | None = None
 
-    def observe(self, event: Event) -> Sequence[Command]:
+    def observe(self, event: SamplingEvent) -> Sequence[SamplingCommand]:
         match event:
-            case Begun():
-                return self._open(self._policy.warmup)
-            case Sureness(trace, confidence):
+            case RequestStarted():
+                return self._open_traces(self._policy.warmup)
+            case ConfidenceReport(trace, confidence):
                 self._lowest[trace] = confidence
-                if self._bar is None or confidence >= self._bar or trace not in self._running:
+                if (
+                    self._threshold is None
+                    or confidence >= self._threshold
+                    or trace not in self._running
+                ):
                     return ()
                 self._running.discard(trace)
-                return (GiveUp((trace,)), *self._next())
-            case Answered(trace, label=label):
+                return (AbortTraces((trace,)), *self._decide_next())
+            case TraceAnswered(trace, label=label):
                 self._running.discard(trace)
                 if label is not None:
                     self._labels[trace] = label
-                return self._next()
-            case Failed(trace):
+                return self._decide_next()
+            case TraceFailed(trace):
                 self._running.discard(trace)
-                return self._next()
+                return self._decide_next()
         return ()
 
-    def _next(self) -> Sequence[Command]:
-        if self._bar is None:
+    def _decide_next(self) -> Sequence[SamplingCommand]:
+        if self._threshold is None:
             if self._running or not self._labels:
                 return ()
             known = sorted(self._lowest.values())
             place = int(len(known) * self._policy.percentile / 100)
-            self._bar = known[min(place, len(known) - 1)] if known else 0.0
-        votes = self._votes(self._bar)
-        if votes.share >= self._policy.consensus:
-            return (votes.choose("consensus", votes.share),)
+            self._threshold = known[min(place, len(known) - 1)] if known else 0.0
+        votes = self._count_votes(self._threshold)
+        if votes.leader_share >= self._policy.consensus:
+            return (votes.choose("consensus", votes.leader_share),)
         if self._running:
             return ()
-        if self._opened < self._policy.max:
-            return self._open(min(self._policy.batch, self._policy.max - self._opened))
-        return (votes.choose("majority", votes.share),)
+        if self._opened_count < self._policy.max:
+            return self._open_traces(min(self._policy.batch, self._policy.max - self._opened_count))
+        return (votes.choose("majority", votes.leader_share),)
 
-    def _votes(self, bar: float) -> Votes:
+    def _count_votes(self, bar: float) -> Votes:
         """Those at or above the bar; all of them where none is."""
         votes, low = Votes(), Votes()
         for trace, label in sorted(self._labels.items()):
@@ -119,7 +125,7 @@ class GroupConfidenceSampler:
             (votes if lowest >= bar else low).add(label, trace, lowest)
         return votes if votes.weights else low
 
-    def _open(self, count: int) -> Sequence[Command]:
-        self._running |= set(range(self._opened, self._opened + count))
-        self._opened += count
-        return (Open(count),)
+    def _open_traces(self, count: int) -> Sequence[SamplingCommand]:
+        self._running |= set(range(self._opened_count, self._opened_count + count))
+        self._opened_count += count
+        return (OpenTraces(count),)

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 __all__ = ["HiddenStates", "Layer"]
 
-_BYTES = 2
+_BYTES_PER_VALUE = 2
 
 
 class Layer(NamedTuple):
@@ -30,22 +30,22 @@ class HiddenStates:
     data: bytes
 
     def __post_init__(self) -> None:
-        if len(self.data) != _BYTES * self.width * len(self.layers):
+        if len(self.data) != _BYTES_PER_VALUE * self.width * len(self.layers):
             raise ValueError("hidden states of another width than they say")
 
-    def behind(self, layers: Iterable[int]) -> Sequence[float]:
+    def at_layers(self, layers: Iterable[int]) -> Sequence[float]:
         """The states behind these layers, one behind the other. Raises ValueError where one was
         not told."""
-        size = _BYTES * self.width
+        size = _BYTES_PER_VALUE * self.width
         places = [self.layers.index(layer) * size for layer in layers]
         low = b"".join(self.data[place : place + size] for place in places)
         # A bfloat16 is the upper half of a float32.
         wide = bytearray(2 * len(low))
         wide[2::4], wide[3::4] = low[0::2], low[1::2]
-        return _floats(bytes(wide))
+        return _to_floats(bytes(wide))
 
 
-def _floats(data: bytes) -> Sequence[float]:
+def _to_floats(data: bytes) -> Sequence[float]:
     read = array("f")
     read.frombytes(data)
     if _BIG_ENDIAN:

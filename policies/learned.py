@@ -17,20 +17,26 @@ from dataclasses import astuple, dataclass, fields
 from statistics import fmean
 from typing import ClassVar
 
-from policies.answers import confidence, hesitant, own_tokens, same, trial_answer
+from policies.answers import (
+    answer_confidence,
+    canonically_equal,
+    count_answer_tokens,
+    extract_trial_answer,
+    is_hesitant,
+)
 from policies.events import Checkpoint, Command, Event, Probe, ProbeFailed, ProbeResult, Stop
-from policies.pause import Pause
+from policies.pause import ProbeBackoff
 from policies.policy import Needs
-from policies.uncertainty import TOP, entropy
+from policies.uncertainty import ENTROPY_TOP_LOGPROBS, token_entropy
 
-__all__ = ["FEATURES", "Learned", "LearnedStopper", "Look"]
+__all__ = ["FEATURE_NAMES", "Learned", "LearnedStopper", "ProbeFeatures"]
 
-_SURE = 8.0
-_MANY = 5
+_MAX_LOG_ODDS = 8.0
+_MAX_COUNT = 5
 
 
 @dataclass(frozen=True, slots=True)
-class Look:
+class ProbeFeatures:
     """What is seen at one probe. ``confidence`` of the trial answer and ``first``, the probability
     of its first token, in log-odds within ±8; ``agreement``: trial answers before it, in a row,
     that say the same, ``changes``: how often they said another, both up to 5; ``position`` in
@@ -48,7 +54,7 @@ class Look:
     entropy: float
 
 
-FEATURES = tuple(field.name for field in fields(Look))
+FEATURE_NAMES = tuple(field.name for field in fields(ProbeFeatures))
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,12 +85,12 @@ class Learned:
             raise ValueError("max_tokens must be at least 1")
         if not all(map(math.isfinite, (self.bias, *self.weights))):
             raise ValueError("bias and weights must be finite")
-        self.pause()
+        self.new_backoff()
 
     @property
     def weights(self) -> tuple[float, ...]:
         """In the order of FEATURES."""
-        return tuple(getattr(self, name) for name in FEATURES)
+        return tuple(getattr(self, name) for name in FEATURE_NAMES)
 
     @property
     def needs(self) -> Needs:
@@ -92,14 +98,14 @@ class Learned:
 
     @property
     def probe(self) -> Probe:
-        return Probe(max_tokens=self.max_tokens, top=TOP if self.entropy else 1)
+        return Probe(max_tokens=self.max_tokens, top_logprobs=ENTROPY_TOP_LOGPROBS if self.entropy else 1)
 
-    def pause(self) -> Pause:
-        return Pause(self.gap, self.backoff, self.max_gap)
+    def new_backoff(self) -> ProbeBackoff:
+        return ProbeBackoff(self.gap, self.backoff, self.max_gap)
 
-    def probability(self, look: Look) -> float:
+    def probability(self, features: ProbeFeatures) -> float:
         """p: that the answer is the one that the trace would end with."""
-        pairs = zip(self.weights, astuple(look), strict=True)
+        pairs = zip(self.weights, astuple(features), strict=True)
         return _logistic(self.bias + sum(weight * seen for weight, seen in pairs))
 
     def start(self) -> LearnedStopper:
@@ -109,12 +115,20 @@ class Learned:
 class LearnedStopper:
     """``look``: what the last probe showed; None before, and where it brought no answer."""
 
-    __slots__ = ("_agreement", "_answer", "_changes", "_cues", "_pause", "_policy", "look")
+    __slots__ = (
+        "_agreement",
+        "_answer",
+        "_backoff",
+        "_changes",
+        "_cues",
+        "_policy",
+        "last_features",
+    )
 
     def __init__(self, policy: Learned) -> None:
-        self.look: Look | None = None
+        self.last_features: ProbeFeatures | None = None
         self._policy = policy
-        self._pause = policy.pause()
+        self._backoff = policy.new_backoff()
         self._cues = self._agreement = self._changes = 0
         self._answer: str | None = None
 
@@ -122,56 +136,56 @@ class LearnedStopper:
         match event:
             case Checkpoint(kind="cue"):
                 self._cues += 1
-                if self._pause.over(event.position):
+                if self._backoff.is_over(event.position):
                     return self._policy.probe
             case ProbeResult():
-                return self._judge(event)
+                return self._evaluate(event)
             case ProbeFailed() if event.reason != "price":  # then nothing was asked
-                self._pause.begin(event.position)
+                self._backoff.begin(event.position)
         return None
 
-    def _judge(self, result: ProbeResult) -> Command | None:
-        self.look = self._see(result)
-        if self.look is not None:
-            certainty = self._policy.probability(self.look)
+    def _evaluate(self, result: ProbeResult) -> Command | None:
+        self.last_features = self._extract_features(result)
+        if self.last_features is not None:
+            certainty = self._policy.probability(self.last_features)
             if certainty >= self._policy.threshold:
                 return Stop("learned", result.position, certainty)
-        self._pause.begin(result.position)
+        self._backoff.begin(result.position)
         return None
 
-    def _see(self, result: ProbeResult) -> Look | None:
-        answer = trial_answer(result.text)
+    def _extract_features(self, result: ProbeResult) -> ProbeFeatures | None:
+        answer = extract_trial_answer(result.text)
         if not answer or not result.logprobs:
             return None
         if self._answer is not None:
-            if same(answer, self._answer):
+            if canonically_equal(answer, self._answer):
                 self._agreement += 1
             else:
                 self._agreement, self._changes = 0, self._changes + 1
         self._answer = answer
-        return Look(
-            confidence=_log_odds(confidence(result.tokens, result.logprobs)),
+        return ProbeFeatures(
+            confidence=_log_odds(answer_confidence(result.tokens, result.logprobs)),
             first=_log_odds(math.exp(result.logprobs[0])),
-            agreement=float(min(self._agreement, _MANY)),
-            changes=float(min(self._changes, _MANY)),
+            agreement=float(min(self._agreement, _MAX_COUNT)),
+            changes=float(min(self._changes, _MAX_COUNT)),
             position=math.log2(1 + result.position),
             cues=math.log2(1 + self._cues),
-            hesitant=float(hesitant(result.text)),
-            entropy=_entropy(result) if self._policy.entropy else 0.0,
+            hesitant=float(is_hesitant(result.text)),
+            entropy=_mean_answer_entropy(result) if self._policy.entropy else 0.0,
         )
 
 
-def _entropy(result: ProbeResult) -> float:
-    told = result.top[: own_tokens(result.tokens)]
-    return fmean(map(entropy, told)) if told else 0.0
+def _mean_answer_entropy(result: ProbeResult) -> float:
+    told = result.top_logprobs[: count_answer_tokens(result.tokens)]
+    return fmean(map(token_entropy, told)) if told else 0.0
 
 
 def _log_odds(probability: float) -> float:
     if probability >= 1:
-        return _SURE
+        return _MAX_LOG_ODDS
     if probability <= 0:
-        return -_SURE
-    return max(-_SURE, min(_SURE, math.log(probability / (1 - probability))))
+        return -_MAX_LOG_ODDS
+    return max(-_MAX_LOG_ODDS, min(_MAX_LOG_ODDS, math.log(probability / (1 - probability))))
 
 
 def _logistic(score: float) -> float:

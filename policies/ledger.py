@@ -35,7 +35,7 @@ class Ledger:
         return self.reasoning + self.marker + self.closing + self.answer
 
     @property
-    def forfeited(self) -> Ledger:
+    def as_wasted(self) -> Ledger:
         """The same where the client got nothing of it; the prompt is another response's."""
         wasted = self.completion + self.wasted
         return Ledger(probe=self.probe, wasted=wasted, prefilled=self.prefilled)

@@ -7,57 +7,59 @@ finished. Each look behind it is weighed by itself.
 
 from __future__ import annotations
 
-from policies.appraisal import Appraiser
+from policies.appraisal import ProbeCostModel
 
-__all__ = ["Looks"]
+__all__ = ["ProbeSeries"]
 
 
-class Looks:
+class ProbeSeries:
     """``series``: looks that it takes before the policy can stop. A *look* is all that is asked at
     one checkpoint."""
 
-    __slots__ = ("_appraiser", "_count", "_seconds", "_series")
+    __slots__ = ("_cost_model", "_min_checkpoints", "_probe_seconds", "_probed_count")
 
-    def __init__(self, appraiser: Appraiser, series: int) -> None:
-        self._appraiser = appraiser
-        self._series = series
-        self._count = 0
-        self._seconds = 0.0
+    def __init__(self, cost_model: ProbeCostModel, min_checkpoints: int) -> None:
+        self._cost_model = cost_model
+        self._min_checkpoints = min_checkpoints
+        self._probed_count = 0
+        self._probe_seconds = 0.0
 
     @property
     def _ordinal(self) -> int:
         """Whose chance it is: that of the series, or of a look behind it."""
-        return max(0, self._count - self._series + 1)
+        return max(0, self._probed_count - self._min_checkpoints + 1)
 
-    def worth(self, position: int) -> bool:
+    def should_probe(self, position: int) -> bool:
         """Whether to look after ``position`` tokens."""
-        looks = 1 if self._count else self._series
-        begun = 0 < self._count < self._series
-        worth = begun or self._appraiser.worth(position, self._ordinal, looks)
+        looks = 1 if self._probed_count else self._min_checkpoints
+        begun = 0 < self._probed_count < self._min_checkpoints
+        worth = begun or self._cost_model.should_probe(position, self._ordinal, looks)
         if worth:
-            self._seconds = 0.0
+            self._probe_seconds = 0.0
         return worth
 
-    def asked(self, seconds: float) -> None:
+    def add_probe_time(self, seconds: float) -> None:
         """A probe of this look took so long."""
-        self._seconds += seconds
+        self._probe_seconds += seconds
 
-    def answered(self, *, told: bool, stopped: bool) -> None:
+    def finish_checkpoint(self, *, has_result: bool, stopped: bool) -> None:
         """The look is over. ``told``: its last probe brought something."""
-        if not told and not self._seconds:
+        if not has_result and not self._probe_seconds:
             return
-        alone = self._series == 1 or self._count >= self._series
-        self._appraiser.probed(self._seconds, self._ordinal, stopped if alone else None)
-        self._count += 1
+        alone = self._min_checkpoints == 1 or self._probed_count >= self._min_checkpoints
+        self._cost_model.record_probe(
+            self._probe_seconds, self._ordinal, stopped if alone else None
+        )
+        self._probed_count += 1
         if stopped:
-            self._settle(stopped=True)
+            self._record_series(stopped=True)
 
-    def ended(self) -> None:
+    def finish(self) -> None:
         """There are no more, and they have not stopped the trace."""
-        self._settle(stopped=False)
+        self._record_series(stopped=False)
 
-    def _settle(self, *, stopped: bool) -> None:
+    def _record_series(self, *, stopped: bool) -> None:
         """What a series was worth is known once there can be no look behind it either."""
-        if self._series > 1 and self._count:
-            self._appraiser.tried(0, stopped=stopped)
-            self._count = 0
+        if self._min_checkpoints > 1 and self._probed_count:
+            self._cost_model.record_outcome(0, stopped=stopped)
+            self._probed_count = 0

@@ -11,12 +11,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from policies.events import Command, Event, Stop, Thought
+from policies.events import Command, Event, ReasoningChunk, Stop
 from policies.policy import Needs
 
 __all__ = ["Loop"]
 
-_CONTEXT = 8
+_CONTEXT_TOKENS = 8
 """Tokens that must recur before a cycle is suspected."""
 
 
@@ -35,7 +35,7 @@ class Loop:
 
     @property
     def needs(self) -> Needs:
-        return Needs(thoughts=True)
+        return Needs(reasoning_chunks=True)
 
     def start(self) -> LoopStopper:
         return LoopStopper(self)
@@ -49,60 +49,62 @@ class LoopStopper:
     the most before them was the same too: the nearest may be a shorter cycle within the true one.
     """
 
-    __slots__ = ("_cycle", "_ends", "_policy", "_run", "_tokens")
+    __slots__ = ("_context_ends", "_cycle_length", "_match_length", "_policy", "_tokens")
 
     def __init__(self, policy: Loop) -> None:
         self._policy = policy
         self._tokens: list[int] = []
-        self._ends: dict[tuple[int, ...], list[int]] = {}  # of the last few tokens, by themselves
-        self._cycle = 0
-        self._run = 0
+        self._context_ends: dict[
+            tuple[int, ...], list[int]
+        ] = {}  # of the last few tokens, by themselves
+        self._cycle_length = 0
+        self._match_length = 0
 
     def observe(self, event: Event) -> Command | None:
-        if isinstance(event, Thought):
+        if isinstance(event, ReasoningChunk):
             for token in event.token_ids:
-                if self._looped(token):
+                if self._add_token(token):
                     return Stop("loop")
         return None
 
-    def _looped(self, token: int) -> bool:
+    def _add_token(self, token: int) -> bool:
         tokens, policy = self._tokens, self._policy
         tokens.append(token)
         at = len(tokens)
-        ends = self._ends.setdefault(tuple(tokens[-_CONTEXT:]), [])
-        if self._cycle and tokens[at - 1 - self._cycle] == token:
-            self._run += 1
+        ends = self._context_ends.setdefault(tuple(tokens[-_CONTEXT_TOKENS:]), [])
+        if self._cycle_length and tokens[at - 1 - self._cycle_length] == token:
+            self._match_length += 1
         else:
-            self._suspect(ends)
+            self._find_cycle(ends)
         ends.append(at)
-        self._forget(at - policy.max_cycle)
+        self._drop_context(at - policy.max_cycle)
         # A run of n matches behind a cycle of c tokens is n + c tokens of repetition.
-        repeated = self._run + self._cycle
+        repeated = self._match_length + self._cycle_length
         return (
-            self._cycle > 0
-            and repeated >= policy.repeats * self._cycle
+            self._cycle_length > 0
+            and repeated >= policy.repeats * self._cycle_length
             and repeated >= policy.min_tokens
         )
 
-    def _suspect(self, ends: list[int]) -> None:
+    def _find_cycle(self, ends: list[int]) -> None:
         tokens, at = self._tokens, len(self._tokens)
-        self._cycle = self._run = 0
+        self._cycle_length = self._match_length = 0
         for end in reversed(ends):
-            run = self._run
+            run = self._match_length
             if run >= end or tokens[end - 1 - run] != tokens[at - 1 - run]:
                 continue  # no more than what was found matches here
-            run = _CONTEXT
+            run = _CONTEXT_TOKENS
             while run < end and tokens[end - 1 - run] == tokens[at - 1 - run]:
                 run += 1
-            if run > self._run:
-                self._cycle, self._run = at - end, run
+            if run > self._match_length:
+                self._cycle_length, self._match_length = at - end, run
 
-    def _forget(self, end: int) -> None:
+    def _drop_context(self, end: int) -> None:
         """What ended there is too far away for a cycle from now on."""
         if end < 1:
             return
-        context = tuple(self._tokens[max(end - _CONTEXT, 0) : end])
-        ends = self._ends[context]
+        context = tuple(self._tokens[max(end - _CONTEXT_TOKENS, 0) : end])
+        ends = self._context_ends[context]
         del ends[0]
         if not ends:
-            del self._ends[context]
+            del self._context_ends[context]

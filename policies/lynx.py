@@ -22,11 +22,11 @@ from typing import ClassVar
 from policies.events import Checkpoint, Command, Event, Probe, ProbeResult, Stop
 from policies.hidden_states import HiddenStates
 from policies.policy import Needs
-from policies.readiness import READY, UNTRAINED, Readiness
+from policies.readiness import READY, UNTRAINED, ReadinessClassifier
 
 __all__ = ["Lynx"]
 
-_ASKED = Probe(inducer="", max_tokens=1, closing=False, hidden_states=True)
+_PROBE = Probe(inducer="", max_tokens=1, close_trace=False, hidden_states=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +38,7 @@ class Lynx:
     """
 
     name: ClassVar[str] = "lynx"
-    probe: Readiness
+    probe: ReadinessClassifier
     delta: float = 0.05
 
     def __post_init__(self) -> None:
@@ -47,11 +47,13 @@ class Lynx:
 
     @property
     def needs(self) -> Needs:
-        learned_from = frozenset({self.probe.model}) if self.trained else frozenset()
-        return Needs(cues=True, probes=True, hidden_states=self.probe.needs, models=learned_from)
+        learned_from = frozenset({self.probe.model}) if self.is_trained else frozenset()
+        return Needs(
+            cues=True, probes=True, hidden_states=self.probe.required_layers, models=learned_from
+        )
 
     @property
-    def trained(self) -> bool:
+    def is_trained(self) -> bool:
         return self.probe != UNTRAINED
 
     def start(self) -> LynxStopper:
@@ -67,9 +69,9 @@ class LynxStopper:
     def observe(self, event: Event) -> Command | None:
         match event:
             case Checkpoint(kind="cue"):
-                return _ASKED
-            case ProbeResult(hidden_states=HiddenStates() as states) if self._policy.trained:
+                return _PROBE
+            case ProbeResult(hidden_states=HiddenStates() as states) if self._policy.is_trained:
                 certainty = self._policy.probe.probability(states)
-                if self._policy.probe.labels(certainty, self._policy.delta) == {READY}:
+                if self._policy.probe.prediction_set(certainty, self._policy.delta) == {READY}:
                     return Stop("ready", event.position, certainty)
         return None

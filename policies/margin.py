@@ -19,7 +19,7 @@ from policies.policy import Needs
 
 __all__ = ["Margin"]
 
-_PROBE = Probe(inducer="", max_tokens=1, closing=False, ending=True)
+_PROBE = Probe(inducer="", max_tokens=1, close_trace=False, score_end=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +35,7 @@ class Margin:
 
     @property
     def needs(self) -> Needs:
-        return Needs(sentences=True, probes=True, ending=True)
+        return Needs(sentences=True, probes=True, end_logprob=True)
 
     def start(self) -> MarginStopper:
         return MarginStopper(self.threshold)
@@ -51,7 +51,7 @@ class MarginStopper:
         match event:
             case Checkpoint(kind="sentence"):
                 return _PROBE
-            case ProbeResult(logprobs=(top, *_), ending=float(ending)):
+            case ProbeResult(logprobs=(top, *_), end_logprob=float(ending)):
                 if top - ending <= self._threshold:
                     return Stop("narrow", event.position)
         return None

@@ -11,14 +11,14 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from enum import Enum
 
-__all__ = ["NOWHERE", "Ids", "Mark", "Markers"]
+__all__ = ["NO_PARTIAL_MATCH", "MarkerKind", "MarkerMatcher", "TokenIds"]
 
-Ids = tuple[int, ...]
-NOWHERE = 0
+TokenIds = tuple[int, ...]
+NO_PARTIAL_MATCH = 0
 """The place where no marker has begun."""
 
 
-class Mark(Enum):
+class MarkerKind(Enum):
     """What a marker does. ``BREAK`` ends a trace too, but belongs to what follows: a tool call
     in the midst of thinking, which the engine's parser takes for the end."""
 
@@ -27,83 +27,89 @@ class Mark(Enum):
     BREAK = "break"
 
 
-class Markers:
+class MarkerMatcher:
     """The markers of one dialect in one model's ids. Shared by sessions; it does not change.
 
     ``known`` is what it was made of. ``beginnings`` are the ids that a marker begins with: nowhere,
     no other id matters.
     """
 
-    def __init__(self, markers: Mapping[Ids, Mark]) -> None:
-        self.known = dict(markers)
-        self._next: list[dict[int, int]] = [{}]
-        self._begun = [0]
-        self._whole: list[tuple[Mark, int] | None] = [None]
+    def __init__(self, markers: Mapping[TokenIds, MarkerKind]) -> None:
+        self.markers = dict(markers)
+        self._transitions: list[dict[int, int]] = [{}]
+        self._partial_lengths = [0]
+        self._complete_matches: list[tuple[MarkerKind, int] | None] = [None]
         for ids, mark in markers.items():
             self._add(ids, mark)
-        self.beginnings = frozenset(self._next[NOWHERE])
-        self._link()
-        self._last: dict[int, list[tuple[Ids, Mark]]] = {}
+        self.first_ids = frozenset(self._transitions[NO_PARTIAL_MATCH])
+        self._link_suffixes()
+        self._markers_by_last_id: dict[int, list[tuple[TokenIds, MarkerKind]]] = {}
         for ids in sorted(markers, key=len, reverse=True):
-            self._last.setdefault(ids[-1], []).append((ids, markers[ids]))
+            self._markers_by_last_id.setdefault(ids[-1], []).append((ids, markers[ids]))
 
-    def _add(self, ids: Ids, mark: Mark) -> None:
-        place = NOWHERE
+    def _add(self, ids: TokenIds, mark: MarkerKind) -> None:
+        place = NO_PARTIAL_MATCH
         for count, token in enumerate(ids):
-            if token not in self._next[place]:
-                self._next[place][token] = len(self._next)
-                self._next.append({})
-                self._whole.append(None)
-                self._begun.append(0)
-            if place != NOWHERE:
-                self._begun[place] = count
-            place = self._next[place][token]
-        self._whole[place] = (mark, len(ids))
+            if token not in self._transitions[place]:
+                self._transitions[place][token] = len(self._transitions)
+                self._transitions.append({})
+                self._complete_matches.append(None)
+                self._partial_lengths.append(0)
+            if place != NO_PARTIAL_MATCH:
+                self._partial_lengths[place] = count
+            place = self._transitions[place][token]
+        self._complete_matches[place] = (mark, len(ids))
 
-    def _link(self) -> None:
+    def _link_suffixes(self) -> None:
         """Give each place what its longest other ending knows, nearest places first."""
-        shorter = [NOWHERE] * len(self._next)
-        queue = deque(self._next[NOWHERE].values())
+        shorter = [NO_PARTIAL_MATCH] * len(self._transitions)
+        queue = deque(self._transitions[NO_PARTIAL_MATCH].values())
         while queue:
             place = queue.popleft()
             other = shorter[place]
-            for token, following in self._next[place].items():
-                shorter[following] = self._next[other].get(token, NOWHERE)
+            for token, following in self._transitions[place].items():
+                shorter[following] = self._transitions[other].get(token, NO_PARTIAL_MATCH)
                 queue.append(following)
-            self._next[place] = self._next[other] | self._next[place]
-            self._whole[place] = self._whole[place] or self._whole[other]
-            self._begun[place] = self._begun[place] or self._begun[other]
+            self._transitions[place] = self._transitions[other] | self._transitions[place]
+            self._complete_matches[place] = (
+                self._complete_matches[place] or self._complete_matches[other]
+            )
+            self._partial_lengths[place] = (
+                self._partial_lengths[place] or self._partial_lengths[other]
+            )
 
-    def step(self, place: int, token: int) -> int:
+    def advance(self, state: int, token_id: int) -> int:
         """The place behind this token."""
-        return self._next[place].get(token, NOWHERE)
+        return self._transitions[state].get(token_id, NO_PARTIAL_MATCH)
 
-    def whole(self, place: int) -> tuple[Mark, int] | None:
+    def complete_match(self, state: int) -> tuple[MarkerKind, int] | None:
         """The longest marker that is whole here, and of how many ids it is."""
-        return self._whole[place]
+        return self._complete_matches[state]
 
-    def begun(self, place: int) -> int:
+    def partial_length(self, state: int) -> int:
         """How many of the latest ids may be the beginning of a marker."""
-        return self._begun[place]
+        return self._partial_lengths[state]
 
-    def last(self, ids: Sequence[int]) -> Mark | None:
+    def last_kind(self, ids: Sequence[int]) -> MarkerKind | None:
         """What the last marker among ``ids`` does."""
         for end in range(len(ids), 0, -1):
-            for marker, mark in self._last.get(ids[end - 1], ()):
+            for marker, mark in self._markers_by_last_id.get(ids[end - 1], ()):
                 if tuple(ids[max(0, end - len(marker)) : end]) == marker:
                     return mark
         return None
 
-    def lengths(self, mark: Mark) -> set[int]:
+    def lengths_of(self, kind: MarkerKind) -> set[int]:
         """Of how many ids the markers that do this are."""
-        return {found[1] for found in self._whole if found is not None and found[0] is mark}
+        return {
+            found[1] for found in self._complete_matches if found is not None and found[0] is kind
+        }
 
-    def through_end(self, ids: Ids) -> Ids:
+    def trim_after_end(self, ids: TokenIds) -> TokenIds:
         """``ids`` up to the first end marker, that included; all of them where there is none."""
-        place = NOWHERE
+        place = NO_PARTIAL_MATCH
         for count, token in enumerate(ids, 1):
-            place = self.step(place, token)
-            found = self.whole(place)
-            if found is not None and found[0] is Mark.END:
+            place = self.advance(place, token)
+            found = self.complete_match(place)
+            if found is not None and found[0] is MarkerKind.END:
                 return ids[:count]
         return ids

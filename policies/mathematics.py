@@ -15,56 +15,59 @@ import sys
 from functools import lru_cache
 from importlib.util import find_spec
 
-from policies.answers import canonical, same
+from policies.answers import canonical, canonically_equal
 
-__all__ = ["LONGEST", "doubtful", "equal", "installed"]
+__all__ = ["MAX_ANSWER_CHARS", "math_equal", "math_verify_installed", "may_be_math_equal"]
 
-LONGEST = 200
+MAX_ANSWER_CHARS = 200
 """Characters of an answer that is looked at; a longer one is prose."""
-_SECONDS = 2
-_PLAIN = re.compile(r"-?\d+(?:/\d+)?")
-_MARKS = re.compile(r"[\\^/=+*<>%(\d]")
+_TIMEOUT_SECONDS = 2
+_PLAIN_NUMBER = re.compile(r"-?\d+(?:/\d+)?")
+_MATH_CHARS = re.compile(r"[\\^/=+*<>%(\d]")
 
 
 @lru_cache(maxsize=1)
-def installed() -> bool:
+def math_verify_installed() -> bool:
     return find_spec("math_verify") is not None
 
 
-def doubtful(one: str, other: str) -> bool:
+def may_be_math_equal(one: str, other: str) -> bool:
     """Whether two answers that are not plainly the same may be so by algebra."""
     texts = canonical(one), canonical(other)
-    if not all(0 < len(text) <= LONGEST and _MARKS.search(text) for text in texts):
+    if not all(0 < len(text) <= MAX_ANSWER_CHARS and _MATH_CHARS.search(text) for text in texts):
         return False
-    return not all(map(_PLAIN.fullmatch, texts))
+    return not all(map(_PLAIN_NUMBER.fullmatch, texts))
 
 
 @lru_cache(maxsize=4096)
-def equal(one: str, other: str) -> bool:
+def math_equal(one: str, other: str) -> bool:
     """Whether two answers mean the same, plainly or by algebra. May take seconds, and only a
     process's main thread can give it up then."""
-    if same(one, other):
+    if canonically_equal(one, other):
         return True
-    if not doubtful(one, other) or not installed():
+    if not may_be_math_equal(one, other) or not math_verify_installed():
         return False
     from math_verify import parse, verify
 
     try:
-        gold, drawn = (parse(f"${text}$", parsing_timeout=_SECONDS) for text in (one, other))
+        gold, drawn = (
+            parse(f"${text}$", parsing_timeout=_TIMEOUT_SECONDS) for text in (one, other)
+        )
         # It takes its first for the truth and the second for an attempt: either way will do.
         return any(
-            verify(a, b, timeout_seconds=_SECONDS) for a, b in ((gold, drawn), (drawn, gold))
+            verify(a, b, timeout_seconds=_TIMEOUT_SECONDS)
+            for a, b in ((gold, drawn), (drawn, gold))
         )
     except Exception:  # of whatever kind: what it can't read is not equal
         return False
 
 
 def _serve() -> None:
-    equal("x^2", "x*x")  # loads it
+    math_equal("x^2", "x*x")  # loads it
     print("ready", flush=True)
     for line in sys.stdin:
         one, other = json.loads(line)
-        print(json.dumps(equal(one, other)), flush=True)
+        print(json.dumps(math_equal(one, other)), flush=True)
 
 
 if __name__ == "__main__":

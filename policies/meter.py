@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections import deque
 from typing import ClassVar
 
-from policies.events import Command, Event, Thought
+from policies.events import Command, Event, ReasoningChunk
 from policies.policy import Needs, Policy
 
-__all__ = ["TOP", "Meter"]
+__all__ = ["CONFIDENCE_TOP_LOGPROBS", "ConfidenceMeter"]
 
-TOP = 20
+CONFIDENCE_TOP_LOGPROBS = 20
 """Log-probabilities of each token that are looked at."""
 
 
-class Meter:
+class ConfidenceMeter:
     """Stands around the policy of one trace, of which it is both policy and stopper.
 
     A token's confidence is the negative mean of the log-probabilities of the ``TOP`` most probable
@@ -25,45 +25,45 @@ class Meter:
 
     name: ClassVar[str] = "meter"
 
-    def __init__(self, policy: Policy, span: int) -> None:
-        self.position = 0
-        self.whole = False
+    def __init__(self, policy: Policy, window: int) -> None:
+        self.lowest_position = 0
+        self.window_filled = False
         self._policy = policy
         self._stopper = policy.start()
-        self._shown = policy.needs.thoughts
-        self._recent: deque[float] = deque(maxlen=span)
+        self._forwards_chunks = policy.needs.reasoning_chunks
+        self._recent_confidences: deque[float] = deque(maxlen=window)
         self._sum = 0.0
         self._lowest = 0.0
 
     @property
     def needs(self) -> Needs:
-        return self._policy.needs | Needs(thoughts=True, logprobs=TOP)
+        return self._policy.needs | Needs(reasoning_chunks=True, logprobs=CONFIDENCE_TOP_LOGPROBS)
 
     @property
     def lowest(self) -> float | None:
-        if self.whole:
+        if self.window_filled:
             return self._lowest
-        return self._sum / len(self._recent) if self._recent else None
+        return self._sum / len(self._recent_confidences) if self._recent_confidences else None
 
-    def start(self) -> Meter:
+    def start(self) -> ConfidenceMeter:
         return self
 
     def observe(self, event: Event) -> Command | None:
-        if isinstance(event, Thought):
+        if isinstance(event, ReasoningChunk):
             for told in event.logprobs:
                 if told:
                     self._add(-sum(told) / len(told), event.position)
-            if not self._shown:
+            if not self._forwards_chunks:
                 return None
         return self._stopper.observe(event)
 
     def _add(self, confidence: float, position: int) -> None:
-        recent = self._recent
+        recent = self._recent_confidences
         full = len(recent) == recent.maxlen
         self._sum += confidence - (recent[0] if full else 0.0)
         recent.append(confidence)
         if len(recent) < (recent.maxlen or 0):
             return
         mean = self._sum / len(recent)
-        if not self.whole or mean < self._lowest:
-            self.whole, self._lowest, self.position = True, mean, position
+        if not self.window_filled or mean < self._lowest:
+            self.window_filled, self._lowest, self.lowest_position = True, mean, position

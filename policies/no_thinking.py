@@ -30,5 +30,5 @@ class NoThinking:
 
     def observe(self, event: Event) -> Command | None:
         if isinstance(event, Checkpoint) and event.kind == "start":
-            return Stop("no-thinking", event.position, text="finished")
+            return Stop("no-thinking", event.position, text_name="finished")
         return None

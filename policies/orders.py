@@ -6,11 +6,11 @@ from dataclasses import dataclass
 
 from policies.events import Embed, Probe
 
-__all__ = ["Ask", "Cut", "Order", "Reopen", "Represent", "Said"]
+__all__ = ["Cut", "InsertedText", "Order", "Reopen", "RequestEmbedding", "SendProbe"]
 
 
 @dataclass(frozen=True, slots=True)
-class Ask:
+class SendProbe:
     """Send this probe: the first ``kept`` generated ids, then ``closing`` (empty where the probe
     leaves the trace open; with what stands between it and the answer), then the inducer.
     ``ending``: ids up to the end marker's, which a probe that asks for their log-probability must
@@ -20,11 +20,11 @@ class Ask:
     kept: int
     position: int
     closing: tuple[int, ...]
-    ending: tuple[int, ...] = ()
+    end_ids: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
-class Represent:
+class RequestEmbedding:
     """Ask the embedder for the vector of a text. ``kept`` and ``position`` as of a probe sent from
     here."""
 
@@ -34,7 +34,7 @@ class Represent:
 
 
 @dataclass(frozen=True, slots=True)
-class Said:
+class InsertedText:
     """A text that is put into the trace; the client gets it as reasoning."""
 
     text: str = ""
@@ -53,9 +53,9 @@ class Cut:
     kept: int
     position: int
     closing: tuple[int, ...]
-    said: Said = Said()
-    edge: int = 0
-    rescue: str | None = None
+    inserted: InsertedText = InsertedText()
+    unreleased_ids: int = 0
+    rescued_finish_reason: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,10 +65,10 @@ class Reopen:
 
     kept: int
     position: int
-    pieces: int
-    said: Said
-    bias: float | None = None
+    chunks: int
+    inserted: InsertedText
+    end_bias: float | None = None
 
 
-Order = Ask | Represent | Cut | Reopen
+Order = SendProbe | RequestEmbedding | Cut | Reopen
 """What the driver is to carry out."""

@@ -21,26 +21,26 @@ from typing import ClassVar
 
 from policies.policy import Needs
 from policies.sampling import (
-    Answered,
-    Begun,
-    Choose,
-    Closed,
-    Command,
-    Event,
-    Failed,
-    GiveUp,
-    Open,
-    Reached,
-    Sampling,
-    Score,
-    Scored,
+    AbortTraces,
+    ChooseTrace,
+    OpenTraces,
+    RequestStarted,
+    SamplingCommand,
+    SamplingEvent,
+    SamplingPolicy,
+    ScoreTrace,
+    TokensReached,
+    TraceAnswered,
+    TraceClosed,
+    TraceFailed,
+    TraceScored,
 )
 
 __all__ = ["PartialReward"]
 
 
 @dataclass(frozen=True, slots=True)
-class PartialReward(Sampling):
+class PartialReward(SamplingPolicy):
     """Options of ``partial-reward``. ``tokens`` between two rounds; ``keep`` in (0, 1)."""
 
     name: ClassVar[str] = "partial-reward"
@@ -49,91 +49,91 @@ class PartialReward(Sampling):
     keep: float = 0.25
 
     def __post_init__(self) -> None:
-        Sampling.__post_init__(self)
+        SamplingPolicy.__post_init__(self)
         if not 2 <= self.traces <= 128 or self.tokens < 1:
             raise ValueError("traces must lie in [2, 128], tokens be at least 1")
         if not 0 < self.keep < 1:
             raise ValueError("keep must lie in (0, 1)")
 
     @property
-    def every(self) -> int:
+    def report_interval(self) -> int:
         return self.tokens
 
     @property
     def needs(self) -> Needs:
-        return self.trace.needs | Needs(rewards=True)
+        return self.trace_policy.needs | Needs(rewards=True)
 
-    def sample(self) -> PartialRewardSampler:
+    def start_sampler(self) -> PartialRewardSampler:
         return PartialRewardSampler(self)
 
 
 @dataclass(slots=True)
-class _Runner:
+class _RacingTrace:
     """A trace that is still in the race. ``asked``: its reward of this round is under way or there.
     ``reward``: the latest that it got; ``scored``: in this round."""
 
     position: int = 0
     closed: bool = False
-    asked: bool = False
-    scored: bool = False
+    score_requested: bool = False
+    has_score: bool = False
     reward: float | None = None
 
 
 class PartialRewardSampler:
     def __init__(self, policy: PartialReward) -> None:
         self._policy = policy
-        self._goal = policy.tokens
-        self._race: dict[int, _Runner] = {}
+        self._round_goal = policy.tokens
+        self._remaining: dict[int, _RacingTrace] = {}
 
-    def observe(self, event: Event) -> Sequence[Command]:
-        if isinstance(event, Begun):
-            self._race = {trace: _Runner() for trace in range(self._policy.traces)}
-            return (Open(self._policy.traces),)
-        if (runner := self._race.get(event.trace)) is None:
+    def observe(self, event: SamplingEvent) -> Sequence[SamplingCommand]:
+        if isinstance(event, RequestStarted):
+            self._remaining = {trace: _RacingTrace() for trace in range(self._policy.traces)}
+            return (OpenTraces(self._policy.traces),)
+        if (runner := self._remaining.get(event.trace)) is None:
             return ()
         match event:
-            case Reached(position=position):
+            case TokensReached(position=position):
                 runner.position = position
-            case Closed() | Answered():
+            case TraceClosed() | TraceAnswered():
                 runner.closed = True
-            case Scored(reward=reward):
-                runner.scored, runner.reward = True, reward
-            case Failed(trace):
-                del self._race[trace]
-        return (*self._asked(), *self._judged())
+            case TraceScored(reward=reward):
+                runner.has_score, runner.reward = True, reward
+            case TraceFailed(trace):
+                del self._remaining[trace]
+        return (*self._request_scores(), *self._finish_round())
 
-    def _asked(self) -> list[Command]:
+    def _request_scores(self) -> list[SamplingCommand]:
         """Those that came to the round's goal since."""
         due = [
             trace
-            for trace, runner in self._race.items()
-            if not runner.asked and (runner.closed or runner.position >= self._goal)
+            for trace, runner in self._remaining.items()
+            if not runner.score_requested and (runner.closed or runner.position >= self._round_goal)
         ]
         for trace in due:
-            self._race[trace].asked = True
-        return [Score(trace) for trace in due]
+            self._remaining[trace].score_requested = True
+        return [ScoreTrace(trace) for trace in due]
 
-    def _judged(self) -> Sequence[Command]:
+    def _finish_round(self) -> Sequence[SamplingCommand]:
         """What follows from the round, once it is whole."""
-        race = self._race
-        if not race or not all(runner.scored for runner in race.values()):
+        race = self._remaining
+        if not race or not all(runner.has_score for runner in race.values()):
             return ()
         told = sorted((-r.reward, trace) for trace, r in race.items() if r.reward is not None)
         if not told:
-            return (Choose(min(race), "unrewarded"),)
+            return (ChooseTrace(min(race), "unrewarded"),)
         if all(runner.closed for runner in race.values()):
-            return (Choose(told[0][1], "best"),)
+            return (ChooseTrace(told[0][1], "best"),)
         kept = {trace for _, trace in told[: max(int(len(told) * self._policy.keep), 1)]}
         kept |= {trace for trace, runner in race.items() if runner.reward is None}
         if len(kept) == 1:
-            return (Choose(min(kept), "last"),)
+            return (ChooseTrace(min(kept), "last"),)
         lost = tuple(trace for trace in race if trace not in kept)
-        self._race = {trace: race[trace] for trace in sorted(kept)}
-        return (GiveUp(lost), *self._begun()) if lost else self._begun()
+        self._remaining = {trace: race[trace] for trace in sorted(kept)}
+        return (AbortTraces(lost), *self._start_round()) if lost else self._start_round()
 
-    def _begun(self) -> Sequence[Command]:
+    def _start_round(self) -> Sequence[SamplingCommand]:
         """The next round. What has ended has its reward for good."""
-        self._goal += self._policy.tokens
-        for runner in self._race.values():
-            runner.asked = runner.scored = runner.closed and runner.reward is not None
-        return (*self._asked(), *self._judged())
+        self._round_goal += self._policy.tokens
+        for runner in self._remaining.values():
+            runner.score_requested = runner.has_score = runner.closed and runner.reward is not None
+        return (*self._request_scores(), *self._finish_round())

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-__all__ = ["Pause"]
+__all__ = ["ProbeBackoff"]
 
 
-class Pause:
+class ProbeBackoff:
     """After the n-th no, min(``gap`` · ``backoff``ⁿ⁻¹, ``max_gap``) tokens are passed over.
 
     Raises ValueError for options that make no sense, with their names.
     """
 
-    __slots__ = ("_backoff", "_gap", "_max_gap", "_until")
+    __slots__ = ("_factor", "_gap", "_max_gap", "_until")
 
     def __init__(self, gap: int, backoff: float, max_gap: int) -> None:
         if gap < 0 or max_gap < 0:
@@ -19,14 +19,14 @@ class Pause:
         if not 1 <= backoff <= 1000:
             raise ValueError("backoff must lie in [1, 1000]")
         self._gap = float(min(gap, max_gap))
-        self._backoff = backoff
+        self._factor = backoff
         self._max_gap = max_gap
         self._until = 0
 
-    def over(self, position: int) -> bool:
+    def is_over(self, position: int) -> bool:
         return position >= self._until
 
     def begin(self, position: int) -> None:
         """A probe at ``position`` said no."""
         self._until = position + round(self._gap)
-        self._gap = min(self._gap * self._backoff, self._max_gap)
+        self._gap = min(self._gap * self._factor, self._max_gap)

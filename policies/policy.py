@@ -41,27 +41,27 @@ class Needs:
     paragraphs: bool = False
     steps: bool = False
     interval: int = 0
-    thoughts: bool = False
+    reasoning_chunks: bool = False
     probes: bool = False
-    ending: bool = False
+    end_logprob: bool = False
     hidden_states: frozenset[Layer] = frozenset()
     models: frozenset[str] = frozenset()
     embeddings: bool = False
     rewards: bool = False
     inducers: frozenset[str] = frozenset()
-    extends: bool = False
-    bias: float = 0.0
+    trace_endings: bool = False
+    end_bias: float = 0.0
     logprobs: int = 0
-    series: int = 1
+    min_checkpoints: int = 1
 
     @property
-    def boundaries(self) -> frozenset[str]:
+    def boundary_kinds(self) -> frozenset[str]:
         """The kinds of ends that are looked for."""
         kinds = ("sentence", self.sentences), ("paragraph", self.paragraphs), ("step", self.steps)
         return frozenset(kind for kind, wanted in kinds if wanted)
 
     @property
-    def questions(self) -> bool:
+    def has_queries(self) -> bool:
         """Whether anything is asked beside the trace."""
         return self.probes or self.embeddings
 
@@ -74,18 +74,18 @@ class Needs:
             paragraphs=self.paragraphs or other.paragraphs,
             steps=self.steps or other.steps,
             interval=min(intervals, default=0),
-            thoughts=self.thoughts or other.thoughts,
+            reasoning_chunks=self.reasoning_chunks or other.reasoning_chunks,
             probes=self.probes or other.probes,
-            ending=self.ending or other.ending,
+            end_logprob=self.end_logprob or other.end_logprob,
             hidden_states=self.hidden_states | other.hidden_states,
             models=self.models | other.models,
             embeddings=self.embeddings or other.embeddings,
             rewards=self.rewards or other.rewards,
             inducers=self.inducers | other.inducers,
-            extends=self.extends or other.extends,
-            bias=max(self.bias, other.bias),
+            trace_endings=self.trace_endings or other.trace_endings,
+            end_bias=max(self.end_bias, other.end_bias),
             logprobs=max(self.logprobs, other.logprobs),
-            series=max(self.series, other.series),
+            min_checkpoints=max(self.min_checkpoints, other.min_checkpoints),
         )
 
 

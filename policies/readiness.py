@@ -14,22 +14,29 @@ from dataclasses import dataclass, field
 from operator import mul
 from typing import Any
 
-from policies.conformal import rank
+from policies.conformal import conformal_rank
 from policies.hidden_states import HiddenStates, Layer
 
-__all__ = ["NOT_READY", "READY", "UNTRAINED", "VERSION", "BadReadiness", "Readiness"]
+__all__ = [
+    "FORMAT_VERSION",
+    "NOT_READY",
+    "READY",
+    "UNTRAINED",
+    "BadReadinessClassifier",
+    "ReadinessClassifier",
+]
 
-VERSION = 1
-_LARGEST = 2**53
+FORMAT_VERSION = 1
+_MAX_INT = 2**53
 READY, NOT_READY = "ready", "not-ready"
 
 
-class BadReadiness(ValueError):
+class BadReadinessClassifier(ValueError):
     """A document that is no classifier; the message says what is wrong with it."""
 
 
 @dataclass(frozen=True, slots=True)
-class Readiness:
+class ReadinessClassifier:
     """p = 1 / (1 + e⁻ˢ), s = ``bias`` + Σ weight · state, over the states behind ``layers``, each
     ``width`` numbers.
 
@@ -42,45 +49,47 @@ class Readiness:
     width: int = field(compare=False, repr=False)
     bias: float = field(compare=False, repr=False)
     weights: tuple[float, ...] = field(compare=False, repr=False)
-    ready: tuple[float, ...] = field(compare=False, repr=False)
-    not_ready: tuple[float, ...] = field(compare=False, repr=False)
+    ready_scores: tuple[float, ...] = field(compare=False, repr=False)
+    not_ready_scores: tuple[float, ...] = field(compare=False, repr=False)
     digest: str
 
     @classmethod
-    def read(cls, document: bytes) -> Readiness:
+    def parse(cls, document: bytes) -> ReadinessClassifier:
         """Raises BadReadiness."""
         try:
             told = json.loads(document)
         except ValueError as error:
-            raise BadReadiness(f"no JSON: {error}") from None
+            raise BadReadinessClassifier(f"no JSON: {error}") from None
         if not isinstance(told, dict):
-            raise BadReadiness("no JSON object")
-        if (version := told.get("version")) != VERSION:
-            raise BadReadiness(f"version is {version!r}, this program reads {VERSION}")
-        layers = _numbers(told, "layers", int)
-        width = _one(told, "width", int)
-        weights = _numbers(told, "weights", float)
+            raise BadReadinessClassifier("no JSON object")
+        if (version := told.get("version")) != FORMAT_VERSION:
+            raise BadReadinessClassifier(
+                f"version is {version!r}, this program reads {FORMAT_VERSION}"
+            )
+        layers = _get_list(told, "layers", int)
+        width = _get_value(told, "width", int)
+        weights = _get_list(told, "weights", float)
         if not layers or width < 1:
-            raise BadReadiness("layers and width must say of what the weights are")
+            raise BadReadinessClassifier("layers and width must say of what the weights are")
         if len(weights) != width * len(layers):
-            raise BadReadiness(
+            raise BadReadinessClassifier(
                 f"{len(weights)} weights, but {len(layers)} layers of width {width} need "
                 f"{width * len(layers)}"
             )
-        scores = _one(told, "calibration", dict)
+        scores = _get_value(told, "calibration", dict)
         return cls(
-            _one(told, "model", str),
+            _get_value(told, "model", str),
             layers,
             width,
-            _one(told, "bias", float),
+            _get_value(told, "bias", float),
             weights,
-            _shares(scores, "ready"),
-            _shares(scores, "not_ready"),
+            _get_probabilities(scores, "ready"),
+            _get_probabilities(scores, "not_ready"),
             hashlib.blake2b(document, digest_size=6).hexdigest(),
         )
 
     @property
-    def needs(self) -> frozenset[Layer]:
+    def required_layers(self) -> frozenset[Layer]:
         return frozenset(Layer(number, self.width) for number in self.layers)
 
     def probability(self, states: HiddenStates) -> float:
@@ -90,53 +99,58 @@ class Readiness:
         """
         if states.width != self.width:
             raise ValueError(f"hidden states of width {states.width}, learned from {self.width}")
-        score = self.bias + sum(map(mul, self.weights, states.behind(self.layers)))
+        score = self.bias + sum(map(mul, self.weights, states.at_layers(self.layers)))
         if math.isnan(score):
             raise ValueError("hidden states that are no numbers")
         return 1 / (1 + math.exp(-score)) if score > -700 else 0.0
 
-    def limits(self, delta: float) -> tuple[float, float]:
+    def thresholds(self, delta: float) -> tuple[float, float]:
         """From which p on a place may be ready, and up to which it may not be: of each kind all but
         a share of ``delta`` lie within. Nonconformity is 1 less the label's own probability."""
-        ready, not_ready = rank(len(self.ready), delta), rank(len(self.not_ready), delta)
+        ready, not_ready = (
+            conformal_rank(len(self.ready_scores), delta),
+            conformal_rank(len(self.not_ready_scores), delta),
+        )
         return (
-            self.ready[-ready] if ready <= len(self.ready) else 0.0,
-            self.not_ready[not_ready - 1] if not_ready <= len(self.not_ready) else 1.0,
+            self.ready_scores[-ready] if ready <= len(self.ready_scores) else 0.0,
+            self.not_ready_scores[not_ready - 1]
+            if not_ready <= len(self.not_ready_scores)
+            else 1.0,
         )
 
-    def labels(self, probability: float, delta: float) -> frozenset[str]:
+    def prediction_set(self, probability: float, delta: float) -> frozenset[str]:
         """The conformal set: every label that cannot be ruled out at this level."""
-        least, most = self.limits(delta)
+        least, most = self.thresholds(delta)
         could = ((READY, probability >= least), (NOT_READY, probability <= most))
         return frozenset(label for label, it_could in could if it_could)
 
 
-UNTRAINED = Readiness("", (), 0, -math.inf, (), (), (), "")
+UNTRAINED = ReadinessClassifier("", (), 0, -math.inf, (), (), (), "")
 """Never ready: to record with."""
 
 
-def _one(told: Mapping[str, Any], key: str, kind: type) -> Any:
+def _get_value(told: Mapping[str, Any], key: str, kind: type) -> Any:
     value = told.get(key)
-    if kind is float and type(value) is int and abs(value) < _LARGEST:
+    if kind is float and type(value) is int and abs(value) < _MAX_INT:
         value = float(value)
     if type(value) is not kind or (isinstance(value, float) and not math.isfinite(value)):
-        raise BadReadiness(f"{key} must be {_KINDS[kind]}")
+        raise BadReadinessClassifier(f"{key} must be {_TYPE_NAMES[kind]}")
     return value
 
 
-def _numbers(told: Mapping[str, Any], key: str, kind: type) -> tuple[Any, ...]:
-    values = _one(told, key, list)
-    return tuple(_one({key: value}, key, kind) for value in values)
+def _get_list(told: Mapping[str, Any], key: str, kind: type) -> tuple[Any, ...]:
+    values = _get_value(told, key, list)
+    return tuple(_get_value({key: value}, key, kind) for value in values)
 
 
-def _shares(told: Mapping[str, Any], key: str) -> tuple[float, ...]:
-    shares = _numbers(told, key, float)
+def _get_probabilities(told: Mapping[str, Any], key: str) -> tuple[float, ...]:
+    shares = _get_list(told, key, float)
     if not all(0 <= share <= 1 for share in shares):
-        raise BadReadiness(f"{key} must be probabilities")
+        raise BadReadinessClassifier(f"{key} must be probabilities")
     return tuple(sorted(shares))
 
 
-_KINDS: dict[type, str] = {
+_TYPE_NAMES: dict[type, str] = {
     dict: "an object",
     float: "a number, or numbers",
     int: "a whole number, or whole numbers",

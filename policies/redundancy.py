@@ -19,10 +19,26 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from policies.answers import INDUCERS, Task, confidence, hesitant, same, trial_answer
-from policies.events import Checkpoint, Command, Embed, Embedded, Event, Probe, ProbeResult, Stop
+from policies.answers import (
+    INDUCERS_BY_KIND,
+    AnswerKind,
+    answer_confidence,
+    canonically_equal,
+    extract_trial_answer,
+    is_hesitant,
+)
+from policies.events import (
+    Checkpoint,
+    Command,
+    Embed,
+    EmbeddingResult,
+    Event,
+    Probe,
+    ProbeResult,
+    Stop,
+)
 from policies.policy import Needs
-from policies.similarity import Cosines, Shingles, Similarity
+from policies.similarity import CosineSimilarity, ShingleSimilarity, Similarity
 
 __all__ = ["Redundancy"]
 
@@ -41,7 +57,7 @@ class Redundancy:
     drop: float = 0.03
     min_steps: int = 10
     max_tokens: int = 20
-    task: Task = "boxed"
+    task: AnswerKind = "boxed"
 
     def __post_init__(self) -> None:
         if not 0 < self.similarity <= 1 or not 0 < self.confidence <= 1 or not 0 <= self.drop <= 1:
@@ -51,49 +67,59 @@ class Redundancy:
 
     @property
     def needs(self) -> Needs:
-        inducers = frozenset({INDUCERS[self.task]})
+        inducers = frozenset({INDUCERS_BY_KIND[self.task]})
         return Needs(steps=True, probes=True, embeddings=self.by == "embedding", inducers=inducers)
 
     def start(self) -> RedundancyStopper:
-        return RedundancyStopper(self, Cosines() if self.by == "embedding" else Shingles())
+        return RedundancyStopper(
+            self, CosineSimilarity() if self.by == "embedding" else ShingleSimilarity()
+        )
 
 
 class RedundancyStopper:
-    __slots__ = ("_before", "_policy", "_similarity", "_steps")
+    __slots__ = ("_policy", "_previous_answer", "_similarity", "_step_count")
 
     def __init__(self, policy: Redundancy, similarity: Similarity) -> None:
         self._policy = policy
         self._similarity = similarity
-        self._steps = 0
-        self._before: tuple[str, float] | None = None  # the last trial answer, how sure it was
+        self._step_count = 0
+        self._previous_answer: tuple[str, float] | None = (
+            None  # the last trial answer, how sure it was
+        )
 
     def observe(self, event: Event) -> Command | None:
         match event:
             case Checkpoint(kind="step"):
-                self._steps += 1
+                self._step_count += 1
                 if self._policy.by == "embedding":
                     return Embed(event.text)
-                return self._compared(self._similarity.likest(event.text))
-            case Embedded():
-                return self._compared(self._similarity.likest(event.vector))
+                return self._probe_if_similar(self._similarity.compare_and_add(event.text))
+            case EmbeddingResult():
+                return self._probe_if_similar(self._similarity.compare_and_add(event.vector))
             case ProbeResult():
-                return self._verify(event)
+                return self._evaluate(event)
         return None
 
-    def _compared(self, alike: float) -> Command | None:
+    def _probe_if_similar(self, alike: float) -> Command | None:
         """How alike a step is to earlier ones."""
-        if alike < self._policy.similarity or self._steps < self._policy.min_steps:
+        if alike < self._policy.similarity or self._step_count < self._policy.min_steps:
             return None
-        return Probe(INDUCERS[self._policy.task], max_tokens=self._policy.max_tokens)
+        return Probe(INDUCERS_BY_KIND[self._policy.task], max_tokens=self._policy.max_tokens)
 
-    def _verify(self, result: ProbeResult) -> Command | None:
-        answer, before = trial_answer(result.text, self._policy.task), self._before
-        certainty = confidence(result.tokens, result.logprobs, self._policy.task)
-        self._before = (answer, certainty) if answer and not hesitant(result.text) else None
-        if self._before is None:
+    def _evaluate(self, result: ProbeResult) -> Command | None:
+        answer, before = extract_trial_answer(result.text, self._policy.task), self._previous_answer
+        certainty = answer_confidence(result.tokens, result.logprobs, self._policy.task)
+        self._previous_answer = (
+            (answer, certainty) if answer and not is_hesitant(result.text) else None
+        )
+        if self._previous_answer is None:
             return None
         if certainty >= self._policy.confidence:
             return Stop("redundant", result.position, certainty)
-        if before and same(before[0], answer) and before[1] - certainty <= self._policy.drop:
+        if (
+            before
+            and canonically_equal(before[0], answer)
+            and before[1] - certainty <= self._policy.drop
+        ):
             return Stop("redundant-stable", result.position, certainty)
         return None

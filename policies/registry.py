@@ -17,22 +17,31 @@ from types import MappingProxyType, NoneType, UnionType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from policies.policy import Policy
-from policies.readiness import Readiness
+from policies.readiness import ReadinessClassifier
 
-__all__ = ["GROUP", "LONGEST", "NO_PROBES", "BadPolicy", "Probes", "available", "build", "parse"]
+__all__ = [
+    "ENTRY_POINT_GROUP",
+    "MAX_SPECIFICATION_LENGTH",
+    "NO_READINESS_PROBES",
+    "BadPolicy",
+    "ReadinessProbes",
+    "available",
+    "build",
+    "parse",
+]
 
-GROUP = "adjourn.policies"
+ENTRY_POINT_GROUP = "adjourn.policies"
 
 # Names carry hyphens, which Python's expressions don't; what is quoted stays as it is.
 _HYPHEN = re.compile(r"""('[^']*'|"[^"]*")|(?<=[a-z])-(?=[a-z])""")
-LONGEST = 1000
+MAX_SPECIFICATION_LENGTH = 1000
 """Characters of a specification."""
-_LARGEST = 2**31
+_MAX_INT = 2**31
 
-Probes = Mapping[str, Readiness]
+ReadinessProbes = Mapping[str, ReadinessClassifier]
 """What the driver has read, by the names that an option ``probe`` may give; "" is what stands where
 none is given."""
-NO_PROBES: Probes = MappingProxyType({})
+NO_READINESS_PROBES: ReadinessProbes = MappingProxyType({})
 
 
 class BadPolicy(ValueError):
@@ -42,21 +51,25 @@ class BadPolicy(ValueError):
 @cache
 def available() -> dict[str, type]:
     """Every installed policy by its name."""
-    return {point.name: point.load() for point in sorted(entry_points(group=GROUP))}
+    return {point.name: point.load() for point in sorted(entry_points(group=ENTRY_POINT_GROUP))}
 
 
 def parse(
-    specification: str, options: Mapping[str, Any] | None = None, probes: Probes = NO_PROBES
+    specification: str,
+    options: Mapping[str, Any] | None = None,
+    readiness_probes: ReadinessProbes = NO_READINESS_PROBES,
 ) -> Policy:
     """The policy that ``specification`` describes; ``options`` override those written in it.
 
     Raises BadPolicy with a message that names what would have been valid.
     """
-    if len(specification) > LONGEST:
-        raise BadPolicy(f"cannot read a policy of more than {LONGEST} characters: {_examples()}")
+    if len(specification) > MAX_SPECIFICATION_LENGTH:
+        raise BadPolicy(
+            f"cannot read a policy of more than {MAX_SPECIFICATION_LENGTH} characters: {_examples()}"
+        )
     text = _HYPHEN.sub(lambda match: match.group(1) or "_", specification.strip())
     try:
-        return _read(ast.parse(text, mode="eval").body, options or {}, probes)
+        return _build_from_ast(ast.parse(text, mode="eval").body, options or {}, readiness_probes)
     except BadPolicy:
         raise
     except (SyntaxError, ValueError, RecursionError, MemoryError):
@@ -67,7 +80,7 @@ def build(
     name: str,
     options: Mapping[str, Any],
     members: tuple[Policy, ...] = (),
-    probes: Probes = NO_PROBES,
+    readiness_probes: ReadinessProbes = NO_READINESS_PROBES,
 ) -> Policy:
     """The policy ``name`` with these options. Raises BadPolicy."""
     kind = available().get(name) or available().get(name.replace("_", "-"))
@@ -80,13 +93,13 @@ def build(
         if option not in valid:
             choice = f"its options are {', '.join(valid)}" if valid else "it has no options"
             raise BadPolicy(f"policy {name!r} has no option {option!r}: {choice}")
-        if not _fits(value, hints[option]):
-            wanted = _spell(hints[option])
+        if not _matches_hint(value, hints[option]):
+            wanted = _describe_hint(hints[option])
             raise BadPolicy(f"option {option!r} of policy {name!r} must be {wanted}")
     found = {
-        option: _probe(name, option, options.get(option, ""), probes)
+        option: _find_readiness_probe(name, option, options.get(option, ""), readiness_probes)
         for option in valid
-        if hints[option] is Readiness
+        if hints[option] is ReadinessClassifier
     }
     takes_members = any(field.name == "policies" for field in fields(kind))
     if members and not takes_members:
@@ -98,7 +111,9 @@ def build(
     return policy
 
 
-def _probe(name: str, option: str, value: str, probes: Probes) -> Readiness:
+def _find_readiness_probe(
+    name: str, option: str, value: str, probes: ReadinessProbes
+) -> ReadinessClassifier:
     try:
         return probes[value]
     except KeyError:
@@ -107,47 +122,47 @@ def _probe(name: str, option: str, value: str, probes: Probes) -> Readiness:
         raise BadPolicy(f"option {option!r} of policy {name!r} {wanted}") from None
 
 
-def _read(tree: ast.expr, options: Mapping[str, Any], probes: Probes) -> Policy:
+def _build_from_ast(tree: ast.expr, options: Mapping[str, Any], probes: ReadinessProbes) -> Policy:
     match tree:
         case ast.Name(id=name):
-            return build(name, options, probes=probes)
+            return build(name, options, readiness_probes=probes)
         case ast.Call(func=ast.Name(id=name), args=args, keywords=keywords):
-            written = {word.arg: _value(word.value) for word in keywords if word.arg}
+            written = {word.arg: _literal(word.value) for word in keywords if word.arg}
             if len(written) < len(keywords):
                 raise BadPolicy(f"cannot read the options of policy {name!r}: {_examples()}")
-            members = tuple(_read(member, {}, probes) for member in args)
+            members = tuple(_build_from_ast(member, {}, probes) for member in args)
             return build(name, {**written, **options}, members, probes)
     raise BadPolicy(f"cannot read policy {ast.unparse(tree)!r}: {_examples()}")
 
 
-def _value(tree: ast.expr) -> Any:
+def _literal(tree: ast.expr) -> Any:
     try:
         return ast.literal_eval(tree)
     except (ValueError, TypeError):
         raise BadPolicy(f"{ast.unparse(tree)!r} is not a number or a quoted text") from None
 
 
-def _fits(value: Any, hint: Any) -> bool:
+def _matches_hint(value: Any, hint: Any) -> bool:
     if get_origin(hint) is Literal:
         return value in get_args(hint)
     if isinstance(hint, UnionType):
-        return any(_fits(value, part) for part in get_args(hint))
-    if hint is Readiness:
+        return any(_matches_hint(value, part) for part in get_args(hint))
+    if hint is ReadinessClassifier:
         return isinstance(value, str)
     if isinstance(value, bool):
         return hint is bool
-    if isinstance(value, int) and abs(value) > _LARGEST:
+    if isinstance(value, int) and abs(value) > _MAX_INT:
         return False  # no option means it, and a float could not hold it
     return isinstance(value, (int, float) if hint is float else hint)
 
 
-def _spell(hint: Any) -> str:
+def _describe_hint(hint: Any) -> str:
     if get_origin(hint) is Literal:
         return "one of " + ", ".join(map(repr, get_args(hint)))
     if isinstance(hint, UnionType):
-        return " or ".join(_spell(part) for part in get_args(hint))
+        return " or ".join(_describe_hint(part) for part in get_args(hint))
     names = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"} | {
-        Readiness: "the name of a probe"
+        ReadinessClassifier: "the name of a probe"
     }
     return "null" if hint is NoneType else names.get(hint, str(hint))
 

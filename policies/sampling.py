@@ -16,33 +16,33 @@ from policies.never import Never
 from policies.policy import Needs, Policy, Stopper
 
 __all__ = [
-    "Answered",
-    "Begun",
-    "Choose",
-    "Closed",
-    "Command",
-    "Event",
-    "Failed",
-    "GiveUp",
-    "Open",
-    "Reached",
+    "AbortTraces",
+    "ChooseTrace",
+    "ConfidenceReport",
+    "OpenTraces",
+    "RequestStarted",
     "Sampler",
-    "Sampling",
-    "Score",
-    "Scored",
-    "Sureness",
+    "SamplingCommand",
+    "SamplingEvent",
+    "SamplingPolicy",
+    "ScoreTrace",
+    "TokensReached",
+    "TraceAnswered",
+    "TraceClosed",
+    "TraceFailed",
+    "TraceScored",
 ]
 
 
 @dataclass(frozen=True, slots=True)
-class Begun:
+class RequestStarted:
     """The request is there. ``at``, here and below: seconds of the driver's monotonic clock."""
 
     at: float
 
 
 @dataclass(frozen=True, slots=True)
-class Closed:
+class TraceClosed:
     """A trace ended its thinking, by itself or by a cut, after ``position`` tokens."""
 
     trace: int
@@ -51,7 +51,7 @@ class Closed:
 
 
 @dataclass(frozen=True, slots=True)
-class Reached:
+class TokensReached:
     """A trace thinks on, and has come to ``position``, where the policy's ``every`` wants to know
     it."""
 
@@ -61,7 +61,7 @@ class Reached:
 
 
 @dataclass(frozen=True, slots=True)
-class Scored:
+class TraceScored:
     """What a reward model says of a trace as it was at ``position``, in answer to ``Score``: higher
     is better, and only an order is meant; None where it said nothing."""
 
@@ -72,7 +72,7 @@ class Scored:
 
 
 @dataclass(frozen=True, slots=True)
-class Sureness:
+class ConfidenceReport:
     """A trace is less sure than it was. ``confidence``: in nats, the least mean, over as many
     tokens in a row as the policy's ``span``, of the negative mean log-probability of the most
     probable tokens at each place; of a shorter trace, over all of it when it has ended."""
@@ -84,7 +84,7 @@ class Sureness:
 
 
 @dataclass(frozen=True, slots=True)
-class Answered:
+class TraceAnswered:
     """A trace has its whole answer. ``label`` numbers what the answer means: equal answers have
     the same one; None where there is none. ``tokens``: all that was decoded for it. ``certainty``
     in [0, 1]: the model's own, where the policy asks for it and got it."""
@@ -98,39 +98,47 @@ class Answered:
 
 
 @dataclass(frozen=True, slots=True)
-class Failed:
+class TraceFailed:
     """A trace broke off; it will have no answer."""
 
     trace: int
     at: float
 
 
-Event = Begun | Reached | Closed | Scored | Sureness | Answered | Failed
+SamplingEvent = (
+    RequestStarted
+    | TokensReached
+    | TraceClosed
+    | TraceScored
+    | ConfidenceReport
+    | TraceAnswered
+    | TraceFailed
+)
 
 
 @dataclass(frozen=True, slots=True)
-class Open:
+class OpenTraces:
     """Begin so many traces more."""
 
     count: int
 
 
 @dataclass(frozen=True, slots=True)
-class Score:
+class ScoreTrace:
     """Ask the reward model for its word on what this trace thought so far, beside it."""
 
     trace: int
 
 
 @dataclass(frozen=True, slots=True)
-class GiveUp:
+class AbortTraces:
     """End these at the engine; nothing more will be heard of them."""
 
     traces: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
-class Choose:
+class ChooseTrace:
     """This trace is the response; all others that still run are given up. ``reason`` is a word of
     a small fixed set, ``confidence`` in [0, 1] where the policy has one, ``votes`` how many
     answers mean the same as this one's."""
@@ -141,17 +149,17 @@ class Choose:
     votes: int = 1
 
 
-Command = Open | Score | GiveUp | Choose
+SamplingCommand = OpenTraces | ScoreTrace | AbortTraces | ChooseTrace
 
 
 class Sampler(Protocol):
     """The state of one request under a sampling policy."""
 
-    def observe(self, event: Event) -> Sequence[Command]: ...
+    def observe(self, event: SamplingEvent) -> Sequence[SamplingCommand]: ...
 
 
 @dataclass(frozen=True, slots=True)
-class Sampling:
+class SamplingPolicy:
     """Options that all have in common: the policy that each trace runs, if any.
 
     ``asks``: the model is asked of each answer whether it is correct. ``span``: tokens of a
@@ -160,35 +168,35 @@ class Sampling:
     """
 
     name: ClassVar[str] = ""
-    asks: ClassVar[bool] = False
+    asks_if_correct: ClassVar[bool] = False
     policies: tuple[Policy, ...] = ()
 
     def __post_init__(self) -> None:
         if len(self.policies) > 1:
             raise ValueError("each trace runs one policy: compose several with any_of")
-        if any(isinstance(policy, Sampling) for policy in self.policies):
+        if any(isinstance(policy, SamplingPolicy) for policy in self.policies):
             raise ValueError("it runs over traces, and cannot run over policies that do so too")
 
     @property
-    def trace(self) -> Policy:
+    def trace_policy(self) -> Policy:
         """What each trace runs by itself."""
         return self.policies[0] if self.policies else Never()
 
     @property
-    def span(self) -> int:
+    def confidence_window(self) -> int:
         return 0
 
     @property
-    def every(self) -> int:
+    def report_interval(self) -> int:
         return 0
 
     @property
     def needs(self) -> Needs:
-        return self.trace.needs
+        return self.trace_policy.needs
 
     def start(self) -> Stopper:
         """As a policy of one trace it is what each trace runs."""
-        return self.trace.start()
+        return self.trace_policy.start()
 
-    def sample(self) -> Sampler:
+    def start_sampler(self) -> Sampler:
         raise NotImplementedError

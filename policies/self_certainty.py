@@ -16,26 +16,32 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from policies.policy import Needs
-from policies.sampling import Answered, Choose, Command, Event, Sampling
-from policies.votes import Windows
+from policies.sampling import (
+    ChooseTrace,
+    SamplingCommand,
+    SamplingEvent,
+    SamplingPolicy,
+    TraceAnswered,
+)
+from policies.votes import WindowSampler
 
 __all__ = ["SelfCertainty"]
 
-_UNASKED = 0.5
+_DEFAULT_WEIGHT = 0.5
 
 
 @dataclass(frozen=True, slots=True)
-class SelfCertainty(Sampling):
+class SelfCertainty(SamplingPolicy):
     """Options of ``self-certainty``. ``threshold`` in (0, 1]; ``window``: traces at once."""
 
     name: ClassVar[str] = "self-certainty"
-    asks: ClassVar[bool] = True
+    asks_if_correct: ClassVar[bool] = True
     threshold: float = 0.8
     window: int = 4
     max: int = 16
 
     def __post_init__(self) -> None:
-        Sampling.__post_init__(self)
+        SamplingPolicy.__post_init__(self)
         if not 0 < self.threshold <= 1:
             raise ValueError("threshold must lie in (0, 1]")
         if not 1 <= self.window <= self.max <= 128:
@@ -44,30 +50,30 @@ class SelfCertainty(Sampling):
     @property
     def needs(self) -> Needs:
         asked = frozenset({"correct", "yes"})
-        return self.trace.needs | Needs(probes=True, ending=True, inducers=asked)
+        return self.trace_policy.needs | Needs(probes=True, end_logprob=True, inducers=asked)
 
-    def sample(self) -> SelfCertaintySampler:
+    def start_sampler(self) -> SelfCertaintySampler:
         return SelfCertaintySampler(self)
 
 
-class SelfCertaintySampler(Windows):
-    heaviest = float("inf")  # a certain answer ends it, whoever leads
+class SelfCertaintySampler(WindowSampler):
+    max_vote_weight = float("inf")  # a certain answer ends it, whoever leads
 
     def __init__(self, policy: SelfCertainty) -> None:
         super().__init__(policy.window, policy.max)
         self._threshold = policy.threshold
 
-    def observe(self, event: Event) -> Sequence[Command]:
+    def observe(self, event: SamplingEvent) -> Sequence[SamplingCommand]:
         commands = super().observe(event)
-        if not isinstance(event, Answered) or event.label is None:
+        if not isinstance(event, TraceAnswered) or event.label is None:
             return commands
         if event.certainty is not None and event.certainty >= self._threshold:
-            told = len(self.votes.traces[event.label])
-            return (Choose(event.trace, "certain", event.certainty, told),)
+            told = len(self.votes.voters[event.label])
+            return (ChooseTrace(event.trace, "certain", event.certainty, told),)
         return commands
 
-    def weigh(self, event: Answered) -> float:
-        return _UNASKED if event.certainty is None else event.certainty
+    def weigh(self, event: TraceAnswered) -> float:
+        return _DEFAULT_WEIGHT if event.certainty is None else event.certainty
 
-    def decide(self) -> Choose | None:
+    def decide(self) -> ChooseTrace | None:
         return None

@@ -29,7 +29,7 @@ from __future__ import annotations
 
 from enum import Enum
 
-__all__ = ["TABLE", "Input", "State"]
+__all__ = ["TRANSITIONS", "Input", "State"]
 
 
 class State(Enum):
@@ -46,16 +46,16 @@ class Input(Enum):
     THINK = "think"
     ANSWER = "answer"
     PROBE = "probe"
-    GO_ON = "go on"
+    CONTINUE = "go on"
     STOP = "stop"
     EXTEND = "extend"
     RESUMED = "resumed"
     REFUSED = "refused"
-    TOLD = "told"
+    ENDED_IN_PLACE = "told"
     END = "end"
 
 
-TABLE: dict[State, dict[Input, State]] = {
+TRANSITIONS: dict[State, dict[Input, State]] = {
     State.OPENING: {
         Input.THINK: State.THINKING,
         Input.ANSWER: State.ANSWERING,
@@ -69,7 +69,7 @@ TABLE: dict[State, dict[Input, State]] = {
     },
     State.PROBING: {
         Input.PROBE: State.PROBING,
-        Input.GO_ON: State.THINKING,
+        Input.CONTINUE: State.THINKING,
         Input.STOP: State.CLOSING,
         Input.EXTEND: State.REOPENING,
         Input.ANSWER: State.ANSWERING,
@@ -77,11 +77,11 @@ TABLE: dict[State, dict[Input, State]] = {
     State.CLOSING: {
         Input.RESUMED: State.ANSWERING,
         Input.REFUSED: State.THINKING,
-        Input.TOLD: State.THINKING,
+        Input.ENDED_IN_PLACE: State.THINKING,
     },
     State.REOPENING: {Input.RESUMED: State.THINKING, Input.REFUSED: State.THINKING},
     State.ANSWERING: {},
     State.DONE: {},
 }
-for _row in TABLE.values():
+for _row in TRANSITIONS.values():
     _row[Input.END] = State.DONE

@@ -17,7 +17,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from policies.events import Command, Event, Extend, Thought
+from policies.events import Command, Event, Extend, ReasoningChunk
 from policies.policy import Needs
 
 __all__ = ["Tilt"]
@@ -42,23 +42,27 @@ class Tilt:
 
     @property
     def needs(self) -> Needs:
-        return Needs(bias=self.bias, thoughts=self.slope > 0)
+        return Needs(end_bias=self.bias, reasoning_chunks=self.slope > 0)
 
     def start(self) -> TiltStopper:
         return TiltStopper(self)
 
 
 class TiltStopper:
-    __slots__ = ("_next", "_policy")
+    __slots__ = ("_next_step_at", "_policy")
 
     def __init__(self, policy: Tilt) -> None:
         self._policy = policy
-        self._next = policy.begin + policy.every
+        self._next_step_at = policy.begin + policy.every
 
     def observe(self, event: Event) -> Command | None:
         policy = self._policy
-        if not policy.slope or not isinstance(event, Thought) or event.position < self._next:
+        if (
+            not policy.slope
+            or not isinstance(event, ReasoningChunk)
+            or event.position < self._next_step_at
+        ):
             return None
-        self._next = event.position + policy.every
+        self._next_step_at = event.position + policy.every
         steeper = policy.slope * (event.position - policy.begin) / 1000
-        return Extend(text="", bias=min(policy.bias + steeper, 100.0))
+        return Extend(text_name="", end_bias=min(policy.bias + steeper, 100.0))

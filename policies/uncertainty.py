@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 
-__all__ = ["TOP", "entropy"]
+__all__ = ["ENTROPY_TOP_LOGPROBS", "token_entropy"]
 
-TOP = 20
+ENTROPY_TOP_LOGPROBS = 20
 """So many of the most probable tokens are looked at; engines tell no more by default."""
 
 
-def entropy(logprobs: Iterable[float]) -> float:
+def token_entropy(logprobs: Iterable[float]) -> float:
     """Shannon entropy in nats over the tokens whose log-probabilities are given.
 
     What an engine does not tell is left out and nothing is made up for it, so this is a lower

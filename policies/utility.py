@@ -19,10 +19,10 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import ClassVar, Literal
 
-from policies.answers import INDUCERS, Task, own_tokens
+from policies.answers import INDUCERS_BY_KIND, AnswerKind, count_answer_tokens
 from policies.events import Checkpoint, Command, Event, Probe, ProbeResult, Stop
 from policies.policy import Needs
-from policies.uncertainty import TOP, entropy
+from policies.uncertainty import ENTROPY_TOP_LOGPROBS, token_entropy
 
 __all__ = ["Utility"]
 
@@ -37,7 +37,7 @@ class Utility:
     tolerance: float = 1e-3
     at: Literal["paragraph", "sentence"] = "paragraph"
     max_tokens: int = 20
-    task: Task = "boxed"
+    task: AnswerKind = "boxed"
 
     def __post_init__(self) -> None:
         if self.patience < 1 or self.max_tokens < 1:
@@ -52,7 +52,7 @@ class Utility:
             paragraphs=paragraphs,
             sentences=not paragraphs,
             probes=True,
-            inducers=frozenset({INDUCERS[self.task]}),
+            inducers=frozenset({INDUCERS_BY_KIND[self.task]}),
         )
 
     def start(self) -> UtilityStopper:
@@ -60,30 +60,36 @@ class Utility:
 
 
 class UtilityStopper:
-    __slots__ = ("_idle", "_lowest", "_policy")
+    __slots__ = ("_lowest_entropy", "_policy", "_probes_without_gain")
 
     def __init__(self, policy: Utility) -> None:
         self._policy = policy
-        self._lowest = math.inf
-        self._idle = 0  # looks in a row without a decrease
+        self._lowest_entropy = math.inf
+        self._probes_without_gain = 0  # looks in a row without a decrease
 
     def observe(self, event: Event) -> Command | None:
         match event:
             case Checkpoint() if event.kind == self._policy.at:
                 return Probe(
-                    INDUCERS[self._policy.task], max_tokens=self._policy.max_tokens, top=TOP
+                    INDUCERS_BY_KIND[self._policy.task],
+                    max_tokens=self._policy.max_tokens,
+                    top_logprobs=ENTROPY_TOP_LOGPROBS,
                 )
             case ProbeResult():
-                return self._judge(event)
+                return self._evaluate(event)
         return None
 
-    def _judge(self, result: ProbeResult) -> Command | None:
-        count = own_tokens(result.tokens, self._policy.task)
-        if not count or len(result.top) < count:
+    def _evaluate(self, result: ProbeResult) -> Command | None:
+        count = count_answer_tokens(result.tokens, self._policy.task)
+        if not count or len(result.top_logprobs) < count:
             return None  # no answer yet is no answer that stays as uncertain
-        value = fmean(entropy(logprobs) for logprobs in result.top[:count])
-        if value < self._lowest - self._policy.tolerance:
-            self._lowest, self._idle = value, 0
+        value = fmean(token_entropy(logprobs) for logprobs in result.top_logprobs[:count])
+        if value < self._lowest_entropy - self._policy.tolerance:
+            self._lowest_entropy, self._probes_without_gain = value, 0
             return None
-        self._idle += 1
-        return Stop("no-gain", result.position) if self._idle >= self._policy.patience else None
+        self._probes_without_gain += 1
+        return (
+            Stop("no-gain", result.position)
+            if self._probes_without_gain >= self._policy.patience
+            else None
+        )

@@ -5,9 +5,17 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Sequence
 
-from policies.sampling import Answered, Begun, Choose, Command, Event, Failed, Open
+from policies.sampling import (
+    ChooseTrace,
+    OpenTraces,
+    RequestStarted,
+    SamplingCommand,
+    SamplingEvent,
+    TraceAnswered,
+    TraceFailed,
+)
 
-__all__ = ["Votes", "Windows"]
+__all__ = ["Votes", "WindowSampler"]
 
 
 class Votes:
@@ -15,39 +23,39 @@ class Votes:
 
     def __init__(self) -> None:
         self.weights: dict[int, float] = {}
-        self.traces: dict[int, list[tuple[float, int]]] = {}
+        self.voters: dict[int, list[tuple[float, int]]] = {}
 
     def add(self, label: int, trace: int, weight: float = 1.0) -> None:
         self.weights[label] = self.weights.get(label, 0.0) + weight
-        self.traces.setdefault(label, []).append((-weight, trace))
+        self.voters.setdefault(label, []).append((-weight, trace))
 
     @property
     def leader(self) -> int | None:
         """Ties go to the class whose earliest trace is the earliest, in whatever order its answers
         came."""
-        first = {label: min(trace for _, trace in told) for label, told in self.traces.items()}
+        first = {label: min(trace for _, trace in told) for label, told in self.voters.items()}
         return min(first, key=lambda label: (-self.weights[label], first[label]), default=None)
 
     @property
-    def ranked(self) -> list[float]:
+    def ranked_weights(self) -> list[float]:
         """The weights, heaviest first."""
         return sorted(self.weights.values(), reverse=True)
 
     @property
-    def share(self) -> float:
+    def leader_share(self) -> float:
         """The leader's part of all, in [0, 1]."""
-        ranked = self.ranked
+        ranked = self.ranked_weights
         total = sum(ranked)
         return ranked[0] / total if total else 0.0
 
-    def choose(self, reason: str, confidence: float | None = None) -> Choose:
+    def choose(self, reason: str, confidence: float | None = None) -> ChooseTrace:
         """The leading class's heaviest trace, of equals the first. There must be an answer."""
         assert self.leader is not None
-        told = self.traces[self.leader]
-        return Choose(min(told)[1], reason, confidence, len(told))
+        told = self.voters[self.leader]
+        return ChooseTrace(min(told)[1], reason, confidence, len(told))
 
 
-class Windows:
+class WindowSampler:
     """Opens traces window by window, and decides when a window is whole.
 
     Subclasses say in ``decide`` whether its answers are enough. Until then the leader is chosen as
@@ -56,62 +64,64 @@ class Windows:
     that brought no answer at all is the last.
     """
 
-    heaviest = 1.0  # what one vote can weigh
+    max_vote_weight = 1.0  # what one vote can weigh
 
-    def __init__(self, size: int, most: int) -> None:
-        self.size = size
-        self.most = most
+    def __init__(self, window_size: int, max_traces: int) -> None:
+        self.window_size = window_size
+        self.max_traces = max_traces
         self.votes = Votes()
-        self.opened = 0
-        self.window: list[int | None] = []
-        self._running = 0
+        self.opened_count = 0
+        self.window_labels: list[int | None] = []
+        self._running_count = 0
 
-    def observe(self, event: Event) -> Sequence[Command]:
+    def observe(self, event: SamplingEvent) -> Sequence[SamplingCommand]:
         match event:
-            case Begun():
-                return self._open(self.size)
-            case Answered():
-                self._running -= 1
-                self.window.append(event.label)
+            case RequestStarted():
+                return self._open_traces(self.window_size)
+            case TraceAnswered():
+                self._running_count -= 1
+                self.window_labels.append(event.label)
                 if event.label is not None:
                     self.votes.add(event.label, event.trace, self.weigh(event))
-                return self._next()
-            case Failed():
-                self._running -= 1
-                self.window.append(None)
-                return self._next()
+                return self._decide_next()
+            case TraceFailed():
+                self._running_count -= 1
+                self.window_labels.append(None)
+                return self._decide_next()
         return ()
 
-    def weigh(self, event: Answered) -> float:
+    def weigh(self, event: TraceAnswered) -> float:
         return 1.0
 
     @abstractmethod
-    def decide(self) -> Choose | None:
+    def decide(self) -> ChooseTrace | None:
         """The choice, where the whole window that has come is enough for it."""
 
-    def _next(self) -> Sequence[Command]:
-        if self._running:
-            return (self.votes.choose("settled", self.votes.share),) if self._settled else ()
-        if any(label is not None for label in self.window):
+    def _decide_next(self) -> Sequence[SamplingCommand]:
+        if self._running_count:
+            return (
+                (self.votes.choose("settled", self.votes.leader_share),) if self._is_decided else ()
+            )
+        if any(label is not None for label in self.window_labels):
             if (choice := self.decide()) is not None:
                 return (choice,)
-            self.window = []
-            if self._settled:
-                return (self.votes.choose("settled", self.votes.share),)
-            if self.opened < self.most:
-                return self._open(min(self.size, self.most - self.opened))
+            self.window_labels = []
+            if self._is_decided:
+                return (self.votes.choose("settled", self.votes.leader_share),)
+            if self.opened_count < self.max_traces:
+                return self._open_traces(min(self.window_size, self.max_traces - self.opened_count))
         if self.votes.leader is None:
             return ()
-        return (self.votes.choose("majority", self.votes.share),)
+        return (self.votes.choose("majority", self.votes.leader_share),)
 
-    def _open(self, count: int) -> Sequence[Command]:
-        self.opened += count
-        self._running += count
-        return (Open(count),)
+    def _open_traces(self, count: int) -> Sequence[SamplingCommand]:
+        self.opened_count += count
+        self._running_count += count
+        return (OpenTraces(count),)
 
     @property
-    def _settled(self) -> bool:
+    def _is_decided(self) -> bool:
         """Whether the leader has more than all others could still come to."""
-        first, second, *_ = [*self.votes.ranked, 0.0, 0.0]
-        left = self.most - self.opened + self._running
-        return first - second > left * self.heaviest
+        first, second, *_ = [*self.votes.ranked_weights, 0.0, 0.0]
+        left = self.max_traces - self.opened_count + self._running_count
+        return first - second > left * self.max_vote_weight

@@ -9,12 +9,12 @@ import msgspec
 from policies.ledger import Ledger
 from policies.session import Session
 
-__all__ = ["note_of", "tokens_of", "with_usage"]
+__all__ = ["summarize_session", "token_counts", "with_total_usage"]
 
-_KINDS = ("prompt", "reasoning", "answer", "marker", "closing", "probe", "wasted")
+_TOKEN_KINDS = ("prompt", "reasoning", "answer", "marker", "closing", "probe", "wasted")
 
 
-def note_of(session: Session) -> dict[str, Any]:
+def summarize_session(session: Session) -> dict[str, Any]:
     note: dict[str, Any] = {"stopped": session.stopped, "policy": session.policy.name}
     if (trigger := session.trigger) is not None:
         note["reason"] = trigger.stop.reason
@@ -22,22 +22,22 @@ def note_of(session: Session) -> dict[str, Any]:
         if trigger.stop.confidence is not None:
             note["confidence"] = round(trigger.stop.confidence, 6)
         note["position"] = trigger.position
-    if session.rescued is not None:
-        note["rescued"] = session.rescued
-    if session.muted is not None:
-        note["muted"] = session.muted
-    if session.extended:
-        note["extended"] = session.extended
-    note["probes"] = session.probes
-    note["tokens"] = tokens_of(session.ledger)
+    if session.rescued_finish_reason is not None:
+        note["rescued"] = session.rescued_finish_reason
+    if session.mute_reason is not None:
+        note["muted"] = session.mute_reason
+    if session.extensions:
+        note["extended"] = session.extensions
+    note["probes"] = session.probe_count
+    note["tokens"] = token_counts(session.ledger)
     return note
 
 
-def tokens_of(ledger: Ledger) -> dict[str, int]:
-    return {kind: getattr(ledger, kind) for kind in _KINDS}
+def token_counts(ledger: Ledger) -> dict[str, int]:
+    return {kind: getattr(ledger, kind) for kind in _TOKEN_KINDS}
 
 
-def with_usage(data: bytes, ledger: Ledger) -> bytes:
+def with_total_usage(data: bytes, ledger: Ledger) -> bytes:
     """A chunk with one usage for the whole response: the prompt once, and all that the client
     got."""
     chunk = msgspec.json.decode(data)

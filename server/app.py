@@ -19,28 +19,28 @@ from starlette.responses import JSONResponse
 
 from policies.never import Never
 from server import __version__
-from server.apis.habits import Habits
-from server.apis.messages import ENDPOINT as MESSAGES
-from server.apis.messages import Messages
-from server.apis.responses import ENDPOINT as RESPONSES
-from server.apis.responses import Responses
+from server.apis.habits import EngineDefaults
+from server.apis.messages import MESSAGES_PATH as MESSAGES
+from server.apis.messages import MessagesTranslation
+from server.apis.responses import RESPONSES_PATH as RESPONSES
+from server.apis.responses import ResponsesTranslation
 from server.apis.translation import Translation
-from server.chat import ENDPOINT as CHAT
-from server.choose import Asked, read_chat, read_completion, read_translated
-from server.completions import ENDPOINT as COMPLETIONS
+from server.chat import CHAT_PATH as CHAT
+from server.choose import ParsedRequest, parse_chat, parse_completion, parse_translated
+from server.completions import COMPLETIONS_PATH as COMPLETIONS
 from server.config import Settings
 from server.engine import forwarded_headers
-from server.errors import BadRequest, GatewayError, TooLarge, body_at
+from server.errors import BadRequest, GatewayError, TooLarge, error_body
 from server.gateway import Gateway
-from server.judged import Judged
-from server.replies import Passage
+from server.judged import PolicyResponse
+from server.replies import Passthrough
 from server.wire import Fields
 
 __all__ = ["create_app"]
 
 _METHODS = ["GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "HEAD"]
 _ENDPOINTS = {CHAT, COMPLETIONS, RESPONSES, MESSAGES, "/v1/models"}
-Read = Callable[..., Asked]
+RequestParser = Callable[..., ParsedRequest]
 _REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
 
 
@@ -50,7 +50,7 @@ def create_app(settings: Settings, transport: httpx.AsyncBaseTransport | None = 
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        watch = asyncio.create_task(gateway.watch())
+        watch = asyncio.create_task(gateway.watch_engine())
         yield
         gateway.draining = True
         watch.cancel()
@@ -67,17 +67,17 @@ def create_app(settings: Settings, transport: httpx.AsyncBaseTransport | None = 
     @app.exception_handler(GatewayError)
     async def refuse(request: Request, error: GatewayError) -> Response:
         gateway.metrics.requests.labels(
-            _endpoint(request.url.path), "other", "none", str(error.status)
+            _endpoint_label(request.url.path), "other", "none", str(error.status)
         ).inc()
         headers = error.headers
         if _REQUEST_ID.fullmatch(request_id := request.headers.get("x-request-id", "")):
             headers["x-request-id"] = request_id
-        return Response(body_at(request.url.path, error), error.status, headers=headers)
+        return Response(error_body(request.url.path, error), error.status, headers=headers)
 
     @app.exception_handler(ClientDisconnect)
     async def gone(request: Request, error: ClientDisconnect) -> Response:
         """It left while it was still sending; nothing was begun."""
-        gateway.metrics.disconnects.labels("sending").inc()
+        gateway.metrics.client_disconnects.labels("sending").inc()
         return Response(status_code=499)
 
     @app.get("/health")
@@ -88,17 +88,18 @@ def create_app(settings: Settings, transport: httpx.AsyncBaseTransport | None = 
     @app.get("/ready")
     async def ready() -> Response:
         """200 once the engine answered and until shutdown, with what the engine can't do."""
-        report = gateway.report
+        report = gateway.capabilities
         state = {
-            "ready": gateway.ready,
-            "engine": report.engine if report else None,
+            "ready": gateway.is_ready,
+            "engine": report.engine_version if report else None,
             "models": {
-                m.id: m.marks.dialect.name if m.marks else None for m in gateway.models.values()
+                m.id: m.dialect.definition.name if m.dialect else None
+                for m in gateway.models.values()
             },
             "missing": dict(report.missing) if report else {},
         }
-        headers = {} if gateway.ready else {"retry-after": "2"}
-        return JSONResponse(state, 200 if gateway.ready else 503, headers)
+        headers = {} if gateway.is_ready else {"retry-after": "2"}
+        return JSONResponse(state, 200 if gateway.is_ready else 503, headers)
 
     @app.get("/metrics")
     async def metrics() -> Response:
@@ -106,71 +107,75 @@ def create_app(settings: Settings, transport: httpx.AsyncBaseTransport | None = 
 
     @app.post(CHAT)
     async def chat(request: Request) -> Response:
-        return await judge(request, CHAT, read_chat)
+        return await judge(request, CHAT, parse_chat)
 
     @app.post(COMPLETIONS)
     async def complete(request: Request) -> Response:
-        return await judge(request, COMPLETIONS, read_completion)
+        return await judge(request, COMPLETIONS, parse_completion)
 
     @app.post(MESSAGES)
     async def messages(request: Request) -> Response:
-        return await judge(request, MESSAGES, translated(Messages))
+        return await judge(request, MESSAGES, translated(MessagesTranslation))
 
     @app.post(RESPONSES)
     async def responses(request: Request) -> Response:
-        return await judge(request, RESPONSES, translated(Responses))
+        return await judge(request, RESPONSES, translated(ResponsesTranslation))
 
-    def translated(api: Callable[[Fields, Habits], Translation]) -> Read:
-        return partial(read_translated, translate=lambda fields: api(fields, gateway.habits))
+    def translated(api: Callable[[Fields, EngineDefaults], Translation]) -> RequestParser:
+        return partial(
+            parse_translated, translate=lambda fields: api(fields, gateway.engine_defaults)
+        )
 
-    async def judge(request: Request, endpoint: str, read: Read) -> Response:
+    async def judge(request: Request, endpoint: str, read: RequestParser) -> Response:
         arrived = time.perf_counter()
-        body = await _body(request, settings.max_body_bytes)
-        asked = read(body, request.headers, settings, gateway.default, gateway.models)
-        return _answer(gateway, request, endpoint, asked, arrived)
+        body = await _read_body(request, settings.max_body_bytes)
+        asked = read(body, request.headers, settings, gateway.default_policy, gateway.models)
+        return _build_response(gateway, request, endpoint, asked, arrived)
 
     @app.api_route("/{path:path}", methods=_METHODS, include_in_schema=False)
     async def anything(request: Request) -> Response:
         arrived = time.perf_counter()
-        body = await _body(request, settings.max_body_bytes)
-        path = _written(request)
-        headers = _authorized(settings, forwarded_headers(request.headers.raw))
-        labels = (_endpoint(request.url.path), "other", "none")
-        return Passage(
+        body = await _read_body(request, settings.max_body_bytes)
+        path = _request_target(request)
+        headers = _with_authorization(settings, forwarded_headers(request.headers.raw))
+        labels = (_endpoint_label(request.url.path), "other", "none")
+        return Passthrough(
             gateway.metrics, labels, arrived, gateway.engine, request.method, path, headers, body
         )
 
     return app
 
 
-def _answer(
-    gateway: Gateway, request: Request, endpoint: str, asked: Asked, arrived: float
+def _build_response(
+    gateway: Gateway, request: Request, endpoint: str, parsed: ParsedRequest, arrived: float
 ) -> Response:
     """Judge the request, or hand it through and count why."""
-    model = gateway.models.get(asked.model)
-    label = asked.model if model else "other"
+    model = gateway.models.get(parsed.model)
+    label = parsed.model if model else "other"
     request_id = request.headers.get("x-request-id", "")
     if not _REQUEST_ID.fullmatch(request_id):
         request_id = uuid.uuid4().hex
     headers = [h for h in forwarded_headers(request.headers.raw) if h[0] != b"x-request-id"]
-    headers = _authorized(gateway.settings, headers)
+    headers = _with_authorization(gateway.settings, headers)
     if "x-session-id" not in request.headers:
-        headers.append((b"x-session-id", asked.conversation.encode()))
+        headers.append((b"x-session-id", parsed.conversation_id.encode()))
     extra = [(b"x-request-id", request_id.encode())]
-    path = _written(request)
-    policy = asked.policy
+    path = _request_target(request)
+    policy = parsed.policy
     if policy is None and endpoint == CHAT and gateway.settings.reasoning_field != "upstream":
         policy = Never()  # no stop, but the client's reading of reasoning
     if policy is not None:
-        reason = asked.untouchable or gateway.refusal(policy, model, asked, endpoint)
+        reason = parsed.ineligible_reason or gateway.find_ineligible_reason(
+            policy, model, parsed, endpoint
+        )
         if reason is None and model is not None:
-            name = "off" if asked.policy is None else policy.name
+            name = "off" if parsed.policy is None else policy.name
             extra.append((b"x-adjourn-policy", name.encode()))
-            return Judged(
+            return PolicyResponse(
                 gateway,
                 endpoint,
                 path,
-                asked,
+                parsed,
                 policy,
                 model,
                 headers,
@@ -178,26 +183,30 @@ def _answer(
                 extra,
                 arrived,
             )
-        gateway.metrics.passed.labels(label, reason).inc()
+        gateway.metrics.passed_through.labels(label, reason).inc()
         extra.append((b"x-adjourn-passed-through", str(reason).encode()))
     else:
         extra.append((b"x-adjourn-policy", b"off"))
     headers.append((b"x-request-id", request_id.encode()))
-    content = msgspec.json.encode(asked.fields) if asked.own is None else asked.own
+    content = (
+        msgspec.json.encode(parsed.fields)
+        if parsed.passthrough_body is None
+        else parsed.passthrough_body
+    )
     labels = (endpoint, label, "off" if policy is None else "passed-through")
-    return Passage(
+    return Passthrough(
         gateway.metrics, labels, arrived, gateway.engine, "POST", path, headers, content, extra
     )
 
 
-def _written(request: Request) -> str:
+def _request_target(request: Request) -> str:
     """Path and query: decoding and encoding them again would make them others."""
     path: str = request.scope["raw_path"].decode("ascii")
     query: str = request.scope["query_string"].decode("ascii")
     return f"{path}?{query}" if query else path
 
 
-def _authorized(
+def _with_authorization(
     settings: Settings, headers: list[tuple[bytes, bytes]]
 ) -> list[tuple[bytes, bytes]]:
     if settings.upstream_api_key and not any(name == b"authorization" for name, _ in headers):
@@ -205,7 +214,7 @@ def _authorized(
     return headers
 
 
-async def _body(request: Request, limit: int) -> bytes:
+async def _read_body(request: Request, limit: int) -> bytes:
     """The whole body. Raises TooLarge, before reading it where the client announced it."""
     announced = request.headers.get("content-length", "0")
     if not announced.isdigit():
@@ -221,5 +230,5 @@ async def _body(request: Request, limit: int) -> bytes:
     return b"".join(parts)
 
 
-def _endpoint(path: str) -> str:
+def _endpoint_label(path: str) -> str:
     return path if path in _ENDPOINTS else "other"

@@ -15,24 +15,24 @@ import msgspec
 from msgspec import Raw
 
 from policies.policy import Policy
-from policies.readiness import Readiness
-from policies.registry import LONGEST, BadPolicy, parse
+from policies.readiness import ReadinessClassifier
+from policies.registry import MAX_SPECIFICATION_LENGTH, BadPolicy, parse
 from server.apis.translation import Translation, Untranslatable
 from server.config import Settings
-from server.dial import dialed, turned
+from server.dial import apply_effort, read_effort
 from server.errors import BadRequest
 
-__all__ = ["Asked", "read_chat", "read_completion", "read_translated"]
+__all__ = ["ParsedRequest", "parse_chat", "parse_completion", "parse_translated"]
 
-_CHOICES = 128
-_STOPS = 4
-_TEXT_LIMIT = 16  # tokens of a raw completion that sets none
+_MAX_CHOICES = 128
+_MAX_STOP_STRINGS = 4
+_DEFAULT_COMPLETION_TOKENS = 16  # tokens of a raw completion that sets none
 _SESSION_HEADERS = ("x-session-id", "x-conversation-id", "x-claude-code-session-id")
 _SESSION_KEYS = ("conversation_id", "session_id", "thread_id")
 
 
 @dataclass(slots=True)
-class Asked:
+class ParsedRequest:
     """A request that was read. ``fields`` are its top-level values as they came, less ``adjourn``.
 
     ``policy`` is None where it is off. ``explicit``: the client chose it, and so is told what
@@ -44,25 +44,25 @@ class Asked:
     model: str
     stream: bool
     policy: Policy | None
-    explicit: bool
-    untouchable: str | None
-    conversation: str
+    always_summarize: bool
+    ineligible_reason: str | None
+    conversation_id: str
     include_usage: bool
     include_reasoning: bool
     return_token_ids: bool
-    limit: int | None
-    choices: int
+    token_limit: int | None
+    num_choices: int
     seed: int | None
     greedy: bool
-    stops: bool
+    has_stop_strings: bool
     prompt: Any = None
     """A raw completion's: a text or ids."""
     translation: Translation | None = None
-    own: bytes | None = None
+    passthrough_body: bytes | None = None
     """What another API's request is handed through as; ``fields`` are a chat's then."""
 
     @property
-    def silence(self) -> str | None:
+    def empty_content(self) -> str | None:
         """vLLM's word for no content in a whole reply: "" beside a tool that had to be called."""
         asked = bytes(self.fields.get("tool_choice", b"null"))
         return None if asked in (b"null", b'"auto"', b'"none"') else ""
@@ -77,7 +77,7 @@ class _Message(msgspec.Struct):
     content: Any = None
 
 
-class _Known(msgspec.Struct):
+class _KnownFields(msgspec.Struct):
     """The fields that are read, with their types. A wrong one is the client's error."""
 
     model: str | None = None
@@ -110,45 +110,45 @@ class _Known(msgspec.Struct):
     adjourn: dict[str, Any] | None = None
 
 
-class _ChatBody(_Known, kw_only=True):
+class _ChatBody(_KnownFields, kw_only=True):
     messages: list[_Message]
     max_completion_tokens: int | float | None = None
 
     @property
-    def limit(self) -> float | None:
+    def token_limit(self) -> float | None:
         return self.max_completion_tokens or self.max_tokens
 
     @property
-    def first(self) -> Any:
+    def first_content(self) -> Any:
         """What the conversation begins with."""
         return next((m.content for m in self.messages if m.role == "user"), None)
 
 
-class _TextBody(_Known):
+class _CompletionBody(_KnownFields):
     prompt: Any = None
     prompt_embeds: Any = None
 
     @property
-    def limit(self) -> float | None:
-        return _TEXT_LIMIT if self.max_tokens is None else self.max_tokens
+    def token_limit(self) -> float | None:
+        return _DEFAULT_COMPLETION_TOKENS if self.max_tokens is None else self.max_tokens
 
     @property
-    def first(self) -> Any:
+    def first_content(self) -> Any:
         return self.prompt
 
 
-class _OwnBody(_Known):
+class _OtherApiBody(_KnownFields):
     """Of another API, as far as it has names in common."""
 
     messages: Any = None
     input: Any = None
 
     @property
-    def limit(self) -> float | None:
+    def token_limit(self) -> float | None:
         return self.max_tokens
 
     @property
-    def first(self) -> Any:
+    def first_content(self) -> Any:
         turns = self.messages if isinstance(self.messages, list) else self.input
         if not isinstance(turns, list):
             return turns
@@ -157,83 +157,83 @@ class _OwnBody(_Known):
 
 _decode_fields = msgspec.json.Decoder(dict[str, Raw]).decode
 _decode_chat = msgspec.json.Decoder(_ChatBody).decode
-_decode_text = msgspec.json.Decoder(_TextBody).decode
-_decode_own = msgspec.json.Decoder(_OwnBody).decode
-_Body = TypeVar("_Body", _ChatBody, _TextBody, _OwnBody)
+_decode_completion = msgspec.json.Decoder(_CompletionBody).decode
+_decode_other_api = msgspec.json.Decoder(_OtherApiBody).decode
+_Body = TypeVar("_Body", _ChatBody, _CompletionBody, _OtherApiBody)
 
 
-def read_chat(
+def parse_chat(
     body: bytes,
     headers: Mapping[str, str],
     settings: Settings,
-    default: Policy | None,
+    default_policy: Policy | None,
     models: Mapping[str, Any],
-) -> Asked:
+) -> ParsedRequest:
     """``models``: ids that the engine serves, to tell an alias from a name with a colon.
 
     Raises BadRequest.
     """
-    fields, known = _read(body, _decode_chat)
+    fields, known = _decode_body(body, _decode_chat)
     if not known.messages:
         raise BadRequest("messages must not be empty", param="messages")
-    asked = _asked(fields, known, headers, settings, default, models)
-    asked.untouchable = asked.untouchable or _not_text(known.messages)
+    asked = _build_request(fields, known, headers, settings, default_policy, models)
+    asked.ineligible_reason = asked.ineligible_reason or _find_non_text(known.messages)
     return asked
 
 
-def read_completion(
+def parse_completion(
     body: bytes,
     headers: Mapping[str, str],
     settings: Settings,
-    default: Policy | None,
+    default_policy: Policy | None,
     models: Mapping[str, Any],
-) -> Asked:
+) -> ParsedRequest:
     """The same of a raw completion."""
-    fields, known = _read(body, _decode_text)
-    asked = _asked(fields, known, headers, settings, default, models)
+    fields, known = _decode_body(body, _decode_completion)
+    asked = _build_request(fields, known, headers, settings, default_policy, models)
     prompt = known.prompt
     if isinstance(prompt, list) and len(prompt) == 1 and type(prompt[0]) is not int:
         prompt = prompt[0]  # one that is alone in a list is one
     if known.prompt_embeds is not None:
-        asked.untouchable = "not-text"
+        asked.ineligible_reason = "not-text"
     elif isinstance(prompt, list) and not all(type(x) is int for x in prompt):
-        asked.untouchable = "several-prompts"
+        asked.ineligible_reason = "several-prompts"
     asked.prompt = prompt
     return asked
 
 
-def read_translated(
+def parse_translated(
     body: bytes,
     headers: Mapping[str, str],
     settings: Settings,
-    default: Policy | None,
+    default_policy: Policy | None,
     models: Mapping[str, Any],
     translate: Callable[[dict[str, Raw]], Translation],
-) -> Asked:
+) -> ParsedRequest:
     """The same of a request of another API, which ``translate`` makes a chat's or refuses with
     Untranslatable."""
-    own, read = _read(body, _decode_own)
-    known: _OwnBody | _ChatBody = read
+    own, read = _decode_body(body, _decode_other_api)
+    known: _OtherApiBody | _ChatBody = read
     translation, untouchable, fields = None, None, dict(own)
     try:
         translation = translate(own)
     except Untranslatable as refused:
         untouchable = refused.reason
     else:
-        fields = translation.chat
-        known = _read(msgspec.json.encode(own | fields), _decode_chat)[1]
-    asked = _asked(fields, known, headers, settings, default, models)
+        fields = translation.chat_request
+        known = _decode_body(msgspec.json.encode(own | fields), _decode_chat)[1]
+    asked = _build_request(fields, known, headers, settings, default_policy, models)
     if isinstance(known, _ChatBody):
-        untouchable = asked.untouchable or _not_text(known.messages)
-    asked.untouchable, asked.translation = untouchable, translation
-    asked.own = body
+        untouchable = asked.ineligible_reason or _find_non_text(known.messages)
+    asked.ineligible_reason, asked.translation = untouchable, translation
+    asked.passthrough_body = body
     if "adjourn" in own or own.get("model") != fields.get("model"):
         kept = {n: fields[n] if n == "model" else v for n, v in own.items() if n != "adjourn"}
-        asked.own = msgspec.json.encode(kept)
+        asked.passthrough_body = msgspec.json.encode(kept)
     return asked
 
 
-def _read(body: bytes, decode: Callable[[bytes], _Body]) -> tuple[dict[str, Raw], _Body]:
+def _decode_body(body: bytes, decode: Callable[[bytes], _Body]) -> tuple[dict[str, Raw], _Body]:
     """The top-level fields, and those of them that are known. Raises BadRequest."""
     try:
         fields = _decode_fields(body)
@@ -253,53 +253,55 @@ def _read(body: bytes, decode: Callable[[bytes], _Body]) -> tuple[dict[str, Raw]
         raise BadRequest(message, param=where or missing or None) from None
 
 
-def _asked(
+def _build_request(
     fields: dict[str, Raw],
-    known: _ChatBody | _TextBody | _OwnBody,
+    known: _ChatBody | _CompletionBody | _OtherApiBody,
     headers: Mapping[str, str],
     settings: Settings,
     default: Policy | None,
     models: Mapping[str, Any],
-) -> Asked:
+) -> ParsedRequest:
     options = dict(known.adjourn or {})
     fields.pop("adjourn", None)
-    model, aliased = _model(known.model or "", settings, models)
+    model, aliased = _resolve_model(known.model or "", settings, models)
     if known.model and model != known.model:
         fields["model"] = Raw(msgspec.json.encode(model))
     asked = options.pop("policy", None)
     if asked is not None and not isinstance(asked, str):
         raise BadRequest("adjourn.policy must be a text", param="adjourn.policy")
     named = asked or headers.get("x-adjourn-policy") or aliased
-    policy = _policy(named, options, settings, default)
+    policy = _select_policy(named, options, settings, default)
     explicit = known.adjourn is not None or named is not None
     if policy is not None and settings.dial and not explicit:
-        policy = dialed(policy, *turned(msgspec.structs.asdict(known)))
+        policy = apply_effort(policy, *read_effort(msgspec.structs.asdict(known)))
     usage = known.stream_options
-    return Asked(
+    return ParsedRequest(
         fields=fields,
         model=model,
         stream=bool(known.stream),
         policy=policy,
-        explicit=explicit,
-        untouchable=_untouchable(known, settings),
-        conversation=_conversation(headers, known),
+        always_summarize=explicit,
+        ineligible_reason=_find_ineligible_reason(known, settings),
+        conversation_id=_derive_conversation_id(headers, known),
         include_usage=bool(usage and usage.include_usage),
         include_reasoning=known.include_reasoning is not False,
         return_token_ids=bool(known.return_token_ids),
-        limit=_whole(known.limit),
-        choices=int(known.n or 1),
-        seed=_whole(known.seed),
+        token_limit=_to_int(known.token_limit),
+        num_choices=int(known.n or 1),
+        seed=_to_int(known.seed),
         greedy=known.temperature == 0,
-        stops=bool(known.stop),
+        has_stop_strings=bool(known.stop),
     )
 
 
-def _whole(number: float | None) -> int | None:
+def _to_int(number: float | None) -> int | None:
     """A limit as the engine will read it; what is no whole number is the engine's to refuse."""
     return None if number is None else int(number)
 
 
-def _model(name: str, settings: Settings, models: Mapping[str, Any]) -> tuple[str, str | None]:
+def _resolve_model(
+    name: str, settings: Settings, models: Mapping[str, Any]
+) -> tuple[str, str | None]:
     """(the engine's name, the policy that an alias names or None). No name at all is the
     engine's only model."""
     if not name:
@@ -313,7 +315,7 @@ def _model(name: str, settings: Settings, models: Mapping[str, Any]) -> tuple[st
     return name, None
 
 
-def _policy(
+def _select_policy(
     named: str | None, options: dict[str, Any], settings: Settings, default: Policy | None
 ) -> Policy | None:
     if named == "off":
@@ -325,25 +327,27 @@ def _policy(
     try:
         if options:
             return parse(named or settings.policy, options, settings.probes)
-        return _parse(named or settings.policy, tuple(settings.probes.items()))
+        return _parse_policy(named or settings.policy, tuple(settings.probes.items()))
     except BadPolicy as error:
         raise BadRequest(str(error), param="adjourn", code="bad_policy") from None
 
 
-def _parse(named: str, probes: tuple[tuple[str, Readiness], ...]) -> Policy:
-    if len(named) >= LONGEST:
-        return parse(named, probes=dict(probes))  # which says what is wrong with it
-    return _cached_parse(named, probes)
+def _parse_policy(named: str, probes: tuple[tuple[str, ReadinessClassifier], ...]) -> Policy:
+    if len(named) >= MAX_SPECIFICATION_LENGTH:
+        return parse(named, readiness_probes=dict(probes))  # which says what is wrong with it
+    return _parse_policy_cached(named, probes)
 
 
 @lru_cache(maxsize=256)
-def _cached_parse(named: str, probes: tuple[tuple[str, Readiness], ...]) -> Policy:
-    return parse(named, probes=dict(probes))
+def _parse_policy_cached(named: str, probes: tuple[tuple[str, ReadinessClassifier], ...]) -> Policy:
+    return parse(named, readiness_probes=dict(probes))
 
 
-def _untouchable(known: _ChatBody | _TextBody | _OwnBody, settings: Settings) -> str | None:
+def _find_ineligible_reason(
+    known: _ChatBody | _CompletionBody | _OtherApiBody, settings: Settings
+) -> str | None:
     choices = known.n or 1
-    if not 1 <= choices <= _CHOICES or (choices > 1 and known.temperature == 0):
+    if not 1 <= choices <= _MAX_CHOICES or (choices > 1 and known.temperature == 0):
         return "several-choices"  # the engine refuses them, or they are its own affair
     if known.use_beam_search:
         return "beam-search"
@@ -351,22 +355,22 @@ def _untouchable(known: _ChatBody | _TextBody | _OwnBody, settings: Settings) ->
         return "echo"
     if known.kv_transfer_params is not None:
         return "kv-transfer"
-    if _engines_stops(known.stop, settings):
+    if _needs_engine_stops(known.stop, settings):
         return "stop-strings"
     if known.prompt_logprobs is not None:
         return "prompt-logprobs"  # no stream brings them
     return None
 
 
-def _engines_stops(stop: str | list[str] | None, settings: Settings) -> bool:
+def _needs_engine_stops(stop: str | list[str] | None, settings: Settings) -> bool:
     """Whether stop strings are for the engine to look for, in the trace too, where it holds text
     back that may be one: no exact place to cut; or for it to refuse."""
     stops = [stop] if isinstance(stop, str) else stop or []
     apart = settings.stop_in_answer or settings.mode != "enforce"
-    return bool(stops) and (not apart or not all(stops) or len(stops) > _STOPS)
+    return bool(stops) and (not apart or not all(stops) or len(stops) > _MAX_STOP_STRINGS)
 
 
-def _not_text(messages: Sequence[_Message]) -> str | None:
+def _find_non_text(messages: Sequence[_Message]) -> str | None:
     for message in messages:
         if isinstance(message.content, list) and any(
             not isinstance(part, dict) or part.get("type", "text") not in ("text", "refusal")
@@ -376,7 +380,9 @@ def _not_text(messages: Sequence[_Message]) -> str | None:
     return None
 
 
-def _conversation(headers: Mapping[str, str], known: _ChatBody | _TextBody | _OwnBody) -> str:
+def _derive_conversation_id(
+    headers: Mapping[str, str], known: _ChatBody | _CompletionBody | _OtherApiBody
+) -> str:
     """What stays the same over a conversation's requests, and fit for a header: the client's own
     id, else its user and first user message."""
     for name in _SESSION_HEADERS:
@@ -387,5 +393,5 @@ def _conversation(headers: Mapping[str, str], known: _ChatBody | _TextBody | _Ow
     latest = (known.prompt_cache_key, known.previous_response_id)
     own = next((name for name in (*named, *latest) if name), None)
     if own is None:
-        own = [known.user or metadata.get("user_id"), known.first]
+        own = [known.user or metadata.get("user_id"), known.first_content]
     return hashlib.blake2b(msgspec.json.encode(own), digest_size=16).hexdigest()

@@ -19,35 +19,35 @@ from server.errors import GatewayError
 from server.metrics import Metrics
 from server.relay import Relay
 from server.sinks import Sink
-from server.sse import data_of
-from server.wire import Chunk, Renamer, decode_chunk, event_of, with_index
+from server.sse import event_data
+from server.wire import Chunk, IdRewriter, decode_chunk, encode_event, with_choice_index
 
-__all__ = ["Chorus", "Part"]
+__all__ = ["ChoiceSink", "MultiChoice"]
 
 _DONE = b"[DONE]"
 
 
-class Chorus:
+class MultiChoice:
     """``parts`` are the sinks of the choices' relays. ``run`` carries them all to the one sink.
 
     Raises GatewayError only while nothing was written.
     """
 
-    def __init__(self, sink: Sink, choices: int, metrics: Metrics) -> None:
-        self.parts = [Part(self, index) for index in range(choices)]
+    def __init__(self, sink: Sink, choice_count: int, metrics: Metrics) -> None:
+        self.choice_sinks = [ChoiceSink(self, index) for index in range(choice_count)]
         self.sink = sink
-        self.all_open = asyncio.Event()
-        self.first_told = asyncio.Event()
-        self.first = Chunk()
+        self.all_opened = asyncio.Event()
+        self.first_choice_started = asyncio.Event()
+        self.first_chunk = Chunk()
         self._metrics = metrics
-        self._writing = asyncio.Lock()
+        self._write_lock = asyncio.Lock()
 
     async def run(self, relays: Sequence[Relay]) -> int:
         """The response's status."""
         tasks = [asyncio.ensure_future(relay.run()) for relay in relays]
         try:
             await asyncio.gather(*tasks)
-        except _Refused as refused:
+        except _ChoiceRefused as refused:
             return refused.status
         except GatewayError as error:
             return await self._fail(error)
@@ -55,34 +55,34 @@ class Chorus:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
-        await self._end()
+        await self._finish_response()
         return 200
 
     async def write(self, events: list[bytes]) -> None:
-        async with self._writing:
+        async with self._write_lock:
             await self.sink.write(events)
 
     async def _fail(self, error: GatewayError) -> int:
-        if not self.sink.began:
+        if not self.sink.has_started:
             raise error  # who answers with it counts it
         if error.reason is not None:
             self._metrics.upstream_errors.labels(error.reason).inc()
         await self.sink.fail(error)
         return error.status
 
-    async def _end(self) -> None:
-        note = self._note()
-        last = [event_of(_DONE)]
-        if (usage := self._usage()) is not None:
+    async def _finish_response(self) -> None:
+        note = self._merge_summaries()
+        last = [encode_event(_DONE)]
+        if (usage := self._merge_usage()) is not None:
             if note is not None:
                 usage["adjourn"] = note
-            last.insert(0, event_of(msgspec.json.encode(usage)))
+            last.insert(0, encode_event(msgspec.json.encode(usage)))
         await self.write(last)
         await self.sink.end(note)
 
-    def _usage(self) -> dict[str, Any] | None:
+    def _merge_usage(self) -> dict[str, Any] | None:
         """The usage chunk of all: the prompt once, and what the client got of every choice."""
-        chunks = [part.usage for part in self.parts if part.usage is not None]
+        chunks = [part.usage_chunk for part in self.choice_sinks if part.usage_chunk is not None]
         if not chunks:
             return None
         whole = chunks[0]
@@ -96,9 +96,9 @@ class Chorus:
                 details[key] = (details[key] or 0) + (thought[key] or 0)
         return whole
 
-    def _note(self) -> dict[str, Any] | None:
+    def _merge_summaries(self) -> dict[str, Any] | None:
         """The choices' notes, and the tokens of them all; None where no choice has one."""
-        notes = [part.note for part in self.parts]
+        notes = [part.summary for part in self.choice_sinks]
         told = [note for note in notes if note is not None]
         if not told:
             return None
@@ -111,65 +111,65 @@ class Chorus:
         }
 
 
-class Part:
+class ChoiceSink:
     """Where the relay of one choice writes."""
 
-    began = False  # an error of one choice is the whole response's
+    has_started = False  # an error of one choice is the whole response's
 
-    def __init__(self, chorus: Chorus, index: int) -> None:
-        self.usage: dict[str, Any] | None = None
-        self.note: dict[str, Any] | None = None
-        self.opened = False
-        self._chorus = chorus
+    def __init__(self, multi_choice: MultiChoice, index: int) -> None:
+        self.usage_chunk: dict[str, Any] | None = None
+        self.summary: dict[str, Any] | None = None
+        self.is_open = False
+        self._multi_choice = multi_choice
         self._index = index
-        self._rename: Renamer | None = None
+        self._rewrite_id: IdRewriter | None = None
 
     def open(self, response: httpx.Response) -> None:
-        self.opened = True
+        self.is_open = True
         if self._index == 0:
-            self._chorus.sink.open(response)
-        if all(part.opened for part in self._chorus.parts):
-            self._chorus.all_open.set()
+            self._multi_choice.sink.open(response)
+        if all(part.is_open for part in self._multi_choice.choice_sinks):
+            self._multi_choice.all_opened.set()
 
-    async def hand_through(self, response: httpx.Response) -> None:
-        await self._chorus.sink.hand_through(response)
-        raise _Refused(response.status_code)
+    async def forward_response(self, response: httpx.Response) -> None:
+        await self._multi_choice.sink.forward_response(response)
+        raise _ChoiceRefused(response.status_code)
 
     async def write(self, events: list[bytes]) -> None:
         """Nothing is written before all choices are open: one may still be refused."""
-        chorus = self._chorus
-        await (chorus.first_told if self._index else chorus.all_open).wait()
-        told = [shown for event in events if (shown := self._told(event)) is not None]
+        chorus = self._multi_choice
+        await (chorus.first_choice_started if self._index else chorus.all_opened).wait()
+        told = [shown for event in events if (shown := self._rewrite_event(event)) is not None]
         if told:
             await chorus.write(told)
-            chorus.first_told.set()
+            chorus.first_choice_started.set()
 
-    def _told(self, event: bytes) -> bytes | None:
+    def _rewrite_event(self, event: bytes) -> bytes | None:
         """The event as one of the whole response; None for what comes once, at its end."""
-        data = data_of(event)
+        data = event_data(event)
         if data is None or data == _DONE:
             return event if data is None else None
         if b'"choices":[]' in event:
-            self.usage = msgspec.json.decode(data)
+            self.usage_chunk = msgspec.json.decode(data)
             return None
-        if self._rename is None:
-            self._rename = self._renamer(data)
-        return with_index(self._rename(event), self._index)
+        if self._rewrite_id is None:
+            self._rewrite_id = self._make_id_rewriter(data)
+        return with_choice_index(self._rewrite_id(event), self._index)
 
-    def _renamer(self, data: bytes) -> Renamer:
+    def _make_id_rewriter(self, data: bytes) -> IdRewriter:
         chunk = decode_chunk(data)
         if self._index == 0:
-            self._chorus.first = chunk
-        return Renamer(self._chorus.first, chunk)
+            self._multi_choice.first_chunk = chunk
+        return IdRewriter(self._multi_choice.first_chunk, chunk)
 
-    async def end(self, note: dict[str, Any] | None) -> None:
-        self.note = note
+    async def end(self, summary: dict[str, Any] | None) -> None:
+        self.summary = summary
 
     async def fail(self, error: GatewayError) -> None:
         raise error
 
 
-class _Refused(Exception):
+class _ChoiceRefused(Exception):
     """The engine refused a choice, and so all of them; its answer went to the client."""
 
     def __init__(self, status: int) -> None:

@@ -14,11 +14,11 @@ from typing import Annotated, Any
 import typer
 
 from server import __version__
-from server.config import PREFIX, BadConfig, Settings, load
+from server.config import ENV_PREFIX, BadConfig, Settings, load
 
-__all__ = ["COMMANDS", "add_commands", "app", "main"]
+__all__ = ["COMMAND_GROUP", "add_commands", "app", "main"]
 
-COMMANDS = "adjourn.commands"
+COMMAND_GROUP = "adjourn.commands"
 """The group of entry points by which other packages add commands: functions that typer reads."""
 
 app = typer.Typer(
@@ -27,16 +27,16 @@ app = typer.Typer(
     pretty_exceptions_show_locals=False,  # they could hold prompts and keys
 )
 
-_Config = Annotated[Path | None, typer.Option("--config", "-c", help="A YAML file.")]
+_ConfigOption = Annotated[Path | None, typer.Option("--config", "-c", help="A YAML file.")]
 
 
-def _meant(record: logging.LogRecord) -> bool:
+def _should_log(record: logging.LogRecord) -> bool:
     """A stream whose engine died is broken on purpose, and was counted; the server need not
     call it an error of ours."""
     return record.getMessage() != "ASGI callable returned without completing response."
 
 
-class _JsonLines(logging.Formatter):
+class _JsonFormatter(logging.Formatter):
     """One JSON object a line; no prompt or answer text is ever among the fields."""
 
     def format(self, record: logging.LogRecord) -> str:
@@ -53,7 +53,7 @@ class _JsonLines(logging.Formatter):
         return json.dumps(line)
 
 
-def _version(wanted: bool) -> None:
+def _print_version(wanted: bool) -> None:
     if wanted:
         typer.echo(f"adjourn {__version__}")
         raise typer.Exit
@@ -62,7 +62,8 @@ def _version(wanted: bool) -> None:
 @app.callback()
 def _root(
     version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Tell the version.")
+        bool,
+        typer.Option("--version", callback=_print_version, is_eager=True, help="Tell the version."),
     ] = False,
 ) -> None:
     pass
@@ -70,7 +71,7 @@ def _root(
 
 @app.command()
 def serve(
-    config: _Config = None,
+    config: _ConfigOption = None,
     upstream: Annotated[str | None, typer.Option(help="The engine's base URL.")] = None,
     host: Annotated[str | None, typer.Option(help="Address to listen on.")] = None,
     port: Annotated[int | None, typer.Option(help="Port to listen on.")] = None,
@@ -85,9 +86,9 @@ def serve(
     import uvicorn
 
     from server.app import create_app
-    from server.replies import WithRawSend
+    from server.replies import RawSendMiddleware
 
-    settings = _load(
+    settings = _load_or_exit(
         config,
         upstream=upstream,
         host=host,
@@ -98,9 +99,9 @@ def serve(
         log_level=log_level,
     )
     handler = logging.StreamHandler(sys.stdout)
-    handler.setFormatter(_JsonLines())
+    handler.setFormatter(_JsonFormatter())
     logging.basicConfig(level=settings.log_level.upper(), handlers=[handler], force=True)
-    logging.getLogger("uvicorn.error").addFilter(_meant)
+    logging.getLogger("uvicorn.error").addFilter(_should_log)
     for noisy in ("httpx", "httpcore"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     application = create_app(settings)
@@ -109,7 +110,7 @@ def serve(
     gc.freeze()
     gc.set_threshold(50_000, 20, 100)
     uvicorn.run(
-        WithRawSend(application),
+        RawSendMiddleware(application),
         host=settings.host,
         port=settings.port,
         loop="uvloop",
@@ -124,8 +125,8 @@ def serve(
 
 
 @app.command("config")
-def config_(
-    config: _Config = None,
+def show_config(
+    config: _ConfigOption = None,
     check: Annotated[bool, typer.Option("--check", help="Only say whether it is right.")] = False,
     list_: Annotated[bool, typer.Option("--list", help="Every key and its meaning.")] = False,
 ) -> None:
@@ -133,10 +134,10 @@ def config_(
     if list_:
         for name, field in Settings.model_fields.items():
             default = field.get_default(call_default_factory=True, validated_data={})
-            typer.echo(f"{name}  [{PREFIX}{name.upper()}]  default {default!s}")
+            typer.echo(f"{name}  [{ENV_PREFIX}{name.upper()}]  default {default!s}")
             typer.echo(f"    {field.description}")
         return
-    settings = _load(config)
+    settings = _load_or_exit(config)
     if check:
         typer.echo("the configuration is right")
         return
@@ -164,7 +165,7 @@ def policies() -> None:
         typer.echo(f"    {first}")
 
 
-def _load(path: Path | None, **overrides: Any) -> Settings:
+def _load_or_exit(path: Path | None, **overrides: Any) -> Settings:
     try:
         return load(path, **overrides)
     except BadConfig as error:
@@ -174,7 +175,7 @@ def _load(path: Path | None, **overrides: Any) -> Settings:
 
 def add_commands() -> None:
     """One that cannot be loaded is no reason not to serve."""
-    for point in sorted(entry_points(group=COMMANDS)):
+    for point in sorted(entry_points(group=COMMAND_GROUP)):
         try:
             app.command(point.name)(point.load())
         except Exception as error:

@@ -17,81 +17,81 @@ from typing import Any
 
 import httpx
 
-from policies.answers import Classes
+from policies.answers import AnswerClasses
 from policies.first_finish import FirstFinishSampler
-from policies.meter import Meter
+from policies.meter import ConfidenceMeter
 from policies.policy import Policy
 from policies.sampling import (
-    Answered,
-    Begun,
-    Choose,
-    Closed,
-    Command,
-    Event,
-    Failed,
-    GiveUp,
-    Open,
-    Reached,
+    AbortTraces,
+    ChooseTrace,
+    ConfidenceReport,
+    OpenTraces,
+    RequestStarted,
     Sampler,
-    Sampling,
-    Score,
-    Scored,
-    Sureness,
+    SamplingCommand,
+    SamplingEvent,
+    SamplingPolicy,
+    ScoreTrace,
+    TokensReached,
+    TraceAnswered,
+    TraceClosed,
+    TraceFailed,
+    TraceScored,
 )
 from policies.states import State
-from server.account import note_of, tokens_of
-from server.equality import Equality
-from server.errors import GatewayError, broken_off
-from server.lane import Lane
+from server.account import summarize_session, token_counts
+from server.equality import EqualityChecker
+from server.errors import GatewayError, interruption_error
+from server.lane import TraceBuffer
 from server.metrics import Metrics
 from server.relay import Relay
 from server.sinks import Sink
 from server.times import Times
 
-__all__ = ["Conductor"]
+__all__ = ["TraceRace"]
 
 log = logging.getLogger("adjourn.conductor")
 
-_MOST = 128
-_COMMENT = b": racing\n\n"
+_MAX_TRACES = 128
+_KEEP_ALIVE_COMMENT = b": racing\n\n"
 
 
-class Conductor:
+class TraceRace:
     """``start`` makes the relay of a trace, which writes to its lane. ``keep_alive``: seconds
     between comments. ``reward`` asks the reward model about a thought, where there is one; None
     where it does not say. ``run`` raises GatewayError only while nothing was written."""
 
     def __init__(
         self,
-        policy: Sampling,
+        policy: SamplingPolicy,
         sink: Sink,
-        start: Callable[[int, Lane], Relay],
-        equality: Equality,
+        make_relay: Callable[[int, TraceBuffer], Relay],
+        equality: EqualityChecker,
         metrics: Metrics,
         labels: tuple[str, str],
         keep_alive: float,
-        reward: Callable[[str], Awaitable[float | None]] | None = None,
+        request_reward: Callable[[str], Awaitable[float | None]] | None = None,
     ) -> None:
-        self.chosen: Lane | None = None
+        self.chosen: TraceBuffer | None = None
         self.status = 200
-        self.told: Times | None = None  # of the chosen trace
+        self.chosen_times: Times | None = None  # of the chosen trace
         self._policy = policy
         self._sink = sink
-        self._start = start
+        self._make_relay = make_relay
         self._equality = equality
         self._metrics = metrics
         self._labels = labels
         self._keep_alive = keep_alive
-        self._reward = reward
-        self._scoring: dict[int, asyncio.Task[None]] = {}
-        self._lanes: list[Lane] = []
-        self._classes = Classes()
-        self._labelling = asyncio.Lock()
-        self._choice: Choose | None = None
-        self._muted: str | None = None
-        self._refusal: Lane | None = None
-        self._opened = False
-        self._over = asyncio.Event()
+        self._request_reward = request_reward
+        self._scoring_tasks: dict[int, asyncio.Task[None]] = {}
+        self._traces: list[TraceBuffer] = []
+        self._answer_classes = AnswerClasses()
+        self._label_lock = asyncio.Lock()
+        self._choose_command: ChooseTrace | None = None
+        self._muted_reason: str | None = None
+        self._refused_trace: TraceBuffer | None = None
+        self._sink_opened = False
+        self._race_over = asyncio.Event()
         self._sampler: Sampler = FirstFinishSampler(1)
 
     # -- the life of a response ----------------------------------------------------------------
@@ -99,271 +99,275 @@ class Conductor:
     async def run(self) -> int:
         """The response's status."""
         try:
-            self._begin()
-            await self._wait()
+            self._start_sampler()
+            await self._wait_until_over()
             if (lane := self.chosen) is None:
-                return await self._lost()
-            await self._tell(lane)
-            note = self.note()
+                return await self._respond_without_trace()
+            await self._send_chosen_trace(lane)
+            note = self.summarize()
         finally:
             # Before the response ends: then who carries it takes the client for gone.
-            await self._close()
+            await self._clean_up()
         if lane.error is not None:
             return await self._fail(lane.error)
         await self._sink.end(note)
         return 200
 
-    async def _tell(self, lane: Lane) -> None:
+    async def _send_chosen_trace(self, lane: TraceBuffer) -> None:
         assert lane.relay is not None
         assert lane.task is not None
-        self.told = lane.relay.times
-        self.told.first_write = time.perf_counter()
-        await lane.tell()
+        self.chosen_times = lane.relay.times
+        self.chosen_times.first_write = time.perf_counter()
+        await lane.start_forwarding()
         await lane.task
 
-    def _begin(self) -> None:
+    def _start_sampler(self) -> None:
         try:
-            self._sampler = self._policy.sample()
+            self._sampler = self._policy.start_sampler()
         except Exception as error:
             self._fail_open(error)
-        self._show(Begun(time.perf_counter()))
+        self._notify_sampler(RequestStarted(time.perf_counter()))
 
-    async def _wait(self) -> None:
-        while not self._over.is_set():
+    async def _wait_until_over(self) -> None:
+        while not self._race_over.is_set():
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(self._keep_alive):
-                    await self._over.wait()
-            if self._opened and not self._over.is_set():
-                await self._sink.write([_COMMENT])
+                    await self._race_over.wait()
+            if self._sink_opened and not self._race_over.is_set():
+                await self._sink.write([_KEEP_ALIVE_COMMENT])
 
-    async def _lost(self) -> int:
+    async def _respond_without_trace(self) -> int:
         """No trace is left. What the first of them was refused with is the response, else what
         the last one broke off with."""
-        if (lane := self._refusal) is not None:
+        if (lane := self._refused_trace) is not None:
             assert lane.task is not None
             await lane.task
             return self.status
-        errors = [lane.error for lane in self._lanes if lane.error is not None]
-        return await self._fail(errors[-1] if errors else broken_off("broken"))
+        errors = [lane.error for lane in self._traces if lane.error is not None]
+        return await self._fail(errors[-1] if errors else interruption_error("broken"))
 
     async def _fail(self, error: GatewayError) -> int:
-        if not self._sink.began:
+        if not self._sink.has_started:
             raise error  # who answers with it counts it
         if error.reason is not None:
             self._metrics.upstream_errors.labels(error.reason).inc()
         await self._sink.fail(error)
         return error.status
 
-    async def _close(self) -> None:
-        tasks = [lane.task for lane in self._lanes if lane.task is not None]
-        tasks += self._scoring.values()
+    async def _clean_up(self) -> None:
+        tasks = [lane.task for lane in self._traces if lane.task is not None]
+        tasks += self._scoring_tasks.values()
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        for lane in self._lanes:
+        for lane in self._traces:
             outcome = lane.outcome or "given-up"
             self._metrics.traces.labels(*self._labels, outcome).inc()
             if lane is not self.chosen:
-                lane.session.ledger = lane.session.ledger.forfeited
+                lane.session.ledger = lane.session.ledger.as_wasted
             lane.relay = lane.task = None
         # What is left must not keep each other: the collector would find it late.
-        self._lanes.clear()
-        self._scoring.clear()
-        self.chosen = self._refusal = None
-        del self._start, self._reward
+        self._traces.clear()
+        self._scoring_tasks.clear()
+        self.chosen = self._refused_trace = None
+        del self._make_relay, self._request_reward
 
     # -- what the lanes tell -------------------------------------------------------------------
 
-    def opened(self, response: httpx.Response) -> None:
-        if not self._opened:
-            self._opened = True
+    def on_opened(self, response: httpx.Response) -> None:
+        if not self._sink_opened:
+            self._sink_opened = True
             self._sink.open(response)
 
-    async def refused(self, lane: Lane, response: httpx.Response) -> None:
+    async def on_refused(self, trace: TraceBuffer, response: httpx.Response) -> None:
         """The engine's answer is kept open until it is known whether it is the client's."""
-        first = self._refusal is None
+        first = self._refused_trace is None
         if first:
-            self._refusal = lane
-        self._failed(lane)
+            self._refused_trace = trace
+        self._on_failed(trace)
         if first:
-            await self._over.wait()
-            if self.chosen is None and not self._sink.began:
+            await self._race_over.wait()
+            if self.chosen is None and not self._sink.has_started:
                 self.status = response.status_code
-                await self._sink.hand_through(response)
+                await self._sink.forward_response(response)
 
-    def look(self, lane: Lane) -> None:
-        if lane.outcome is not None:
+    def on_progress(self, trace: TraceBuffer) -> None:
+        if trace.outcome is not None:
             return
-        closed = lane.session.state in (State.ANSWERING, State.DONE)
-        if isinstance(lane.policy, Meter) and not lane.closed:
-            self._measure(lane, lane.policy, closed)
-        if (every := self._policy.every) and not closed:
-            self._reach(lane, every)
-        if closed and not lane.closed:
-            lane.closed = True
-            position = lane.session.ledger.reasoning
-            self._show(Closed(lane.index, position, time.perf_counter()))
+        closed = trace.session.state in (State.ANSWERING, State.DONE)
+        if isinstance(trace.policy, ConfidenceMeter) and not trace.trace_closed:
+            self._report_confidence(trace, trace.policy, closed)
+        if (every := self._policy.report_interval) and not closed:
+            self._report_position(trace, every)
+        if closed and not trace.trace_closed:
+            trace.trace_closed = True
+            position = trace.session.ledger.reasoning
+            self._notify_sampler(TraceClosed(trace.index, position, time.perf_counter()))
 
-    def _measure(self, lane: Lane, meter: Meter, closed: bool) -> None:
-        lowest = meter.lowest if meter.whole or closed else None
-        if lowest is not None and lowest != lane.lowest:
-            lane.lowest = lowest
-            self._show(Sureness(lane.index, lowest, meter.position, time.perf_counter()))
+    def _report_confidence(self, lane: TraceBuffer, meter: ConfidenceMeter, closed: bool) -> None:
+        lowest = meter.lowest if meter.window_filled or closed else None
+        if lowest is not None and lowest != lane.lowest_confidence:
+            lane.lowest_confidence = lowest
+            self._notify_sampler(
+                ConfidenceReport(lane.index, lowest, meter.lowest_position, time.perf_counter())
+            )
 
-    def _reach(self, lane: Lane, every: int) -> None:
+    def _report_position(self, lane: TraceBuffer, every: int) -> None:
         position = lane.session.ledger.reasoning
-        if position >= lane.goal + every:
-            lane.goal = position // every * every
-            self._show(Reached(lane.index, position, time.perf_counter()))
+        if position >= lane.last_reported_position + every:
+            lane.last_reported_position = position // every * every
+            self._notify_sampler(TokensReached(lane.index, position, time.perf_counter()))
 
     async def write(self, events: list[bytes]) -> None:
         await self._sink.write(events)
 
-    async def _carry(self, lane: Lane) -> None:
+    async def _run_trace(self, lane: TraceBuffer) -> None:
         assert lane.relay is not None
         try:
             await lane.relay.run()
             if lane.outcome is None:
-                await self._answered(lane)
+                await self._on_answered(lane)
         except GatewayError as error:
             lane.error = error
         except Exception as error:  # a fault of ours, which the other traces outlive
             log.exception("a trace: %s", type(error).__name__)
             self._metrics.fail_open.labels(self._labels[1], "internal-error").inc()
-            lane.error = broken_off("broken")
+            lane.error = interruption_error("broken")
         if lane.error is not None:
-            self._failed(lane)
+            self._on_failed(lane)
 
-    async def _answered(self, lane: Lane) -> None:
-        text, answer = lane.answer()
+    async def _on_answered(self, lane: TraceBuffer) -> None:
+        text, answer = lane.read_answer()
         certainty = None
         if answer:
-            async with self._labelling:
-                lane.label = await self._equality.label(self._classes, answer)
-            if self._policy.asks and lane.relay is not None:
-                certainty = await lane.relay.certainty(text)
+            async with self._label_lock:
+                lane.answer_label = await self._equality.label_answer(self._answer_classes, answer)
+            if self._policy.asks_if_correct and lane.relay is not None:
+                certainty = await lane.relay.probe_certainty(text)
         lane.outcome = "answered"
         net, now = lane.session.ledger.net, time.perf_counter()
-        self._show(Answered(lane.index, answer, lane.label, net, now, certainty))
+        self._notify_sampler(
+            TraceAnswered(lane.index, answer, lane.answer_label, net, now, certainty)
+        )
 
-    def _failed(self, lane: Lane) -> None:
+    def _on_failed(self, lane: TraceBuffer) -> None:
         if lane.outcome is None:
             lane.outcome = "failed"
-            self._show(Failed(lane.index, time.perf_counter()))
+            self._notify_sampler(TraceFailed(lane.index, time.perf_counter()))
 
     # -- what the policy says ------------------------------------------------------------------
 
-    def _show(self, event: Event) -> None:
-        if self._over.is_set():
+    def _notify_sampler(self, event: SamplingEvent) -> None:
+        if self._race_over.is_set():
             return
         try:
-            self._obey(self._sampler.observe(event))
+            self._execute(self._sampler.observe(event))
         except Exception as error:  # whatever a policy does wrong, the request is answered
             self._fail_open(error)
-            self._obey(self._sampler.observe(event))
-        over = not self._scoring and all(lane.outcome is not None for lane in self._lanes)
-        if over and not self._over.is_set():
-            self._settle()
+            self._execute(self._sampler.observe(event))
+        over = not self._scoring_tasks and all(lane.outcome is not None for lane in self._traces)
+        if over and not self._race_over.is_set():
+            self._choose_fallback()
 
     def _fail_open(self, error: Exception) -> None:
         """The first trace that is there is the response, and no other is opened."""
         log.error("policy %s failed", self._labels[1], exc_info=error)
         self._metrics.fail_open.labels(self._labels[1], "policy-error").inc()
-        self._muted = "policy-error"
-        self._sampler = FirstFinishSampler(0 if self._lanes else 1)
+        self._muted_reason = "policy-error"
+        self._sampler = FirstFinishSampler(0 if self._traces else 1)
 
-    def _settle(self) -> None:
+    def _choose_fallback(self) -> None:
         """All traces are done, and none was chosen."""
-        whole = [lane for lane in self._lanes if lane.outcome == "answered"]
+        whole = [lane for lane in self._traces if lane.outcome == "answered"]
         if whole:
-            self._obey([Choose(whole[0].index, "last")])
+            self._execute([ChooseTrace(whole[0].index, "last")])
         else:
-            self._over.set()
+            self._race_over.set()
 
-    def _obey(self, commands: Sequence[Command]) -> None:
+    def _execute(self, commands: Sequence[SamplingCommand]) -> None:
         for command in commands:
             match command:
-                case Open(count):
-                    for _ in range(min(count, _MOST - len(self._lanes))):
-                        self._open()
-                case Score(trace):
-                    scoring = self._score(self._lanes[trace])
-                    self._scoring[trace] = asyncio.ensure_future(scoring)
-                case GiveUp(traces):
+                case OpenTraces(count):
+                    for _ in range(min(count, _MAX_TRACES - len(self._traces))):
+                        self._open_trace()
+                case ScoreTrace(trace):
+                    scoring = self._score_trace(self._traces[trace])
+                    self._scoring_tasks[trace] = asyncio.ensure_future(scoring)
+                case AbortTraces(traces):
                     for trace in traces:
-                        self._give_up(self._lanes[trace])
-                case Choose(trace):
-                    self._choose(self._lanes[trace], command)
+                        self._abort_trace(self._traces[trace])
+                case ChooseTrace(trace):
+                    self._choose_trace(self._traces[trace], command)
                 case _:
                     raise TypeError(f"{command!r} is no command")
 
-    async def _score(self, lane: Lane) -> None:
+    async def _score_trace(self, lane: TraceBuffer) -> None:
         position, reward = lane.session.ledger.reasoning, None
         try:
-            assert self._reward is not None, "a policy that scores says so in its needs"
-            reward = await self._reward(lane.thought())
+            assert self._request_reward is not None, "a policy that scores says so in its needs"
+            reward = await self._request_reward(lane.read_reasoning())
         except Exception as error:  # a fault of ours is no worse than one of the reward model's
             log.exception("a reward: %s", type(error).__name__)
             self._metrics.fail_open.labels(self._labels[1], "internal-error").inc()
         lane.reward = lane.reward if reward is None else reward
-        self._scoring.pop(lane.index, None)
-        self._show(Scored(lane.index, reward, position, time.perf_counter()))
+        self._scoring_tasks.pop(lane.index, None)
+        self._notify_sampler(TraceScored(lane.index, reward, position, time.perf_counter()))
 
-    def _open(self) -> None:
-        trace: Policy = self._policy.trace
-        if self._policy.span:
-            trace = Meter(trace, self._policy.span)
-        lane = Lane(self, len(self._lanes), trace)
-        lane.relay = self._start(lane.index, lane)
-        self._lanes.append(lane)
-        lane.task = asyncio.ensure_future(self._carry(lane))
+    def _open_trace(self) -> None:
+        trace: Policy = self._policy.trace_policy
+        if self._policy.confidence_window:
+            trace = ConfidenceMeter(trace, self._policy.confidence_window)
+        lane = TraceBuffer(self, len(self._traces), trace)
+        lane.relay = self._make_relay(lane.index, lane)
+        self._traces.append(lane)
+        lane.task = asyncio.ensure_future(self._run_trace(lane))
 
-    def _give_up(self, lane: Lane) -> None:
+    def _abort_trace(self, lane: TraceBuffer) -> None:
         if lane.outcome is None and lane.task is not None:
             lane.outcome = "given-up"
-            self._metrics.aborts.labels("lost").inc()
+            self._metrics.upstream_aborts.labels("lost").inc()
             lane.task.cancel()
 
-    def _choose(self, lane: Lane, choice: Choose) -> None:
+    def _choose_trace(self, lane: TraceBuffer, choice: ChooseTrace) -> None:
         if lane.outcome not in (None, "answered"):
             raise ValueError(f"trace {lane.index} is {lane.outcome}")
-        self.chosen, self._choice, lane.outcome = lane, choice, "chosen"
-        for other in self._lanes:
-            self._give_up(other)
-        self._over.set()
+        self.chosen, self._choose_command, lane.outcome = lane, choice, "chosen"
+        for other in self._traces:
+            self._abort_trace(other)
+        self._race_over.set()
 
     # -- what the client is told ---------------------------------------------------------------
 
-    def note(self) -> dict[str, Any]:
+    def summarize(self) -> dict[str, Any]:
         """What was done: the choice, the tokens of all traces, and a note on each."""
         assert self.chosen is not None
-        assert self._choice is not None
+        assert self._choose_command is not None
         spent = self.chosen.session.ledger
-        for lane in self._lanes:
+        for lane in self._traces:
             if lane is not self.chosen:
-                spent += lane.session.ledger.forfeited
+                spent += lane.session.ledger.as_wasted
         note: dict[str, Any] = {
             "stopped": self.chosen.session.stopped,
             "policy": self._policy.name,
-            "reason": self._choice.reason,
+            "reason": self._choose_command.reason,
             "chosen": self.chosen.index,
-            "votes": self._choice.votes,
+            "votes": self._choose_command.votes,
         }
-        if self._choice.confidence is not None:
-            note["confidence"] = round(self._choice.confidence, 6)
-        if self._muted is not None:
-            note["muted"] = self._muted
-        note["tokens"] = tokens_of(spent)
-        note["traces"] = [self._note_of(lane) for lane in self._lanes]
+        if self._choose_command.confidence is not None:
+            note["confidence"] = round(self._choose_command.confidence, 6)
+        if self._muted_reason is not None:
+            note["muted"] = self._muted_reason
+        note["tokens"] = token_counts(spent)
+        note["traces"] = [self._summarize_trace(lane) for lane in self._traces]
         return note
 
-    def _note_of(self, lane: Lane) -> dict[str, Any]:
-        note = {"outcome": lane.outcome, **note_of(lane.session)}
-        note["policy"] = self._policy.trace.name
-        if lane.label is not None:
-            note["answer"] = lane.label
-        if lane.lowest is not None:
-            note["lowest"] = round(lane.lowest, 6)
+    def _summarize_trace(self, lane: TraceBuffer) -> dict[str, Any]:
+        note = {"outcome": lane.outcome, **summarize_session(lane.session)}
+        note["policy"] = self._policy.trace_policy.name
+        if lane.answer_label is not None:
+            note["answer"] = lane.answer_label
+        if lane.lowest_confidence is not None:
+            note["lowest"] = round(lane.lowest_confidence, 6)
         if lane.reward is not None:
             note["reward"] = round(lane.reward, 6)
         return note

@@ -28,42 +28,44 @@ from pydantic_settings import (
     YamlConfigSettingsSource,
 )
 
-from policies.dialect import builtin, override
+from policies.dialect import builtin_dialects, override_dialects
 from policies.policy import Policy
-from policies.readiness import BadReadiness, Readiness
+from policies.readiness import BadReadinessClassifier, ReadinessClassifier
 from policies.registry import parse
-from server.spelling import Spelling
+from server.spelling import ReasoningField
 
-__all__ = ["BadConfig", "Settings", "load", "unserved"]
+__all__ = ["BadConfig", "Settings", "find_missing_setting", "load"]
 
-PREFIX = "ADJOURN_"
+ENV_PREFIX = "ADJOURN_"
 
-_file: ContextVar[str | None] = ContextVar("file", default=None)
+_config_file: ContextVar[str | None] = ContextVar("file", default=None)
 
 
 class BadConfig(Exception):
     """The configuration is wrong; the message says where and what would be right."""
 
 
-def _read_probe(value: Any) -> Readiness:
-    if isinstance(value, Readiness):
+def _load_readiness_probe(value: Any) -> ReadinessClassifier:
+    if isinstance(value, ReadinessClassifier):
         return value
     try:
-        return Readiness.read(Path(value).read_bytes())
+        return ReadinessClassifier.parse(Path(value).read_bytes())
     except OSError as error:
         raise ValueError(f"{value}: {error.strerror}") from None
-    except (BadReadiness, TypeError) as error:
+    except (BadReadinessClassifier, TypeError) as error:
         raise ValueError(f"{value}: {error}") from None
 
 
-_Probe = Annotated[Readiness, PlainValidator(_read_probe), PlainSerializer(repr)]
+_ReadinessProbe = Annotated[
+    ReadinessClassifier, PlainValidator(_load_readiness_probe), PlainSerializer(repr)
+]
 
 
 class Settings(BaseSettings):
     """Every key, its default and its meaning."""
 
     model_config = SettingsConfigDict(
-        env_prefix=PREFIX, env_nested_delimiter="__", extra="forbid", frozen=True
+        env_prefix=ENV_PREFIX, env_nested_delimiter="__", extra="forbid", frozen=True
     )
 
     upstream: HttpUrl = Field(
@@ -96,7 +98,7 @@ class Settings(BaseSettings):
     )
     host: str = Field("127.0.0.1", description="Address to listen on.")
     port: int = Field(8000, ge=0, le=65535, description="Port to listen on.")
-    probes: dict[str, _Probe] = Field(
+    probes: dict[str, _ReadinessProbe] = Field(
         default_factory=dict,
         description="Probes for `lynx`: `name: file`, files of `adjourn learn --policy lynx`.",
     )
@@ -122,7 +124,7 @@ class Settings(BaseSettings):
     end_escapes: bool = Field(
         True, description="A trace that the model opens again behind a cut is closed, once."
     )
-    reasoning_field: Spelling = Field(
+    reasoning_field: ReasoningField = Field(
         "upstream",
         description="Where a chat client finds reasoning: `upstream`, `reasoning`, "
         "`reasoning_content`, `both`, or `tags` (in the content).",
@@ -168,31 +170,33 @@ class Settings(BaseSettings):
 
     @field_validator("policy", mode="before")
     @classmethod
-    def _off(cls, value: Any) -> Any:
+    def _normalize_off(cls, value: Any) -> Any:
         return "off" if value is False else value  # to YAML, a bare `off` is a boolean
 
     @field_validator("policy")
     @classmethod
     def _policy_exists(cls, value: str, info: ValidationInfo) -> str:
         if value != "off" and "probes" in info.data:  # else their fault is told
-            parse(value, probes=info.data["probes"])
+            parse(value, readiness_probes=info.data["probes"])
         return value
 
     @model_validator(mode="after")
-    def _policy_is_served(self) -> Settings:
-        if self.policy != "off" and (why := unserved(parse(self.policy, probes=self.probes), self)):
+    def _check_policy_requirements(self) -> Settings:
+        if self.policy != "off" and (
+            why := find_missing_setting(parse(self.policy, readiness_probes=self.probes), self)
+        ):
             raise ValueError(f"policy: {why}")
         return self
 
     @field_validator("dialects")
     @classmethod
-    def _dialects_read(cls, value: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
-        override(builtin(), value)
+    def _check_dialects(cls, value: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+        override_dialects(builtin_dialects(), value)
         return value
 
     @model_validator(mode="after")
     def _dialect_exists(self) -> Settings:
-        known = override(builtin(), self.dialects)
+        known = override_dialects(builtin_dialects(), self.dialects)
         if self.dialect is not None and self.dialect not in known:
             raise ValueError(f"dialect: no {self.dialect!r}, choose one of {', '.join(known)}")
         return self
@@ -206,11 +210,11 @@ class Settings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        file = YamlConfigSettingsSource(settings_cls, yaml_file=_file.get())
+        file = YamlConfigSettingsSource(settings_cls, yaml_file=_config_file.get())
         return init_settings, env_settings, file
 
 
-def unserved(policy: Policy, settings: Settings) -> str | None:
+def find_missing_setting(policy: Policy, settings: Settings) -> str | None:
     """What this policy needs beside the engine and is not configured, in words; or None."""
     if policy.needs.embeddings and settings.embeddings_url is None:
         return f"{policy.name} needs an embedder: set embeddings_url"
@@ -225,12 +229,14 @@ def load(path: Path | None = None, **overrides: Any) -> Settings:
     ``path`` defaults to ``$ADJOURN_CONFIG``. Raises BadConfig.
     """
     for name in os.environ:
-        if name.upper().startswith(PREFIX) and not _known(name.upper().removeprefix(PREFIX)):
+        if name.upper().startswith(ENV_PREFIX) and not _is_known_variable(
+            name.upper().removeprefix(ENV_PREFIX)
+        ):
             raise BadConfig(f"{name} is not a setting; see `adjourn config --list`")
-    file = str(path) if path is not None else os.environ.get(PREFIX + "CONFIG") or None
+    file = str(path) if path is not None else os.environ.get(ENV_PREFIX + "CONFIG") or None
     if file and not Path(file).is_file():
         raise BadConfig(f"{file}: no such file")
-    reading = _file.set(file)
+    reading = _config_file.set(file)
     try:
         return Settings(**{key: value for key, value in overrides.items() if value is not None})
     except ValidationError as error:
@@ -242,10 +248,10 @@ def load(path: Path | None = None, **overrides: Any) -> Settings:
     except Exception as error:  # the reader's own, of the file or of the environment
         raise BadConfig(f"{file}: {error}" if file else str(error)) from None
     finally:
-        _file.reset(reading)
+        _config_file.reset(reading)
 
 
-def _known(variable: str) -> bool:
+def _is_known_variable(variable: str) -> bool:
     """Whether a variable, less the prefix, sets anything: only mappings are set key by key."""
     name, deeper, _ = variable.partition("__")
     return name == "CONFIG" or name in {

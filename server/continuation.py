@@ -7,8 +7,8 @@ from typing import Self
 
 import httpx
 
-from server.sse import EventSplitter, data_of
-from server.wire import Chunk, Renamer
+from server.sse import EventSplitter, event_data
+from server.wire import Chunk, IdRewriter
 
 __all__ = ["Continuation"]
 
@@ -21,18 +21,18 @@ class Continuation:
     def __init__(self, response: httpx.Response, prompt: list[int]) -> None:
         self.response = response
         self.prompt = prompt
-        self.reads: AsyncIterator[bytes] = response.stream.__aiter__()  # type: ignore[union-attr]
+        self.byte_stream: AsyncIterator[bytes] = response.stream.__aiter__()  # type: ignore[union-attr]
         self.splitter = EventSplitter()
-        self.events: list[bytes] = []
-        self.rename: Callable[[bytes], bytes] = bytes
+        self.first_events: list[bytes] = []
+        self.rewrite_id: Callable[[bytes], bytes] = bytes
 
     @classmethod
-    async def begun(
+    async def from_response(
         cls,
         response: httpx.Response,
         prompt: list[int],
         decode: Callable[[bytes], Chunk],
-        first: Chunk,
+        main_chunk: Chunk,
     ) -> Self | None:
         """Read up to the first chunk, which tells whether the engine took our ids; None where it
         did not. ``first`` is the main stream's: its id and time are this one's too.
@@ -42,25 +42,25 @@ class Continuation:
         if response.status_code != 200:
             return None
         made = cls(response, prompt)
-        async for data in made.reads:
-            made.events = made.splitter.feed(data)
-            for index, event in enumerate(made.events):
-                content = data_of(event)
+        async for data in made.byte_stream:
+            made.first_events = made.splitter.feed(data)
+            for index, event in enumerate(made.first_events):
+                content = event_data(event)
                 if content is None or content == b"[DONE]":
                     continue
                 chunk = decode(content)
                 if chunk.prompt_token_ids != prompt:
                     return None
-                made.rename = Renamer(first, chunk)
+                made.rewrite_id = IdRewriter(main_chunk, chunk)
                 # A chunk without tokens is the role, which the client has.
-                del made.events[: index + (not any(c.token_ids for c in chunk.choices))]
+                del made.first_events[: index + (not any(c.token_ids for c in chunk.choices))]
                 return made
         return None
 
-    async def batches(self) -> AsyncIterator[list[bytes]]:
+    async def iter_event_batches(self) -> AsyncIterator[list[bytes]]:
         """Events as they come, those of one read together. Raises what reading raises."""
-        yield self.events
-        async for data in self.reads:
+        yield self.first_events
+        async for data in self.byte_stream:
             yield self.splitter.feed(data)
-        if self.splitter.rest.strip():
-            yield [self.splitter.rest]
+        if self.splitter.remainder.strip():
+            yield [self.splitter.remainder]

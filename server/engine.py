@@ -11,12 +11,12 @@ from typing import Any
 import httpx
 from pydantic import HttpUrl
 
-from policies.dialect import Marks
+from policies.dialect import TokenizedDialect
 from server.config import Settings
 from server.errors import UpstreamDown, UpstreamTimeout
 from server.transport import Transport
 
-__all__ = ["TRANSPORT_ERRORS", "BadReply", "Engine", "Model", "forwarded_headers"]
+__all__ = ["TRANSPORT_ERRORS", "BadReply", "EngineClient", "Model", "forwarded_headers"]
 
 log = logging.getLogger("adjourn.engine")
 
@@ -36,9 +36,9 @@ _HOP_BY_HOP = {
     b"transfer-encoding",
     b"upgrade",
 }
-_OURS = b"x-adjourn-"
+_GATEWAY_HEADER_PREFIX = b"x-adjourn-"
 # vLLM's server closes an idle connection after five seconds; we must be first.
-_KEEPALIVE = 3.0
+_KEEPALIVE_EXPIRY = 3.0
 # Bytes of a stream that wait here at most: what a slow client makes each stream cost.
 _HIGH_WATER = 2**16
 
@@ -53,14 +53,14 @@ class Model:
 
     id: str
     max_model_len: int | None
-    marks: Marks | None
-    skeleton: Mapping[str, Any] = field(default_factory=dict)
+    dialect: TokenizedDialect | None
+    chat_skeleton: Mapping[str, Any] = field(default_factory=dict)
     """An unstreamed reply's keys, with null for what a stream does not bring."""
-    text_skeleton: Mapping[str, Any] = field(default_factory=dict)
+    completion_skeleton: Mapping[str, Any] = field(default_factory=dict)
     """The same of a raw completion."""
 
 
-class Engine:
+class EngineClient:
     """A client of one engine, at ``url`` if not at the upstream's. Raises UpstreamDown and
     UpstreamTimeout where it is not there."""
 
@@ -74,7 +74,7 @@ class Engine:
         self.url = str(url or settings.upstream).rstrip("/")
         # The transport alone: what httpx's client adds (cookies, redirects, hooks) is not ours to
         # add to somebody's request, and it costs more than the transport does.
-        self._transport = transport or Transport(_KEEPALIVE, _HIGH_WATER)
+        self._transport = transport or Transport(_KEEPALIVE_EXPIRY, _HIGH_WATER)
         self._timeout = {
             "connect": settings.connect_timeout,
             "read": settings.idle_timeout,
@@ -139,12 +139,13 @@ class Engine:
 
 
 def forwarded_headers(
-    headers: Sequence[tuple[bytes, bytes]], *, ours: bool = True
+    headers: Sequence[tuple[bytes, bytes]], *, strip_gateway_headers: bool = True
 ) -> list[tuple[bytes, bytes]]:
     """A client's headers less those of the connection, and, unless ``ours`` is False, less those
     that are for the gateway."""
     return [
         (name, value)
         for name, value in headers
-        if name not in _HOP_BY_HOP and not (ours and name.startswith(_OURS))
+        if name not in _HOP_BY_HOP
+        and not (strip_gateway_headers and name.startswith(_GATEWAY_HEADER_PREFIX))
     ]

@@ -8,41 +8,41 @@ import json
 import sys
 from asyncio.subprocess import DEVNULL, PIPE, Process
 
-from policies.answers import Classes
-from policies.mathematics import doubtful, installed
+from policies.answers import AnswerClasses
+from policies.mathematics import math_verify_installed, may_be_math_equal
 
-__all__ = ["Equality"]
+__all__ = ["EqualityChecker"]
 
-_LOADING = 30.0
-_SECONDS = 5.0
+_START_TIMEOUT = 30.0
+_CHECK_TIMEOUT = 5.0
 
 
-class Equality:
+class EqualityChecker:
     """Made once a process; the other one is started when it is first needed, where the library is
     installed, and again when it had to be ended."""
 
     def __init__(self) -> None:
         self._process: Process | None = None
-        self._turn = asyncio.Lock()
+        self._lock = asyncio.Lock()
 
-    async def label(self, classes: Classes, answer: str) -> int:
+    async def label_answer(self, classes: AnswerClasses, answer: str) -> int:
         """The number of the answer's class among ``classes``, which it is added to."""
         if (known := classes.find(answer)) is not None:
             return known
-        for number, other in enumerate(classes.candidates):
-            if doubtful(answer, other) and await self._equal(other, answer):
+        for number, other in enumerate(classes.representatives):
+            if may_be_math_equal(answer, other) and await self._are_equal(other, answer):
                 return classes.add(answer, number)
         return classes.add(answer)
 
-    async def _equal(self, one: str, other: str) -> bool:
-        if not installed():
+    async def _are_equal(self, one: str, other: str) -> bool:
+        if not math_verify_installed():
             return False
-        async with self._turn:
+        async with self._lock:
             answered = False
             try:
                 process = self._process or await self._start()
-                async with asyncio.timeout(_SECONDS):
-                    said = await _ask(process, json.dumps([one, other]).encode())
+                async with asyncio.timeout(_CHECK_TIMEOUT):
+                    said = await _query_process(process, json.dumps([one, other]).encode())
                 answered = said in (b"true", b"false")
                 return said == b"true"
             except (TimeoutError, OSError):
@@ -55,8 +55,8 @@ class Equality:
         self._process = process = await asyncio.create_subprocess_exec(
             sys.executable, "-m", "policies.mathematics", stdin=PIPE, stdout=PIPE, stderr=DEVNULL
         )
-        async with asyncio.timeout(_LOADING):
-            await _line(process)
+        async with asyncio.timeout(_START_TIMEOUT):
+            await _read_line(process)
         return process
 
     async def aclose(self) -> None:
@@ -67,13 +67,13 @@ class Equality:
             await process.wait()
 
 
-async def _ask(process: Process, question: bytes) -> bytes:
+async def _query_process(process: Process, question: bytes) -> bytes:
     assert process.stdin is not None
     process.stdin.write(question + b"\n")
     await process.stdin.drain()
-    return await _line(process)
+    return await _read_line(process)
 
 
-async def _line(process: Process) -> bytes:
+async def _read_line(process: Process) -> bytes:
     assert process.stdout is not None
     return (await process.stdout.readline()).strip()

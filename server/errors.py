@@ -21,9 +21,9 @@ __all__ = [
     "TooLarge",
     "UpstreamDown",
     "UpstreamTimeout",
-    "body_at",
-    "broken_off",
-    "event_at",
+    "error_body",
+    "error_event",
+    "interruption_error",
 ]
 
 
@@ -105,8 +105,8 @@ class UpstreamTimeout(GatewayError):
     reason = "timeout"
 
 
-_MESSAGES = "/v1/messages"
-_MESSAGES_KINDS = {
+_MESSAGES_PATH = "/v1/messages"
+_MESSAGES_ERROR_TYPES = {
     400: "invalid_request_error",
     413: "request_too_large",
     503: "overloaded_error",
@@ -114,21 +114,21 @@ _MESSAGES_KINDS = {
 }
 
 
-def body_at(path: str, error: GatewayError) -> bytes:
+def error_body(path: str, error: GatewayError) -> bytes:
     """The error in the shape of the API that the path belongs to."""
-    if not path.startswith(_MESSAGES):
+    if not path.startswith(_MESSAGES_PATH):
         return error.body
-    kind = _MESSAGES_KINDS.get(error.status, "api_error")
+    kind = _MESSAGES_ERROR_TYPES.get(error.status, "api_error")
     return msgspec.json.encode({"type": "error", "error": {"type": kind, "message": error.message}})
 
 
-def event_at(path: str, error: GatewayError) -> bytes:
+def error_event(path: str, error: GatewayError) -> bytes:
     """The error as the last event of a stream there."""
-    name = b"event: error\n" if path.startswith(_MESSAGES) else b""
-    return name + b"data: " + body_at(path, error) + b"\n\n"
+    name = b"event: error\n" if path.startswith(_MESSAGES_PATH) else b""
+    return name + b"data: " + error_body(path, error) + b"\n\n"
 
 
-def broken_off(reason: str) -> GatewayError:
+def interruption_error(reason: str) -> GatewayError:
     """What to say of an engine that did not finish its response."""
     if reason == "timeout":
         return UpstreamTimeout("the engine fell silent in the middle of its response")

@@ -10,45 +10,45 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 import httpx
 import msgspec
 
-from policies.answers import final_answer
+from policies.answers import extract_final_answer
 from policies.policy import Policy
 from policies.session import Session
 from policies.states import State
 from server.errors import GatewayError
-from server.sinks import joined
-from server.sse import data_of
-from server.wire import Chunk, Renamer, decode_chunk, event_of
+from server.sinks import assemble_message
+from server.sse import event_data
+from server.wire import Chunk, IdRewriter, decode_chunk, encode_event
 
 if TYPE_CHECKING:
     from server.relay import Relay
 
-__all__ = ["Lane", "Outcome", "Race"]
+__all__ = ["Outcome", "Race", "TraceBuffer"]
 
 _DONE = b"[DONE]"
-_NOTE = b',"adjourn":{'
+_SUMMARY_KEY = b',"adjourn":{'
 Outcome = Literal["chosen", "answered", "given-up", "failed"]
 
 
 class Race(Protocol):
     """What a lane tells of."""
 
-    def opened(self, response: httpx.Response) -> None: ...
+    def on_opened(self, response: httpx.Response) -> None: ...
 
-    async def refused(self, lane: Lane, response: httpx.Response) -> None: ...
+    async def on_refused(self, trace: TraceBuffer, response: httpx.Response) -> None: ...
 
-    def look(self, lane: Lane) -> None:
+    def on_progress(self, trace: TraceBuffer) -> None:
         """Something came."""
 
-    def note(self) -> dict[str, Any]: ...
+    def summarize(self) -> dict[str, Any]: ...
 
     async def write(self, events: list[bytes]) -> None: ...
 
 
-class Lane:
+class TraceBuffer:
     """Where the relay of one trace, which runs this policy, writes. ``outcome`` is None while it
     runs; ``tell`` begins to hand on what is kept, and from then on all that comes."""
 
-    began = False  # an error is the client's only where no trace is left
+    has_started = False  # an error is the client's only where no trace is left
 
     def __init__(self, race: Race, index: int, policy: Policy) -> None:
         self.index = index
@@ -57,17 +57,19 @@ class Lane:
         self.task: asyncio.Task[None] | None = None
         self.outcome: Outcome | None = None
         self.error: GatewayError | None = None
-        self.closed = False
-        self.label: int | None = None
-        self.lowest: float | None = None
-        self.goal = 0  # tokens of its thought at which the policy last heard of it
+        self.trace_closed = False
+        self.answer_label: int | None = None
+        self.lowest_confidence: float | None = None
+        self.last_reported_position = (
+            0  # tokens of its thought at which the policy last heard of it
+        )
         self.reward: float | None = None
         self._race = race
-        self._kept: list[bytes] = []
-        self._answer_from = 0
-        self._telling = False
-        self._turn = asyncio.Lock()
-        self._rename: Callable[[bytes], bytes] | None = None
+        self._buffered_events: list[bytes] = []
+        self._answer_start = 0
+        self._is_forwarding = False
+        self._forward_lock = asyncio.Lock()
+        self._rewrite_id: Callable[[bytes], bytes] | None = None
 
     @property
     def session(self) -> Session:
@@ -77,23 +79,23 @@ class Lane:
     # -- the sink of the relay -----------------------------------------------------------------
 
     def open(self, response: httpx.Response) -> None:
-        self._race.opened(response)
+        self._race.on_opened(response)
 
-    async def hand_through(self, response: httpx.Response) -> None:
-        await self._race.refused(self, response)
+    async def forward_response(self, response: httpx.Response) -> None:
+        await self._race.on_refused(self, response)
 
     async def write(self, events: list[bytes]) -> None:
-        if self._telling:
-            async with self._turn:
-                await self._hand_on(events)
+        if self._is_forwarding:
+            async with self._forward_lock:
+                await self._forward(events)
             return
-        before = len(self._kept)
-        self._kept.extend(events)
-        if not self.closed and self.session.state in (State.ANSWERING, State.DONE):
-            self._answer_from = before
-        self._race.look(self)
+        before = len(self._buffered_events)
+        self._buffered_events.extend(events)
+        if not self.trace_closed and self.session.state in (State.ANSWERING, State.DONE):
+            self._answer_start = before
+        self._race.on_progress(self)
 
-    async def end(self, note: dict[str, Any] | None) -> None:
+    async def end(self, summary: dict[str, Any] | None) -> None:
         """The response ends when the race does."""
 
     async def fail(self, error: GatewayError) -> None:
@@ -101,51 +103,53 @@ class Lane:
 
     # -- what became of it ---------------------------------------------------------------------
 
-    async def tell(self) -> None:
-        self._telling = True
-        async with self._turn:
-            kept, self._kept = self._kept, []
+    async def start_forwarding(self) -> None:
+        self._is_forwarding = True
+        async with self._forward_lock:
+            kept, self._buffered_events = self._buffered_events, []
             if kept:
-                await self._hand_on(kept)
+                await self._forward(kept)
 
-    async def _hand_on(self, events: Sequence[bytes]) -> None:
-        await self._race.write([self._told(event) for event in events])
+    async def _forward(self, events: Sequence[bytes]) -> None:
+        await self._race.write([self._rewrite_event(event) for event in events])
 
-    def _told(self, event: bytes) -> bytes:
+    def _rewrite_event(self, event: bytes) -> bytes:
         """The event as one of the client's response: under its id, with the note on all traces."""
-        data = data_of(event)
+        data = event_data(event)
         if data is None or data == _DONE:
             return event
         if self.index:
-            if self._rename is None:
+            if self._rewrite_id is None:
                 own = decode_chunk(data)
                 wanted = own.id.removesuffix(f"-{self.index}")
-                self._rename = Renamer(Chunk(wanted, own.created), own)
-            event = self._rename(event)
-        if _NOTE in event:
-            chunk = msgspec.json.decode(data_of(event) or b"{}")
-            event = event_of(msgspec.json.encode(chunk | {"adjourn": self._race.note()}))
+                self._rewrite_id = IdRewriter(Chunk(wanted, own.created), own)
+            event = self._rewrite_id(event)
+        if _SUMMARY_KEY in event:
+            chunk = msgspec.json.decode(event_data(event) or b"{}")
+            event = encode_event(msgspec.json.encode(chunk | {"adjourn": self._race.summarize()}))
         return event
 
-    def thought(self) -> str:
+    def read_reasoning(self) -> str:
         """What the trace has thought so far, under whatever name the client gets it."""
-        kept = self._kept[: self._answer_from or None]
-        message = joined(kept)
+        kept = self._buffered_events[: self._answer_start or None]
+        message = assemble_message(kept)
         thought: str = message.get("reasoning") or message.get("reasoning_content") or ""
         return thought or (message.get("content") or "").removeprefix("<think>\n")
 
-    def answer(self) -> tuple[str, str]:
+    def read_answer(self) -> tuple[str, str]:
         """(the whole answer's text, what it says): its tool calls, else its last box, else all."""
-        message = joined(self._kept[self._answer_from :])
+        message = assemble_message(self._buffered_events[self._answer_start :])
         text = message.get("content") or message.get("text") or ""
-        for marker in self.session.marks.dialect.end:
+        for marker in self.session.dialect.definition.end:
             text = text.rpartition(marker)[2]
         if calls := message.get("tool_calls"):
-            return text, msgspec.json.encode([_called(call) for call in calls]).decode()
-        return text, final_answer(text)
+            return text, msgspec.json.encode(
+                [_normalize_tool_call(call) for call in calls]
+            ).decode()
+        return text, extract_final_answer(text)
 
 
-def _called(call: dict[str, Any]) -> dict[str, Any]:
+def _normalize_tool_call(call: dict[str, Any]) -> dict[str, Any]:
     """A tool call by what it does."""
     function = call.get("function") or {}
     arguments = function.get("arguments") or ""

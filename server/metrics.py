@@ -15,16 +15,16 @@ from server import __version__
 
 __all__ = ["Metrics"]
 
-_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
-_MILLISECONDS = (0.00025, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1)
-_TOKENS = (16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768)
+_SECONDS_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
+_LATENCY_BUCKETS = (0.00025, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1)
+_TOKEN_BUCKETS = (16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768)
 _OUTCOMES = ("ok", "error", "timeout", "bad-reply")
-_POOLING = ("embedding", "reward")
-_FAIL_OPEN = (
+_POOLING_KINDS = ("embedding", "reward")
+_FAIL_OPEN_REASONS = (
     "policy-error",
     "internal-error",
     "unreadable-chunk",
-    *(f"{kind}-{outcome}" for kind in ("probe", *_POOLING) for outcome in _OUTCOMES[1:]),
+    *(f"{kind}-{outcome}" for kind in ("probe", *_POOLING_KINDS) for outcome in _OUTCOMES[1:]),
     "resume-failed",
     "resume-rejected",
     "ids-not-honoured",
@@ -48,34 +48,34 @@ class Metrics:
         self.requests = counter(
             "requests", "Requests answered.", "endpoint", "model", "policy", "status"
         )
-        self.in_flight = Gauge(
+        self.requests_in_flight = Gauge(
             "adjourn_requests_in_flight", "Requests now.", ("endpoint",), registry=registry
         )
-        self.duration = histogram(
+        self.request_duration = histogram(
             "request_duration_seconds",
             "From the request's arrival to its last byte.",
-            _SECONDS,
+            _SECONDS_BUCKETS,
             "endpoint",
             "model",
             "policy",
         )
-        self.first_token = histogram(
+        self.time_to_first_token = histogram(
             "time_to_first_token_seconds",
             "From the request's arrival to the first byte of its stream.",
-            _SECONDS,
+            _SECONDS_BUCKETS,
             "model",
             "policy",
         )
-        self.added = histogram(
+        self.added_first_token = histogram(
             "added_first_token_seconds",
             "The part of the time to the first token that the gateway itself took.",
-            _MILLISECONDS,
+            _LATENCY_BUCKETS,
             "model",
         )
         self.resume_gap = histogram(
             "resume_gap_seconds",
             "From the decision to cut to the first byte of the answer.",
-            _SECONDS,
+            _SECONDS_BUCKETS,
             "model",
         )
         self.tokens = counter(
@@ -97,21 +97,25 @@ class Metrics:
             "stops", "Traces ended early, by the policy's reason.", "model", "policy", "reason"
         )
         self.tokens_at_stop = histogram(
-            "tokens_at_stop", "Tokens of the trace kept at a cut.", _TOKENS, "model", "policy"
+            "tokens_at_stop",
+            "Tokens of the trace kept at a cut.",
+            _TOKEN_BUCKETS,
+            "model",
+            "policy",
         )
-        self.spared = histogram(
+        self.tokens_after_trigger = histogram(
             "tokens_after_trigger",
             "Tokens thought behind a trigger that was not carried out: what a cut saves.",
-            _TOKENS,
+            _TOKEN_BUCKETS,
             "model",
             "policy",
             "action",
         )
-        self.trace = histogram(
+        self.trace_tokens = histogram(
             "trace_tokens",
             "Tokens of reasoning that the client got, by what became of the trace: carried-out, "
             "held-out, observed, refused, or whole where nothing triggered.",
-            _TOKENS,
+            _TOKEN_BUCKETS,
             "model",
             "policy",
             "outcome",
@@ -148,7 +152,11 @@ class Metrics:
             "outcome",
         )
         self.probe_seconds = histogram(
-            "probe_seconds", "From sending a probe to its result.", _SECONDS, "model", "policy"
+            "probe_seconds",
+            "From sending a probe to its result.",
+            _SECONDS_BUCKETS,
+            "model",
+            "policy",
         )
         self.probe_price = Gauge(
             "adjourn_probe_price_tokens",
@@ -156,7 +164,7 @@ class Metrics:
             ("model", "policy"),
             registry=registry,
         )
-        self.pooling = counter(
+        self.pooling_requests = counter(
             "pooling_requests",
             "Requests to the models beside the engine's, by kind (embedding, reward) and outcome: "
             "ok, error, timeout, bad-reply.",
@@ -175,12 +183,12 @@ class Metrics:
         self.pooling_seconds = histogram(
             "pooling_seconds",
             "From sending such a request to its result.",
-            _SECONDS,
+            _SECONDS_BUCKETS,
             "kind",
             "model",
             "policy",
         )
-        self.passed = counter(
+        self.passed_through = counter(
             "passed_through",
             "Requests handed through without a policy, though one was set, by reason.",
             "model",
@@ -192,10 +200,10 @@ class Metrics:
         self.upstream_errors = counter(
             "upstream_errors", "What the engine did wrong, by reason.", "reason"
         )
-        self.aborts = counter(
+        self.upstream_aborts = counter(
             "upstream_aborts", "Upstream work that the gateway ended, by reason.", "reason"
         )
-        self.disconnects = counter(
+        self.client_disconnects = counter(
             "client_disconnects",
             "Clients that left early, by phase: sending, before-first-token, streaming, "
             "unstreamed.",
@@ -209,11 +217,11 @@ class Metrics:
         for reason in ("down", "broken", "truncated", "timeout"):
             self.upstream_errors.labels(reason)
         for reason in ("cut", "reopened", "lost", "client-left"):
-            self.aborts.labels(reason)
+            self.upstream_aborts.labels(reason)
         for phase in ("sending", "before-first-token", "streaming", "unstreamed"):
-            self.disconnects.labels(phase)
+            self.client_disconnects.labels(phase)
 
-    def foresee(self, model: str, policy: str, beside: Sequence[str] = ()) -> None:
+    def initialize_series(self, model: str, policy: str, pooling_kinds: Sequence[str] = ()) -> None:
         """Bring what a model under a policy will count into being, at zero: to Prometheus the
         step from no series to a first one is no increase. ``beside``: the kinds of other models
         that the policy asks."""
@@ -229,14 +237,14 @@ class Metrics:
             self.escapes.labels(model, policy, action)
         for outcome in _OUTCOMES:
             self.probes.labels(model, policy, outcome)
-        for kind in beside:
+        for kind in pooling_kinds:
             self.pooling_tokens.labels(kind, model, policy)
             for outcome in _OUTCOMES:
-                self.pooling.labels(kind, model, policy, outcome)
-        for reason in _FAIL_OPEN:
+                self.pooling_requests.labels(kind, model, policy, outcome)
+        for reason in _FAIL_OPEN_REASONS:
             self.fail_open.labels(policy, reason)
-        for family in (self.first_token, self.tokens_at_stop, self.probe_seconds):
+        for family in (self.time_to_first_token, self.tokens_at_stop, self.probe_seconds):
             family.labels(model, policy)
-        self.spared.labels(model, policy, "held-out")
-        self.added.labels(model)
+        self.tokens_after_trigger.labels(model, policy, "held-out")
+        self.added_first_token.labels(model)
         self.resume_gap.labels(model)

@@ -7,12 +7,12 @@ import time
 from collections import deque
 
 from policies.session import Session
-from server.account import note_of, with_usage
+from server.account import summarize_session, with_total_usage
 from server.sinks import Sink
-from server.sse import data_of
-from server.surface import Surface
+from server.sse import event_data
+from server.surface import Endpoint
 from server.times import Times
-from server.wire import Chunk, event_of, with_key
+from server.wire import Chunk, encode_event, with_key
 
 __all__ = ["Outbox"]
 
@@ -26,30 +26,30 @@ class Outbox:
     """
 
     def __init__(
-        self, session: Session, surface: Surface, sink: Sink, times: Times, explicit: bool
+        self, session: Session, endpoint: Endpoint, sink: Sink, times: Times, always_summarize: bool
     ) -> None:
-        self.merged = False
+        self.should_rewrite_usage = False
         self._session = session
-        self._surface = surface
+        self._endpoint = endpoint
         self._sink = sink
         self._times = times
-        self._explicit = explicit
+        self._always_summarize = always_summarize
         self._pending: deque[tuple[int, bytes, Chunk | None]] = deque()
         self._outgoing: list[bytes] = []
         self._sending = False
-        self._sent: asyncio.Future[None] | None = None  # for who waits until it is
+        self._write_done: asyncio.Future[None] | None = None  # for who waits until it is
 
-    def put(self, number: int, event: bytes, chunk: Chunk | None) -> None:
+    def put(self, chunk_number: int, event: bytes, chunk: Chunk | None) -> None:
         """``chunk``: what the event says; None where it is passed on as it is."""
-        if self._pending or number > self._session.released:
-            self._pending.append((number, event, chunk))
+        if self._pending or chunk_number > self._session.released_chunks:
+            self._pending.append((chunk_number, event, chunk))
         else:  # nearly always
-            self._send(event, chunk)
+            self._queue_outgoing(event, chunk)
 
-    def withdraw(self, pieces: int) -> list[tuple[bytes, Chunk | None]]:
+    def withdraw(self, keep_chunks: int) -> list[tuple[bytes, Chunk | None]]:
         """Take back what stands behind these pieces."""
         pending, taken = self._pending, []
-        while pending and pending[-1][0] > pieces:
+        while pending and pending[-1][0] > keep_chunks:
             _, event, chunk = pending.pop()
             taken.append((event, chunk))
         return taken[::-1]
@@ -57,13 +57,13 @@ class Outbox:
     async def flush(self) -> None:
         """Send what is released, in order; who comes while another sends waits for the rest."""
         if self._pending:
-            self.release()
+            self.queue_released()
         outgoing = self._outgoing
         if not outgoing:
             return
         while self._sending:
-            self._sent = self._sent or asyncio.get_running_loop().create_future()
-            await asyncio.wait((self._sent,))
+            self._write_done = self._write_done or asyncio.get_running_loop().create_future()
+            await asyncio.wait((self._write_done,))
         self._sending = True  # a lock would cost more than all else here
         try:
             while count := len(outgoing):
@@ -74,44 +74,44 @@ class Outbox:
                 del outgoing[:count]
         finally:
             self._sending = False
-            if self._sent is not None:
-                self._sent.set_result(None)
-                self._sent = None
+            if self._write_done is not None:
+                self._write_done.set_result(None)
+                self._write_done = None
 
-    def release(self) -> None:
-        released, pending = self._session.released, self._pending
+    def queue_released(self) -> None:
+        released, pending = self._session.released_chunks, self._pending
         while pending and pending[0][0] <= released:
             _, event, chunk = pending.popleft()
-            self._send(event, chunk)
+            self._queue_outgoing(event, chunk)
 
-    def _send(self, event: bytes, chunk: Chunk | None) -> None:
+    def _queue_outgoing(self, event: bytes, chunk: Chunk | None) -> None:
         """Make it what the client is to get, if anything."""
         if chunk is None:
             self._outgoing.append(event)
             return
-        if self.merged and chunk.usage is not None:
-            event = event_of(with_usage(data_of(event) or b"{}", self._session.ledger))
-        shown = self._surface.shown(event, chunk)
+        if self.should_rewrite_usage and chunk.usage is not None:
+            event = encode_event(with_total_usage(event_data(event) or b"{}", self._session.ledger))
+        shown = self._endpoint.render_event(event, chunk)
         if shown is None:
             return
         choice = chunk.choices[0] if chunk.choices else None
         ends = choice is None or choice.finish_reason is not None
-        if ends and self.telling and self._surface.is_last(chunk, choice):
-            note = note_of(self._session)
-            shown = event_of(with_key(data_of(shown) or b"{}", "adjourn", note))
+        if ends and self.has_summary and self._endpoint.carries_summary(chunk, choice):
+            note = summarize_session(self._session)
+            shown = encode_event(with_key(event_data(shown) or b"{}", "adjourn", note))
         self._outgoing.append(shown)
 
     @property
-    def empty(self) -> bool:
+    def is_empty(self) -> bool:
         return not self._pending and not self._outgoing
 
     @property
-    def telling(self) -> bool:
+    def has_summary(self) -> bool:
         """Whether the client is told what was done."""
         session = self._session
         return (
-            self._explicit
+            self._always_summarize
             or session.trigger is not None
-            or session.rescued is not None
-            or session.extended > 0
+            or session.rescued_finish_reason is not None
+            or session.extensions > 0
         )

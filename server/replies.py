@@ -15,16 +15,16 @@ import httpx
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from server.engine import TRANSPORT_ERRORS, Engine
-from server.errors import GatewayError, ShuttingDown, body_at, broken_off, event_at
+from server.engine import TRANSPORT_ERRORS, EngineClient
+from server.errors import GatewayError, ShuttingDown, error_body, error_event, interruption_error
 from server.metrics import Metrics
-from server.sinks import reply_headers
+from server.sinks import response_headers
 
-__all__ = ["Abandonable", "Passage", "WithRawSend", "send_error"]
+__all__ = ["CancellableResponse", "Passthrough", "RawSendMiddleware", "send_error"]
 RAW_SEND = "adjourn.send"
 
 
-class WithRawSend:
+class RawSendMiddleware:
     """Around the whole application, whose own outermost layer wraps ``send`` already: keeps the
     server's for the streams."""
 
@@ -36,7 +36,7 @@ class WithRawSend:
         await self._app(scope, receive, send)
 
 
-class Abandonable(Response):
+class CancellableResponse(Response):
     """``work`` runs until it is done or the client left; then it is cancelled.
 
     ``labels`` are the metrics' (endpoint, model, policy), ``arrived`` the time of the request.
@@ -51,17 +51,17 @@ class Abandonable(Response):
 
     @property
     @abstractmethod
-    def began(self) -> bool:
+    def has_started(self) -> bool:
         """Whether anything was sent."""
 
     @property
-    def finished(self) -> bool:
+    def is_complete(self) -> bool:
         """Whether the client has all of it, though its connection is not ended yet: some wait for
         no more than their API's last event."""
         return False
 
     @abstractmethod
-    async def work(self, send: Send) -> int:
+    async def respond(self, send: Send) -> int:
         """Send the response and return its status. A GatewayError is answered with where nothing
         was sent before."""
 
@@ -70,66 +70,68 @@ class Abandonable(Response):
     def phase(self) -> str:
         """Where the work stands, for the count of clients that left."""
 
-    def ended(self, status: int) -> None:
+    def record_end(self, status: int) -> None:
         """Called once, however it ended; 499 where the client left."""
         self.metrics.requests.labels(*self.labels, str(status)).inc()
-        self.metrics.duration.labels(*self.labels).observe(time.perf_counter() - self.arrived)
+        self.metrics.request_duration.labels(*self.labels).observe(
+            time.perf_counter() - self.arrived
+        )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        in_flight = self.metrics.in_flight.labels(self.labels[0])
+        in_flight = self.metrics.requests_in_flight.labels(self.labels[0])
         in_flight.inc()
         # Each layer of the framework wraps ``send``; a stream calls it once a token.
-        work = asyncio.ensure_future(self._guarded(scope.pop(RAW_SEND, send)))
-        watch = asyncio.ensure_future(self._watch(receive, work))
+        work = asyncio.ensure_future(self._respond_or_send_error(scope.pop(RAW_SEND, send)))
+        watch = asyncio.ensure_future(self._cancel_on_disconnect(receive, work))
         status = 500
         try:
             status = await work
         except asyncio.CancelledError:
             if not watch.done():
-                await self._shut_down(send)
+                await self._send_shutdown_error(send)
                 raise
             status = 200
-            if not self.finished:
+            if not self.is_complete:
                 status = 499
-                self.metrics.disconnects.labels(self.phase).inc()
-                self.metrics.aborts.labels("client-left").inc()
+                self.metrics.client_disconnects.labels(self.phase).inc()
+                self.metrics.upstream_aborts.labels("client-left").inc()
         finally:
             watch.cancel()
             in_flight.dec()
-            self.ended(status)
+            self.record_end(status)
 
-    async def _shut_down(self, send: Send) -> None:
+    async def _send_shutdown_error(self, send: Send) -> None:
         """The server ends while this runs: say so as far as it can still be said."""
         error = ShuttingDown("the gateway is shutting down")
-        if not self.began:
+        if not self.has_started:
             await send_error(send, error, self.path)
 
-    async def _guarded(self, send: Send) -> int:
+    async def _respond_or_send_error(self, send: Send) -> int:
         try:
-            return await self.work(send)
+            return await self.respond(send)
         except GatewayError as error:
             if error.reason is not None:
                 self.metrics.upstream_errors.labels(error.reason).inc()
-            if not self.began:
+            if not self.has_started:
                 await send_error(send, error, self.path)
             return error.status
 
     @staticmethod
-    async def _watch(receive: Receive, work: asyncio.Future[int]) -> None:
+    async def _cancel_on_disconnect(receive: Receive, work: asyncio.Future[int]) -> None:
         while (await receive())["type"] != "http.disconnect":
             pass
         work.cancel()
 
 
 async def send_error(send: Send, error: GatewayError, path: str) -> None:
-    body = body_at(path, error)
+    body = error_body(path, error)
     headers = [(k.encode(), v.encode()) for k, v in error.headers.items()]
     headers.append((b"content-length", b"%d" % len(body)))
     await send({"type": "http.response.start", "status": error.status, "headers": headers})
     await send({"type": "http.response.body", "body": body})
 
 
-class Passage(Abandonable):
+class Passthrough(CancellableResponse):
     """Hand a request through: what comes back is the engine's, byte for byte."""
 
     def __init__(
@@ -137,36 +139,36 @@ class Passage(Abandonable):
         metrics: Metrics,
         labels: tuple[str, str, str],
         arrived: float,
-        engine: Engine,
+        engine: EngineClient,
         method: str,
         path: str,
         headers: Sequence[tuple[bytes, bytes]],
         body: bytes,
-        extra: Sequence[tuple[bytes, bytes]] = (),
+        extra_headers: Sequence[tuple[bytes, bytes]] = (),
     ) -> None:
         super().__init__(metrics, labels, arrived)
         self._engine = engine
         self.path = path
-        self._call = (method, path, headers, body or None)
-        self._extra = extra
-        self._began = False
+        self._upstream_request = (method, path, headers, body or None)
+        self._extra_headers = extra_headers
+        self._has_started = False
 
     @property
-    def began(self) -> bool:
-        return self._began
+    def has_started(self) -> bool:
+        return self._has_started
 
     @property
     def phase(self) -> str:
-        return "streaming" if self.began else "before-first-token"
+        return "streaming" if self.has_started else "before-first-token"
 
-    async def work(self, send: Send) -> int:
-        response = await self._engine.send(*self._call)
+    async def respond(self, send: Send) -> int:
+        response = await self._engine.send(*self._upstream_request)
         try:
-            headers = reply_headers(response, self._extra)
+            headers = response_headers(response, self._extra_headers)
             length = response.headers.get("content-length")
             if length is not None and response.status_code not in (204, 304):
                 headers.append((b"content-length", length.encode()))
-            self._began = True
+            self._has_started = True
             await send(
                 {
                     "type": "http.response.start",
@@ -179,17 +181,19 @@ class Passage(Abandonable):
                     await send({"type": "http.response.body", "body": data, "more_body": True})
             except TRANSPORT_ERRORS as cause:
                 timeout = isinstance(cause, httpx.ReadTimeout)
-                error = broken_off("timeout" if timeout else "broken")
-                await self._broke_off(send, response, error)
+                error = interruption_error("timeout" if timeout else "broken")
+                await self._send_stream_error(send, response, error)
                 return error.status
             await send({"type": "http.response.body", "body": b""})
             return response.status_code
         finally:
             await response.aclose()
 
-    async def _broke_off(self, send: Send, response: httpx.Response, error: GatewayError) -> None:
+    async def _send_stream_error(
+        self, send: Send, response: httpx.Response, error: GatewayError
+    ) -> None:
         """An error event where a stream can carry one; the connection is broken in any case."""
         self.metrics.upstream_errors.labels(error.reason).inc()
         if response.headers.get("content-type", "").startswith("text/event-stream"):
-            event = event_at(self.path, error)
+            event = error_event(self.path, error)
             await send({"type": "http.response.body", "body": event, "more_body": True})

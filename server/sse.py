@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-__all__ = ["EventSplitter", "data_of"]
+__all__ = ["EventSplitter", "event_data"]
 
 _END = re.compile(rb"\n\n|\r\n\r\n|\r\r|\n\r\n|\r\n\n")
 
@@ -15,33 +15,33 @@ class EventSplitter:
     The events it gave and ``rest`` are, put together, exactly what was fed.
     """
 
-    __slots__ = ("_rest",)
+    __slots__ = ("_remainder",)
 
     def __init__(self) -> None:
-        self._rest = b""
+        self._remainder = b""
 
     def feed(self, data: bytes) -> list[bytes]:
-        whole = data.endswith(b"\n\n") and not self._rest
+        whole = data.endswith(b"\n\n") and not self._remainder
         if whole and data.count(b"\n") == 2 and b"\r" not in data:
             return [data]  # one event a read: nearly always
-        text = self._rest + data
+        text = self._remainder + data
         if b"\r" not in text:
-            *parts, self._rest = text.split(b"\n\n")
+            *parts, self._remainder = text.split(b"\n\n")
             return [part + b"\n\n" for part in parts]
         events, start = [], 0
         for match in _END.finditer(text):
             events.append(text[start : match.end()])
             start = match.end()
-        self._rest = text[start:]
+        self._remainder = text[start:]
         return events
 
     @property
-    def rest(self) -> bytes:
+    def remainder(self) -> bytes:
         """What is left behind the last whole event."""
-        return self._rest
+        return self._remainder
 
 
-def data_of(event: bytes) -> bytes | None:
+def event_data(event: bytes) -> bytes | None:
     """The event's data, or None where it has none (a keep-alive comment)."""
     if event.startswith(b"data: ") and event.find(b"\n") == len(event) - 2 and b"\r" not in event:
         return event[6:-2]  # a line of data and an empty one: nearly always

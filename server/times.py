@@ -12,7 +12,7 @@ class Times:
     """Seconds on the monotonic clock; 0.0 until it happened."""
 
     arrived: float
-    sent: float = 0.0
+    request_sent: float = 0.0
     first_read: float = 0.0
     first_write: float = 0.0
     triggered: float = 0.0

@@ -29,8 +29,8 @@ class Transport(httpx.AsyncBaseTransport):
     reply that wait here at most before the engine is held up.
     """
 
-    def __init__(self, keep: float, high_water: int) -> None:
-        self._keep = keep
+    def __init__(self, keepalive_expiry: float, high_water: int) -> None:
+        self._keepalive_expiry = keepalive_expiry
         self._high_water = high_water
         self._idle: dict[_Origin, dict[_Connection, float]] = {}  # the latest last
 
@@ -41,14 +41,14 @@ class Transport(httpx.AsyncBaseTransport):
         origin = (url.scheme, url.host, url.port or (443 if url.scheme == "https" else 80))
         # One that was kept may have been closed by the other side just as it is taken; nothing was
         # begun then.
-        if (kept := self._take(origin)) is not None:
+        if (kept := self._take_idle(origin)) is not None:
             exchange = _Exchange(kept, request.method, self._high_water)
-            if await exchange.begun(request, content, timeouts.get("read"), kept=True):
-                return exchange.response(request)
+            if await exchange.start(request, content, timeouts.get("read"), reused=True):
+                return exchange.build_response(request)
         connection = await self._connect(origin, timeouts.get("connect"))
         exchange = _Exchange(connection, request.method, self._high_water)
-        await exchange.begun(request, content, timeouts.get("read"))
-        return exchange.response(request)
+        await exchange.start(request, content, timeouts.get("read"))
+        return exchange.build_response(request)
 
     async def aclose(self) -> None:
         for connections in self._idle.values():
@@ -58,12 +58,14 @@ class Transport(httpx.AsyncBaseTransport):
 
     async def _connect(self, origin: _Origin, patience: float | None) -> _Connection:
         scheme, host, port = origin
-        context = self._context if scheme == "https" else None
+        context = self._ssl_context if scheme == "https" else None
         loop = asyncio.get_running_loop()
         try:
             async with asyncio.timeout(patience):
                 _, connection = await loop.create_connection(
-                    lambda: _Connection(loop, lambda c: self._put(origin, c), self._forget),
+                    lambda: _Connection(
+                        loop, lambda c: self._put_idle(origin, c), self._remove_idle
+                    ),
                     host,
                     port,
                     ssl=context,
@@ -75,15 +77,15 @@ class Transport(httpx.AsyncBaseTransport):
         return connection
 
     @cached_property
-    def _context(self) -> ssl.SSLContext:
+    def _ssl_context(self) -> ssl.SSLContext:
         return httpx.create_ssl_context()
 
-    def _take(self, origin: _Origin) -> _Connection | None:
+    def _take_idle(self, origin: _Origin) -> _Connection | None:
         idle = self._idle.get(origin)
         if not idle:
             return None
         connection, since = idle.popitem()
-        if connection.loop.time() - since <= self._keep:
+        if connection.loop.time() - since <= self._keepalive_expiry:
             return connection
         connection.abort()
         for older in list(idle):
@@ -91,15 +93,15 @@ class Transport(httpx.AsyncBaseTransport):
         idle.clear()
         return None
 
-    def _put(self, origin: _Origin, connection: _Connection) -> None:
+    def _put_idle(self, origin: _Origin, connection: _Connection) -> None:
         idle, now = self._idle.setdefault(origin, {}), connection.loop.time()
         idle[connection] = now
         oldest, since = next(iter(idle.items()))
-        if now - since > self._keep:
+        if now - since > self._keepalive_expiry:
             del idle[oldest]
             oldest.abort()
 
-    def _forget(self, connection: _Connection) -> None:
+    def _remove_idle(self, connection: _Connection) -> None:
         for idle in self._idle.values():
             idle.pop(connection, None)
 
@@ -112,28 +114,28 @@ class _Connection(asyncio.Protocol):
     def __init__(
         self,
         loop: asyncio.AbstractEventLoop,
-        keep: Callable[[_Connection], None],
-        forget: Callable[[_Connection], None],
+        on_reusable: Callable[[_Connection], None],
+        on_lost: Callable[[_Connection], None],
     ) -> None:
         self.loop = loop
-        self.heard = 0.0
+        self.last_received_at = 0.0
         self.exchange: _Exchange | None = None
         self._parser: HttpResponseParser | None = None
-        self._keep = keep
-        self._forget = forget
+        self._on_reusable = on_reusable
+        self._on_lost = on_lost
 
-    def begin(self, exchange: _Exchange, head: bytes, content: bytes) -> HttpResponseParser:
+    def send_request(self, exchange: _Exchange, head: bytes, content: bytes) -> HttpResponseParser:
         self.exchange = exchange
         self._parser = HttpResponseParser(exchange)
-        self.heard = self.loop.time()
+        self.last_received_at = self.loop.time()
         self.transport.writelines([head, content])
         return self._parser
 
-    def finished(self, reusable: bool) -> None:
+    def finish_exchange(self, reusable: bool) -> None:
         """The exchange is over, and with it the cycle of all that takes part in it."""
         self.exchange = self._parser = None
         if reusable and not self.transport.is_closing():
-            self._keep(self)
+            self._on_reusable(self)
         else:
             self.transport.close()
 
@@ -151,18 +153,18 @@ class _Connection(asyncio.Protocol):
         if exchange is None or parser is None:
             self.transport.abort()  # nobody asked
             return
-        self.heard = self.loop.time()
+        self.last_received_at = self.loop.time()
         try:
             parser.feed_data(data)
         except (HttpParserError, HttpParserUpgrade) as error:
             exchange.fail(httpx.RemoteProtocolError(f"what the engine sent is no HTTP: {error}"))
             return
-        exchange.arrived(len(data))
+        exchange.after_data(len(data))
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._forget(self)
+        self._on_lost(self)
         if self.exchange is not None:
-            self.exchange.lost(exc)
+            self.exchange.after_connection_lost(exc)
 
 
 class _Exchange(httpx.AsyncByteStream):
@@ -177,36 +179,40 @@ class _Exchange(httpx.AsyncByteStream):
         self._headers: list[tuple[bytes, bytes]] = []
         self._parts: list[bytes] = []
         self.on_body = self._parts.append
-        self._size = 0
+        self._buffered_bytes = 0
         self._paused = False
-        self._over = self._reusable = False
-        self._until_close = True  # nothing in the head says where the body ends
+        self._is_complete = self._reusable = False
+        self._ends_at_close = True  # nothing in the head says where the body ends
         self._error: httpx.TransportError | None = None
         self._waiter: asyncio.Future[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
 
-    async def begun(
-        self, request: httpx.Request, content: bytes, silence: float | None, kept: bool = False
+    async def start(
+        self,
+        request: httpx.Request,
+        content: bytes,
+        read_timeout: float | None,
+        reused: bool = False,
     ) -> bool:
         """Send the request and wait for the head of its reply. False where a ``kept`` connection
         was lost before any of it came."""
         connection = self._connection
         assert connection is not None
-        self._parser = connection.begin(self, _head_of(request), content)
-        self._watch(silence)
+        self._parser = connection.send_request(self, _encode_head(request), content)
+        self._check_read_timeout(read_timeout)
         try:
             while not self.status and self._error is None:
-                await self._news(connection.loop)
+                await self._new_waiter(connection.loop)
         except asyncio.CancelledError:
             await self.aclose()
             raise
         if self._error is None or self.status:
             return True
-        if kept and isinstance(self._error, httpx.ReadError):
+        if reused and isinstance(self._error, httpx.ReadError):
             return False
         raise self._error
 
-    def response(self, request: httpx.Request) -> httpx.Response:
+    def build_response(self, request: httpx.Request) -> httpx.Response:
         return httpx.Response(self.status, headers=self._headers, stream=self, request=request)
 
     def __aiter__(self) -> _Exchange:
@@ -218,61 +224,65 @@ class _Exchange(httpx.AsyncByteStream):
         while not parts:
             if self._error is not None:
                 raise self._error
-            if self._over or self._connection is None:
+            if self._is_complete or self._connection is None:
                 raise StopAsyncIteration
-            await self._news(self._connection.loop)
+            await self._new_waiter(self._connection.loop)
         data = parts[0] if len(parts) == 1 else b"".join(parts)
         parts.clear()
-        self._size = 0
+        self._buffered_bytes = 0
         if self._paused:
             self._paused = False
             if self._connection is not None:
-                self._connection.heard = self._connection.loop.time()
+                self._connection.last_received_at = self._connection.loop.time()
                 self._connection.transport.resume_reading()
         return data
 
     async def aclose(self) -> None:
         """Ends the engine's work, where it is not over, and who waits for more of it."""
-        if (connection := self._detached()) is not None:
+        if (connection := self._detach()) is not None:
             connection.abort()
         self._wake()
 
     # -- what the connection brings ------------------------------------------------------------
 
-    def arrived(self, size: int) -> None:
+    def after_data(self, size: int) -> None:
         """The parser has seen so many bytes more."""
         connection = self._connection
-        if self._over:
+        if self._is_complete:
             if self._method == "HEAD":
                 self._parts.clear()
-            if (connection := self._detached()) is not None:
-                connection.finished(self._reusable)
+            if (connection := self._detach()) is not None:
+                connection.finish_exchange(self._reusable)
         else:
-            self._size += size
-            if self._size > self._high_water and not self._paused and connection is not None:
+            self._buffered_bytes += size
+            if (
+                self._buffered_bytes > self._high_water
+                and not self._paused
+                and connection is not None
+            ):
                 self._paused = True
                 connection.transport.pause_reading()
         self._wake()
 
-    def lost(self, cause: Exception | None) -> None:
-        if self.status and self._until_close and cause is None:
-            self._over = True
-            self._detached()
+    def after_connection_lost(self, cause: Exception | None) -> None:
+        if self.status and self._ends_at_close and cause is None:
+            self._is_complete = True
+            self._detach()
             self._wake()
         else:
             self.fail(httpx.ReadError("the engine closed the connection"))
 
     def fail(self, error: httpx.TransportError) -> None:
-        if not self._over:  # behind its end, it is the connection's alone
+        if not self._is_complete:  # behind its end, it is the connection's alone
             self._error = error
-        if (connection := self._detached()) is not None:
+        if (connection := self._detach()) is not None:
             connection.abort()
         self._wake()
 
     # -- what the parser finds -----------------------------------------------------------------
 
     def on_message_begin(self) -> None:
-        if self._over:  # whose reply this is, nobody can say: the parser stops, and fails
+        if self._is_complete:  # whose reply this is, nobody can say: the parser stops, and fails
             raise httpx.RemoteProtocolError("a reply that nobody asked for")
 
     def on_header(self, name: bytes, value: bytes) -> None:
@@ -286,18 +296,18 @@ class _Exchange(httpx.AsyncByteStream):
             return
         self.status = status
         names = {name.lower() for name, _ in self._headers}
-        self._until_close = names.isdisjoint((b"content-length", b"transfer-encoding"))
+        self._ends_at_close = names.isdisjoint((b"content-length", b"transfer-encoding"))
         if self._method == "HEAD":
-            self._over = True  # the parser waits for what the head announces
+            self._is_complete = True  # the parser waits for what the head announces
 
     def on_message_complete(self) -> None:
         if self._parser is not None and self.status:
-            self._over = True
+            self._is_complete = True
             self._reusable = self._parser.should_keep_alive()
 
     # ------------------------------------------------------------------------------------------
 
-    def _detached(self) -> _Connection | None:
+    def _detach(self) -> _Connection | None:
         """The connection, which is no longer this exchange's."""
         connection, self._connection, self._parser = self._connection, None, None
         if connection is not None and self._paused:
@@ -308,7 +318,7 @@ class _Exchange(httpx.AsyncByteStream):
             self._timer = None
         return connection
 
-    def _news(self, loop: asyncio.AbstractEventLoop) -> asyncio.Future[None]:
+    def _new_waiter(self, loop: asyncio.AbstractEventLoop) -> asyncio.Future[None]:
         self._waiter = waiter = loop.create_future()
         return waiter
 
@@ -317,21 +327,21 @@ class _Exchange(httpx.AsyncByteStream):
         if waiter is not None and not waiter.done():
             waiter.set_result(None)
 
-    def _watch(self, silence: float | None) -> None:
+    def _check_read_timeout(self, read_timeout: float | None) -> None:
         """End the exchange when nothing was heard for so long. The timer is not moved with each
         read: it looks, when it is due, how long it is to wait still."""
         connection = self._connection
-        if silence is None or connection is None:
+        if read_timeout is None or connection is None:
             return
         now = connection.loop.time()
-        left = silence if self._paused else connection.heard + silence - now
+        left = read_timeout if self._paused else connection.last_received_at + read_timeout - now
         if left <= 0:
-            self.fail(httpx.ReadTimeout(f"nothing came for {silence:g} s"))
+            self.fail(httpx.ReadTimeout(f"nothing came for {read_timeout:g} s"))
         else:
-            self._timer = connection.loop.call_later(left, self._watch, silence)
+            self._timer = connection.loop.call_later(left, self._check_read_timeout, read_timeout)
 
 
-def _head_of(request: httpx.Request) -> bytes:
+def _encode_head(request: httpx.Request) -> bytes:
     lines = [request.method.encode("ascii"), b" ", request.url.raw_path, b" HTTP/1.1\r\n"]
     for name, value in request.headers.raw:
         lines += (name, b": ", value, b"\r\n")

@@ -12,26 +12,26 @@ from typing import Any
 
 import msgspec
 
-from server.sse import data_of
+from server.sse import event_data
 
 __all__ = [
     "Chunk",
     "Delta",
     "Fields",
-    "Renamer",
+    "IdRewriter",
+    "build_reasoning_chunk",
     "decode_chunk",
-    "event_of",
-    "given",
+    "encode_event",
+    "has_only_token_ids",
+    "has_value",
     "hide_ids",
-    "is_padding",
-    "most_probable",
-    "ranked",
-    "spoken",
-    "thought_of",
-    "with_bias",
-    "with_index",
+    "sort_logprobs",
+    "top_logprobs",
+    "trim_logprobs",
+    "trim_to_reasoning",
+    "with_choice_index",
     "with_key",
-    "with_logprobs",
+    "with_logit_bias",
     "without_reasoning",
 ]
 
@@ -39,11 +39,11 @@ __all__ = [
 Fields = dict[str, msgspec.Raw]
 """A request's top-level values, as the bytes they were written in."""
 _ABSENT = msgspec.Raw()
-Fewer = Callable[[dict[str, Any], int], None]
+LogprobsTrimmer = Callable[[dict[str, Any], int], None]
 _EMPTY = (b"", b"null", b"[]")
 
 
-def given(value: msgspec.Raw) -> bool:
+def has_value(value: msgspec.Raw) -> bool:
     """Whether a value that is not decoded holds anything."""
     return value is not _ABSENT and bytes(value) not in _EMPTY
 
@@ -56,7 +56,7 @@ class Delta(msgspec.Struct, gc=False):
     tool_calls: msgspec.Raw = _ABSENT
 
     @property
-    def thought(self) -> str:
+    def reasoning_text(self) -> str:
         return self.reasoning or self.reasoning_content or ""
 
 
@@ -77,73 +77,73 @@ class Chunk(msgspec.Struct, gc=False):
     error: msgspec.Raw = _ABSENT
 
 
-class _Top(msgspec.Struct):
+class _TopLogprob(msgspec.Struct):
     logprob: float
 
 
-class _Told(msgspec.Struct):
-    top_logprobs: list[_Top] = []
+class _TokenLogprobs(msgspec.Struct):
+    top_logprobs: list[_TopLogprob] = []
 
 
 class _Logprobs(msgspec.Struct):
-    content: list[_Told] | None = None
+    content: list[_TokenLogprobs] | None = None
 
 
 decode_chunk: Callable[[bytes], Chunk] = msgspec.json.Decoder(Chunk).decode
 """Raises msgspec.MsgspecError where the bytes are no chunk."""
 _decode_logprobs = msgspec.json.Decoder(_Logprobs).decode
-_UNTOLD = -9999.0
+_MISSING_LOGPROB = -9999.0
 
 
-def most_probable(logprobs: msgspec.Raw) -> list[list[float]]:
+def top_logprobs(logprobs: msgspec.Raw) -> list[list[float]]:
     """For each token of a chunk the log-probabilities that were told, highest first.
 
     Raises msgspec.MsgspecError where they cannot be read.
     """
-    if not given(logprobs):
+    if not has_value(logprobs):
         return []
     content = _decode_logprobs(logprobs).content or []
-    return [ranked(top.logprob for top in one.top_logprobs) for one in content]
+    return [sort_logprobs(top.logprob for top in one.top_logprobs) for one in content]
 
 
-def ranked(told: Iterable[float]) -> list[float]:
+def sort_logprobs(logprobs: Iterable[float]) -> list[float]:
     """Log-probabilities of one token, highest first; none where vLLM told that of the token itself
     alone, as it does while it scores chosen tokens for somebody else."""
-    found = sorted(told, reverse=True)
-    return [] if len(found) > 1 and found[1] <= _UNTOLD else found
+    found = sorted(logprobs, reverse=True)
+    return [] if len(found) > 1 and found[1] <= _MISSING_LOGPROB else found
 
 
-def with_logprobs(
-    event: bytes, choice: Choice, asked: int | None, fewer: Fewer | None = None
+def trim_logprobs(
+    event: bytes, choice: Choice, requested: int | None, trim: LogprobsTrimmer | None = None
 ) -> bytes:
     """The event with the log-probabilities that the client asked for: ``asked`` of the most
     probable tokens, None for nothing at all. The choice is left in step with it. ``fewer`` takes
     the others out, where they have another shape than a chat's."""
     shown = b"null"
-    if asked is not None:
+    if requested is not None:
         logprobs = msgspec.json.decode(choice.logprobs)
-        (fewer or _fewer)(logprobs, asked)
+        (trim or _trim_chat_logprobs)(logprobs, requested)
         shown = msgspec.json.encode(logprobs)
     key, told = b'"logprobs":', bytes(choice.logprobs)
     choice.logprobs = msgspec.Raw(shown)
     return event.replace(key + told, key + shown, 1)
 
 
-def _fewer(logprobs: dict[str, Any], asked: int) -> None:
+def _trim_chat_logprobs(logprobs: dict[str, Any], requested: int) -> None:
     for one in logprobs.get("content") or ():
-        del one["top_logprobs"][asked:]
+        del one["top_logprobs"][requested:]
 
 
-def event_of(data: bytes) -> bytes:
+def encode_event(data: bytes) -> bytes:
     return b"data: " + data + b"\n\n"
 
 
-def is_padding(event: bytes, choice: Choice) -> bool:
+def has_only_token_ids(event: bytes, choice: Choice) -> bool:
     """A chunk that the engine sends only because token ids were asked for: it holds no more."""
     return (
         choice.delta.reasoning is None
         and choice.finish_reason is None
-        and not given(choice.logprobs)
+        and not has_value(choice.logprobs)
         and b'"delta":{}' in event
     )
 
@@ -157,7 +157,9 @@ def hide_ids(event: bytes, key: bytes = b'"token_ids":[') -> bytes:
     return event[:begin] + b"null" + event[event.index(b"]", begin) + 1 :]
 
 
-def spoken(chunk: Chunk, model: str, text: str, token_ids: Sequence[int] | None) -> bytes:
+def build_reasoning_chunk(
+    chunk: Chunk, model: str, text: str, token_ids: Sequence[int] | None
+) -> bytes:
     """The data of a chunk of ``chunk``'s stream that brings ``text`` as reasoning."""
     delta = {"reasoning": text}
     choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": None}
@@ -172,18 +174,18 @@ def spoken(chunk: Chunk, model: str, text: str, token_ids: Sequence[int] | None)
     )
 
 
-def with_bias(given: msgspec.Raw, token: int, bias: float) -> msgspec.Raw:
+def with_logit_bias(logit_bias: msgspec.Raw, token: int, bias: float) -> msgspec.Raw:
     """A client's ``logit_bias`` with ``bias`` added to a token's; what is no such thing stays, for
     the engine to refuse."""
     try:
-        biases = msgspec.json.decode(given, type=dict[str, float] | None) or {}
+        biases = msgspec.json.decode(logit_bias, type=dict[str, float] | None) or {}
     except msgspec.MsgspecError:
-        return given
+        return logit_bias
     biases[str(token)] = min(biases.get(str(token), 0.0) + bias, 100.0)
     return msgspec.Raw(msgspec.json.encode(biases))
 
 
-def with_index(event: bytes, index: int) -> bytes:
+def with_choice_index(event: bytes, index: int) -> bytes:
     """The event of a response's first choice as that of its ``index``-th."""
     if index == 0:
         return event
@@ -191,10 +193,10 @@ def with_index(event: bytes, index: int) -> bytes:
     if first + b"0" in event:
         return event.replace(first + b"0", first + b"%d" % index, 1)
     # llama.cpp begins a choice with another key, and others may.
-    chunk = msgspec.json.decode(data_of(event) or b"{}")
+    chunk = msgspec.json.decode(event_data(event) or b"{}")
     for choice in chunk.get("choices", ()):
         choice["index"] = index
-    return event_of(msgspec.json.encode(chunk))
+    return encode_event(msgspec.json.encode(chunk))
 
 
 def with_key(data: bytes, key: str, value: Any) -> bytes:
@@ -218,10 +220,10 @@ def without_reasoning(data: bytes) -> bytes | None:
     return msgspec.json.encode(chunk)
 
 
-def thought_of(event: bytes, kept: int) -> bytes | None:
+def trim_to_reasoning(event: bytes, keep_ids: int) -> bytes | None:
     """What a chat chunk says within the trace, of its first ``kept`` tokens, ending nothing; None
     where that is nothing."""
-    chunk = msgspec.json.decode(data_of(event) or b"{}")
+    chunk = msgspec.json.decode(event_data(event) or b"{}")
     choice = chunk["choices"][0]
     delta = choice["delta"]
     thought = {k: delta[k] for k in ("role", "reasoning", "reasoning_content") if k in delta}
@@ -232,26 +234,26 @@ def thought_of(event: bytes, kept: int) -> bytes | None:
     choice.pop("stop_reason", None)
     chunk.pop("system_fingerprint", None)
     if ids:
-        choice["token_ids"] = ids[:kept]
+        choice["token_ids"] = ids[:keep_ids]
     if choice.get("logprobs"):
-        choice["logprobs"]["content"] = choice["logprobs"]["content"][:kept]
-    return event_of(msgspec.json.encode(chunk))
+        choice["logprobs"]["content"] = choice["logprobs"]["content"][:keep_ids]
+    return encode_event(msgspec.json.encode(chunk))
 
 
-class Renamer:
+class IdRewriter:
     """Give the chunks of a second stream the id and the time of the first."""
 
-    __slots__ = ("_pairs",)
+    __slots__ = ("_replacements",)
 
     def __init__(self, first: Chunk, second: Chunk) -> None:
         encode = msgspec.json.encode
-        self._pairs = [
+        self._replacements = [
             (b'"id":' + encode(second.id), b'"id":' + encode(first.id)),
             (b'"created":' + encode(second.created), b'"created":' + encode(first.created)),
         ]
 
     def __call__(self, event: bytes) -> bytes:
         # Both keys stand before the choices, so the first place is theirs.
-        for old, new in self._pairs:
+        for old, new in self._replacements:
             event = event.replace(old, new, 1)
         return event

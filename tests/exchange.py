@@ -10,7 +10,17 @@ import httpx
 
 CHAT = "/v1/chat/completions"
 
-__all__ = ["CHAT", "body", "chat", "events", "metric", "normal", "raw_stream", "sent", "stream"]
+__all__ = [
+    "CHAT",
+    "body",
+    "chat",
+    "engine_requests",
+    "events",
+    "metric_value",
+    "normalize",
+    "raw_stream",
+    "stream",
+]
 
 
 def body(**fields: Any) -> dict[str, Any]:
@@ -36,20 +46,20 @@ def stream(url: str, headers: dict[str, str] | None = None, **fields: Any) -> li
     return events(raw_stream(url, headers, **fields))
 
 
-def normal(raw: bytes) -> bytes:
+def normalize(raw: bytes) -> bytes:
     """Bytes of a reply without what differs between two: ids and times."""
     raw = re.sub(rb'"id":"chatcmpl-[^"]*"', b'"id":"chatcmpl-X"', raw)
     return re.sub(rb'"created":\d+', b'"created":0', raw)
 
 
-def sent(standin: str) -> list[dict[str, Any]]:
+def engine_requests(standin: str) -> list[dict[str, Any]]:
     """The latest requests with a body that the stand-in got: path, headers, and the body as its
     text. Those without one may be the gateway's own, which looks whether the engine is there."""
     got: list[dict[str, Any]] = httpx.get(f"{standin}/standin/requests").json()
     return [request for request in got if request["body"]]
 
 
-def metric(url: str, name: str, **labels: str) -> float:
+def metric_value(url: str, name: str, **labels: str) -> float:
     """The sum of a metric's series that have these labels."""
     total = 0.0
     for line in httpx.get(f"{url}/metrics").text.splitlines():

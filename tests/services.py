@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from benchmarks.services import free_port, gateway, running
+from benchmarks.services import free_port, start_gateway, start_process
 
 __all__ = ["adjourn", "standin"]
 
@@ -17,10 +17,10 @@ def standin() -> Iterator[str]:
     """The stand-in's base URL."""
     port = free_port()
     url = f"http://127.0.0.1:{port}"
-    with running(
+    with start_process(
         [sys.executable, "-m", "benchmarks.standin", "--port", str(port), "--rate", "400"],
         f"{url}/health",
-        within=20,
+        timeout=20,
     ):
         yield url
 
@@ -28,5 +28,5 @@ def standin() -> Iterator[str]:
 @pytest.fixture(scope="session")
 def adjourn(standin: str) -> Iterator[str]:
     """A gateway with ``deer`` before the stand-in; nothing is held out."""
-    with gateway(standin, free_port(), "--policy", "deer", "--hold-out", "0") as url:
+    with start_gateway(standin, free_port(), "--policy", "deer", "--hold-out", "0") as url:
         yield url

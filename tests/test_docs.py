@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from policies.dialect import builtin
-from policies.states import TABLE, Input
+from policies.dialect import builtin_dialects
+from policies.states import TRANSITIONS, Input
 
 ROOT = Path(__file__).parent.parent
 
@@ -17,7 +17,7 @@ def test_the_diagram_is_the_table() -> None:
     drawn = {line.strip() for line in block.splitlines() if "-->" in line and "[*]" not in line}
     table = {
         f"{state.value} --> {after.value}: {signal.value}"
-        for state, row in TABLE.items()
+        for state, row in TRANSITIONS.items()
         for signal, after in row.items()
         if signal is not Input.END
     }
@@ -28,8 +28,8 @@ def test_every_dialect_is_in_the_table() -> None:
     """In the order in which they are tried, each with the closing text that it has."""
     text = (ROOT / "docs" / "dialects.md").read_text().replace("\\|", "|")
     rows = [line for line in text.splitlines() if line.startswith("| `")]
-    assert [row.split("`")[1] for row in rows] == list(builtin())
-    for row, dialect in zip(rows, builtin().values(), strict=True):
+    assert [row.split("`")[1] for row in rows] == list(builtin_dialects())
+    for row, dialect in zip(rows, builtin_dialects().values(), strict=True):
         closing = dialect.closing.replace("\n", "\\n")
         assert f"`{closing}`" in row
         assert all(f"`{marker}`" in row for marker in dialect.breaks[:1])

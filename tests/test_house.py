@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from policies.registry import available
-from server.config import PREFIX, Settings
+from server.config import ENV_PREFIX, Settings
 from server.metrics import Metrics
 
 ROOT = Path(__file__).parent.parent
@@ -149,7 +149,7 @@ def test_a_policys_options_are_documented(name: str) -> None:
 @pytest.mark.parametrize("name", sorted(Settings.model_fields))
 def test_a_setting_is_documented(name: str) -> None:
     """Each key and its variable stand in docs/configuration.md, in backticks."""
-    words = (name, f"{PREFIX}{name.upper()}")
+    words = (name, f"{ENV_PREFIX}{name.upper()}")
     assert [word for word in words if f"`{word}`" not in text("configuration.md")] == []
 
 

@@ -13,120 +13,140 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.lab.tape import Tape, Tapes
+from benchmarks.lab.tape import ReplayDataset, ReplayTrace
 
-__all__ = ["Array", "Baselines", "Rows", "row"]
+__all__ = ["Baselines", "FloatArray", "PerTraceScores", "to_array"]
 
-Array = NDArray[np.float64]
-_CHANCES = 1000
-_ROUNDING = 1e-9
+FloatArray = NDArray[np.float64]
+_PROBABILITY_STEPS = 1000
+_COST_TOLERANCE = 1e-9
 
 
 @dataclass(frozen=True, slots=True)
-class Rows:
+class PerTraceScores:
     """A policy or a baseline, a value a trace. ``right`` and ``stopped`` are chances in [0, 1],
     ``net`` and ``position`` expected tokens."""
 
     name: str
-    right: Array
-    net: Array
-    position: Array
-    stopped: Array
+    correct: FloatArray
+    net_tokens: FloatArray
+    position: FloatArray
+    stopped: FloatArray
 
 
 class Baselines:
     """The baselines of these traces. A cut costs the tokens that are decoded until its answer
     begins, as a policy's does, unless ``instant``."""
 
-    def __init__(self, tapes: Tapes, *, instant: bool = False) -> None:
-        self._tapes = tapes.tapes
-        self._full = row(t.ledger.reasoning for t in self._tapes)
-        self._net = row(t.ledger.net for t in self._tapes)
-        self._right = row(t.right(t.answer) for t in self._tapes)
-        resume = 0.0 if instant else tapes.resume
-        closing = len(tapes.marks.closing)
-        self._behind = row(
-            t.opening + closing + t.answer_tokens + resume / _pace(t) for t in self._tapes
+    def __init__(self, dataset: ReplayDataset, *, instant: bool = False) -> None:
+        self._traces = dataset.traces
+        self._full_lengths = to_array(t.ledger.reasoning for t in self._traces)
+        self._full_net_tokens = to_array(t.ledger.net for t in self._traces)
+        self._full_correct = to_array(t.is_correct(t.answer) for t in self._traces)
+        resume = 0.0 if instant else dataset.resume_seconds
+        closing = len(dataset.dialect.closing)
+        self._tokens_after_cut = to_array(
+            t.opening_tokens + closing + t.answer_tokens + resume / _seconds_per_token(t)
+            for t in self._traces
         )
-        cues = [sorted({p.position for p in t.places if p.kind == "cue"}) for t in self._tapes]
-        self._cues = _padded(cues)
-        self._cue_rights = _padded(
+        cues = [
+            sorted({p.position for p in t.checkpoints if p.kind == "cue"}) for t in self._traces
+        ]
+        self._cue_positions = _pad_rows(cues)
+        self._correct_at_cues = _pad_rows(
             [
-                [t.right(t.trial(p).answer) for p in own]
-                for t, own in zip(self._tapes, cues, strict=True)
+                [t.is_correct(t.trial_answer_at(p).answer) for p in own]
+                for t, own in zip(self._traces, cues, strict=True)
             ]
         )
         # Mean costs of every budget and of every chance of a cut.
-        budgets = np.arange(int(self._full.max()) + 2)
-        self._budgets = row(self._cost(np.full_like(self._full, b)).mean() for b in budgets)
-        self._chances = row(self._cues_cost(c / _CHANCES).mean() for c in range(_CHANCES + 1))
+        budgets = np.arange(int(self._full_lengths.max()) + 2)
+        self._mean_cost_by_budget = to_array(
+            self._cut_cost(np.full_like(self._full_lengths, b)).mean() for b in budgets
+        )
+        self._mean_cost_by_probability = to_array(
+            self._random_cue_cost(c / _PROBABILITY_STEPS).mean()
+            for c in range(_PROBABILITY_STEPS + 1)
+        )
 
-    def full(self) -> Rows:
-        return Rows("full thinking", self._right, self._net, self._full, np.zeros_like(self._full))
+    def full_thinking(self) -> PerTraceScores:
+        return PerTraceScores(
+            "full thinking",
+            self._full_correct,
+            self._full_net_tokens,
+            self._full_lengths,
+            np.zeros_like(self._full_lengths),
+        )
 
-    def none(self) -> Rows:
+    def no_thinking(self) -> PerTraceScores:
         """The trial answer before the first token."""
-        return self._cut("no thinking", np.zeros_like(self._full))
+        return self._cut_at("no thinking", np.zeros_like(self._full_lengths))
 
-    def oracle(self) -> Rows:
-        settled = (tape.settled() for tape in self._tapes)
-        places = row(np.inf if place is None else place for place in settled)
-        return replace(self._cut("oracle", places), right=self._right)
+    def oracle(self) -> PerTraceScores:
+        settled = (tape.settled_position() for tape in self._traces)
+        places = to_array(np.inf if place is None else place for place in settled)
+        return replace(self._cut_at("oracle", places), correct=self._full_correct)
 
-    def budget(self, tokens: float) -> Rows:
-        return self._cut(f"budget of {tokens:.0f}", np.full_like(self._full, tokens))
+    def budget(self, tokens: float) -> PerTraceScores:
+        return self._cut_at(f"budget of {tokens:.0f}", np.full_like(self._full_lengths, tokens))
 
-    def budget_of(self, net: float) -> Rows:
+    def budget_at_cost(self, net_tokens: float) -> PerTraceScores:
         """The budget with this mean net cost, as near as there is one."""
 
         # Cutting a trace just before its end costs more than letting it end, so costs may fall.
-        fitting = np.flatnonzero(self._budgets <= net + _ROUNDING)
+        fitting = np.flatnonzero(self._mean_cost_by_budget <= net_tokens + _COST_TOLERANCE)
         return self.budget(float(fitting[-1]) if len(fitting) else 0.0)
 
-    def random_cue(self, chance: float) -> Rows:
+    def random_cue(self, probability: float) -> PerTraceScores:
         """A cut at each cue with this chance: each trace's expectation."""
-        return Rows(
-            f"random cue, chance {chance:.2f}",
-            self._expected(chance, self._cue_rights, self._right),
-            self._cues_cost(chance),
-            self._expected(chance, self._cues, self._full),
-            self._expected(chance, np.ones_like(self._cues), np.zeros_like(self._full)),
+        return PerTraceScores(
+            f"random cue, chance {probability:.2f}",
+            self._expected_value(probability, self._correct_at_cues, self._full_correct),
+            self._random_cue_cost(probability),
+            self._expected_value(probability, self._cue_positions, self._full_lengths),
+            self._expected_value(
+                probability, np.ones_like(self._cue_positions), np.zeros_like(self._full_lengths)
+            ),
         )
 
-    def random_cue_of(self, net: float) -> Rows:
+    def random_cue_at_cost(self, net_tokens: float) -> PerTraceScores:
         """The chance with this mean net cost, as near as there is one."""
-        fitting = np.flatnonzero(self._chances <= net + _ROUNDING)
-        return self.random_cue(float(fitting[0]) / _CHANCES if len(fitting) else 1.0)
+        fitting = np.flatnonzero(self._mean_cost_by_probability <= net_tokens + _COST_TOLERANCE)
+        return self.random_cue(float(fitting[0]) / _PROBABILITY_STEPS if len(fitting) else 1.0)
 
-    def _expected(self, chance: float, at_cues: Array, whole: Array) -> Array:
-        there = ~np.isnan(self._cues)
+    def _expected_value(self, chance: float, at_cues: FloatArray, whole: FloatArray) -> FloatArray:
+        there = ~np.isnan(self._cue_positions)
         weights = np.where(there, chance * (1 - chance) ** np.arange(there.shape[1]), 0.0)
         left = (1 - chance) ** there.sum(axis=1)
-        summed: Array = (weights * np.nan_to_num(at_cues)).sum(axis=1) + left * whole
+        summed: FloatArray = (weights * np.nan_to_num(at_cues)).sum(axis=1) + left * whole
         return summed
 
-    def _cues_cost(self, chance: float) -> Array:
-        return self._expected(chance, self._cues + self._behind[:, None], self._net)
+    def _random_cue_cost(self, chance: float) -> FloatArray:
+        return self._expected_value(
+            chance, self._cue_positions + self._tokens_after_cut[:, None], self._full_net_tokens
+        )
 
-    def _cost(self, places: Array) -> Array:
-        return np.where(places < self._full, places + self._behind, self._net)
+    def _cut_cost(self, places: FloatArray) -> FloatArray:
+        return np.where(
+            places < self._full_lengths, places + self._tokens_after_cut, self._full_net_tokens
+        )
 
-    def _cut(self, name: str, places: Array) -> Rows:
+    def _cut_at(self, name: str, places: FloatArray) -> PerTraceScores:
         """Cut each trace at its place, where it is that long."""
-        stopped = places < self._full
-        right = self._right.copy()
+        stopped = places < self._full_lengths
+        right = self._full_correct.copy()
         for index in np.flatnonzero(stopped):
-            tape = self._tapes[index]
-            right[index] = tape.right(tape.trial(int(places[index])).answer)
-        position = np.minimum(places, self._full)
-        return Rows(name, right, self._cost(places), position, stopped.astype(float))
+            tape = self._traces[index]
+            right[index] = tape.is_correct(tape.trial_answer_at(int(places[index])).answer)
+        position = np.minimum(places, self._full_lengths)
+        return PerTraceScores(name, right, self._cut_cost(places), position, stopped.astype(float))
 
 
-def row(values: Iterable[float]) -> Array:
+def to_array(values: Iterable[float]) -> FloatArray:
     return np.fromiter(values, dtype=float)
 
 
-def _padded(rows: Sequence[Sequence[float]]) -> Array:
+def _pad_rows(rows: Sequence[Sequence[float]]) -> FloatArray:
     """A matrix, with nan where a row is over."""
     made = np.full((len(rows), max(map(len, rows), default=0)), np.nan)
     for index, values in enumerate(rows):
@@ -134,8 +154,8 @@ def _padded(rows: Sequence[Sequence[float]]) -> Array:
     return made
 
 
-def _pace(tape: Tape) -> float:
+def _seconds_per_token(trace: ReplayTrace) -> float:
     """Seconds a token of the trace."""
-    times = [piece.at for piece in tape.pieces]
-    tokens = tape.ledger.reasoning + tape.ledger.answer
+    times = [piece.at for piece in trace.chunks]
+    tokens = trace.ledger.reasoning + trace.ledger.answer
     return max((times[-1] - times[0]) / max(tokens, 1), 1e-9)

@@ -13,15 +13,15 @@ import msgspec
 import typer
 
 if TYPE_CHECKING:
-    from benchmarks.lab.embedder import Embedder
-    from benchmarks.lab.engine import Engine
-    from benchmarks.lab.plan import Plan
+    from benchmarks.lab.embedder import EmbeddingClient
+    from benchmarks.lab.engine import EngineClient
+    from benchmarks.lab.plan import RecordingPlan
     from benchmarks.lab.prompts import Prompt
 
 __all__ = ["learn", "record", "replay"]
 
-_Learnable = Literal["learned", "lynx"]
-_TOLD = 5
+_LearnablePolicy = Literal["learned", "lynx"]
+_MAX_FAILURES_SHOWN = 5
 """Failed traces that are named; the others likely failed for the same reason."""
 
 
@@ -86,49 +86,55 @@ def record(
 
     Killed or interrupted, it goes on where it was when it is called again.
     """
-    from benchmarks.lab.plan import BadPlan, Plan, needs_of, probe_of
-    from benchmarks.lab.probes import parse
-    from benchmarks.lab.prompts import BadPrompts, Source, read
+    from benchmarks.lab.plan import BadPlan, RecordingPlan, parse_needs, parse_probe
+    from benchmarks.lab.probes import parse_policy
+    from benchmarks.lab.prompts import BadPrompts, PromptSource, read_prompts
     from policies.registry import BadPolicy
 
     own = {"temperature": temperature, "max_tokens": max_tokens, "seed": seed}
     try:
-        plan = Plan.of(
-            map(parse, policies or ()),
-            map(needs_of, at or ()),
-            map(probe_of, probe or ()),
+        plan = RecordingPlan.build(
+            map(parse_policy, policies or ()),
+            map(parse_needs, at or ()),
+            map(parse_probe, probe or ()),
             own | msgspec.json.decode(body, type=dict[str, Any]),
             serve,
         )
-        source = Source(prompts, subset, split, question, answer, limit, shuffle)
-        work = [(p, number) for p in read(source) for number in range(samples)]
+        source = PromptSource(prompts, subset, split, question, answer, limit, shuffle)
+        work = [(p, number) for p in read_prompts(source) for number in range(samples)]
     except (BadPlan, BadPolicy, BadPrompts, msgspec.MsgspecError) as error:
         _fail(str(error))
     if (embeds := any(needs.embeddings for needs in plan.needs)) and embeddings_url is None:
         _fail("steps are to be embedded: say where by --embeddings-url")
-    with _laboratory():
-        from benchmarks.lab.embedder import Embedder
-        from benchmarks.lab.engine import TROUBLE, Engine
+    with _require_lab_extra():
+        from benchmarks.lab.embedder import EmbeddingClient
+        from benchmarks.lab.engine import ENGINE_ERRORS, EngineClient
         from benchmarks.lab.traces import BadTraces
 
         async def run() -> list[str]:
             async with AsyncExitStack() as stack:
-                engine = await stack.enter_async_context(Engine.at(upstream, model, api_key))
+                engine = await stack.enter_async_context(
+                    EngineClient.connect(upstream, model, api_key)
+                )
                 embedder = None
                 if embeds and embeddings_url is not None:
                     embedder = await stack.enter_async_context(
-                        Embedder.at(embeddings_url, embeddings_model, embeddings_api_key)
+                        EmbeddingClient.connect(
+                            embeddings_url, embeddings_model, embeddings_api_key
+                        )
                     )
-                return await _take(engine, embedder, dialect, plan, work, out, concurrency)
+                return await _record_missing(
+                    engine, embedder, dialect, plan, work, out, concurrency
+                )
 
         try:
             failures = asyncio.run(run())
-        except (BadTraces, *TROUBLE) as error:
+        except (BadTraces, *ENGINE_ERRORS) as error:
             _fail(f"{upstream}: {error or type(error).__name__}")
-    for line in failures[:_TOLD]:
+    for line in failures[:_MAX_FAILURES_SHOWN]:
         typer.echo(f"adjourn: {line}", err=True)
-    if len(failures) > _TOLD:
-        typer.echo(f"adjourn: … and {len(failures) - _TOLD} more", err=True)
+    if len(failures) > _MAX_FAILURES_SHOWN:
+        typer.echo(f"adjourn: … and {len(failures) - _MAX_FAILURES_SHOWN} more", err=True)
     if failures:
         _fail(f"{len(failures)} traces are missing: call it again to take them")
 
@@ -150,7 +156,7 @@ def replay(
     workers: Annotated[int | None, typer.Option(min=1, help="Processes.")] = None,
 ) -> None:
     """Play policies over recorded traces and compare them; no engine is needed."""
-    with _laboratory():
+    with _require_lab_extra():
         from benchmarks.lab.comparison import compare
         from benchmarks.lab.traces import BadTraces
         from policies.registry import BadPolicy
@@ -172,7 +178,7 @@ def learn(
     traces: Annotated[
         Path, typer.Argument(help="What `adjourn record` wrote, with --for this policy.")
     ],
-    policy: Annotated[_Learnable, typer.Option(help="Which one.")] = "learned",
+    policy: Annotated[_LearnablePolicy, typer.Option(help="Which one.")] = "learned",
     out: Annotated[
         Path | None, typer.Option(help="Where what was learned is written, else POLICY.json.")
     ] = None,
@@ -183,25 +189,25 @@ def learn(
     """Learn `learned`, or the probe of `lynx`, from recorded traces, and try it on prompts it has
     not seen."""
     out = out or Path(f"{policy}.json")
-    with _laboratory():
+    with _require_lab_extra():
         from benchmarks.lab import learn, readiness
         from benchmarks.lab.traces import BadTraces
         from policies.learned import Learned
 
         try:
             if policy == "lynx":
-                readiness.learn(traces, out)
+                readiness.train(traces, out)
             else:
-                learn.learn(traces, Learned(), out, tolerance / 100)
+                learn.train(traces, Learned(), out, tolerance / 100)
         except BadTraces as error:
             _fail(str(error))
 
 
-async def _take(
-    engine: Engine,
-    embedder: Embedder | None,
+async def _record_missing(
+    engine: EngineClient,
+    embedder: EmbeddingClient | None,
     dialect: str | None,
-    plan: Plan,
+    plan: RecordingPlan,
     work: list[tuple[Prompt, int]],
     out: Path,
     concurrency: int,
@@ -210,26 +216,30 @@ async def _take(
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
     from rich.progress import TimeRemainingColumn as Remaining
 
-    from benchmarks.lab.record import Recorder, record
-    from benchmarks.lab.traces import Appender, Trace
-    from policies.dialect import builtin
+    from benchmarks.lab.record import Recorder, record_samples
+    from benchmarks.lab.traces import Trace, TraceAppender
+    from policies.dialect import builtin_dialects
 
-    recorder = Recorder(engine, await engine.marks(builtin(), dialect), plan, embedder)
+    recorder = Recorder(
+        engine, await engine.resolve_dialect(builtin_dialects(), dialect), plan, embedder
+    )
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), Remaining())
-    appender = Appender(out, recorder.recording(await engine.version()))
+    appender = TraceAppender(out, recorder.make_header(await engine.version()))
     with contextlib.closing(appender), Progress(*columns) as bar:
-        left = [(p, number) for p, number in work if (p.id, number) not in appender.done]
+        left = [
+            (p, number) for p, number in work if (p.id, number) not in appender.recorded_samples
+        ]
         task = bar.add_task(str(out), total=len(work), completed=len(work) - len(left))
 
         def keep(trace: Trace) -> None:
             appender.add(trace)
             bar.advance(task)
 
-        return await record(recorder, left, concurrency, keep)
+        return await record_samples(recorder, left, concurrency, keep)
 
 
 @contextlib.contextmanager
-def _laboratory() -> Iterator[None]:
+def _require_lab_extra() -> Iterator[None]:
     """What is imported within may not be installed: say what would bring it."""
     try:
         yield

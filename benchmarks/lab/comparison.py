@@ -15,25 +15,25 @@ from rich.progress import track
 from benchmarks.lab.baselines import Baselines
 from benchmarks.lab.grid import expand
 from benchmarks.lab.intervals import Estimate
-from benchmarks.lab.page import page
-from benchmarks.lab.plan import foretold
+from benchmarks.lab.page import render_page
+from benchmarks.lab.plan import require_replayable
 from benchmarks.lab.plot import plot
-from benchmarks.lab.points import Judge, Point, best, front
-from benchmarks.lab.probes import parse
+from benchmarks.lab.points import Point, PointBuilder, pareto_front, select_best
+from benchmarks.lab.probes import parse_policy
 from benchmarks.lab.replay import sweep
-from benchmarks.lab.report import notes, table
-from benchmarks.lab.tape import Tapes
+from benchmarks.lab.report import comparison_table, notes
+from benchmarks.lab.tape import ReplayDataset
 from policies.policy import Needs
 from policies.registry import BadPolicy
-from policies.sampling import Sampling
+from policies.sampling import SamplingPolicy
 
 __all__ = ["compare"]
 
-_MISSING = 0.01
+_MAX_MISSING_SHARE = 0.01
 """Share of a policy's probes that may be without a record."""
-_INEXACT = 0.25
-_ROWS = 40
-_WIDTH = 200
+_MAX_INEXACT_SHARE = 0.25
+_MAX_TABLE_ROWS = 40
+_CONSOLE_WIDTH = 200
 
 
 def compare(
@@ -51,45 +51,47 @@ def compare(
     console = console or _console()
     names = list(dict.fromkeys(name for line in specifications for name in expand(line)))
     for name in names:
-        if isinstance(policy := parse(name), Sampling):
+        if isinstance(policy := parse_policy(name), SamplingPolicy):
             raise BadPolicy(f"{name}: runs over several traces, and each is replayed by itself")
-        foretold(policy)
-    tapes = Tapes(traces)
+        require_replayable(policy)
+    tapes = ReplayDataset(traces)
     for name in names:
-        if (why := _untold(name, parse(name).needs, tapes)) is not None:
+        if (why := _missing_data_reason(name, parse_policy(name).needs, tapes)) is not None:
             raise BadPolicy(f"{name}: {why}")
     baselines = Baselines(tapes, instant=instant)
-    judge = Judge([tape.prompt for tape in tapes.tapes], baselines)
+    judge = PointBuilder([tape.prompt_id for tape in tapes.traces], baselines)
     began = time.perf_counter()
     played = sweep(names, tapes, instant=instant, workers=workers)
     points = [
-        judge.policy(name, outcomes)
+        judge.policy_point(name, outcomes)
         for name, outcomes in zip(
             names, track(played, "replaying", len(names), console=console), strict=True
         )
     ]
-    rate = len(names) * len(tapes.tapes) / (time.perf_counter() - began)
+    rate = len(names) * len(tapes.traces) / (time.perf_counter() - began)
     for point in points:
-        _check(point)
-    marked = best(points, tolerance)
-    points = _baselines(judge, baselines, marked or points[0]) + sorted(points, key=_net)
-    said = [*notes(tapes, points, instant=instant), _verdict(marked, tolerance)]
-    console.print(table(_shown(points, marked), marked))
+        _require_coverage(point)
+    marked = select_best(points, tolerance)
+    points = _baseline_points(judge, baselines, marked or points[0]) + sorted(
+        points, key=_net_tokens
+    )
+    said = [*notes(tapes, points, instant=instant), _best_setting_note(marked, tolerance)]
+    console.print(comparison_table(_points_to_show(points, marked), marked))
     console.print("\n".join(said), markup=False, highlight=False)
-    _write(out, tapes, points, baselines, marked, said)
+    _write_files(out, tapes, points, baselines, marked, said)
     console.print(f"{rate:.0f} traces a second; {out}/", markup=False, highlight=False)
     return points
 
 
-def _untold(name: str, needs: Needs, tapes: Tapes) -> str | None:
+def _missing_data_reason(name: str, needs: Needs, tapes: ReplayDataset) -> str | None:
     """What a recording lacks of what a policy sees with its tokens or its probes."""
-    if needs.logprobs > tapes.logprobs:
+    if needs.logprobs > tapes.logprob_count:
         return f"log-probabilities were not recorded: record with --for '{name}'"
-    if needs.embeddings and not tapes.embedded:
+    if needs.embeddings and not tapes.has_embeddings:
         return f"steps were not embedded: record with --for '{name}' --embeddings-url URL"
-    if others := needs.models - {tapes.recording.model}:
-        return f"learned from {', '.join(others)}, and this is of {tapes.recording.model}"
-    if lacking := sorted(needs.hidden_states - tapes.layers):
+    if others := needs.models - {tapes.header.model}:
+        return f"learned from {', '.join(others)}, and this is of {tapes.header.model}"
+    if lacking := sorted(needs.hidden_states - tapes.hidden_state_layers):
         told = ", ".join(f"{number} (width {width})" for number, width in lacking)
         return f"hidden states behind layer {told} were not recorded: record with --for lynx"
     return None
@@ -98,31 +100,36 @@ def _untold(name: str, needs: Needs, tapes: Tapes) -> str | None:
 def _console() -> Console:
     """Where nobody looks, as wide as the table."""
     console = Console()
-    return console if console.is_terminal else Console(width=_WIDTH)
+    return console if console.is_terminal else Console(width=_CONSOLE_WIDTH)
 
 
-def _net(point: Point) -> float:
-    return point.net
+def _net_tokens(point: Point) -> float:
+    return point.net_tokens
 
 
-def _baselines(judge: Judge, baselines: Baselines, marked: Point) -> list[Point]:
+def _baseline_points(judge: PointBuilder, baselines: Baselines, marked: Point) -> list[Point]:
     """The five of them; the budget and the random cue cost what the marked policy costs."""
-    rows = [baselines.full(), baselines.none(), *judge.rivals(marked.net), baselines.oracle()]
-    return [judge.baseline(one) for one in rows]
+    rows = [
+        baselines.full_thinking(),
+        baselines.no_thinking(),
+        *judge.equal_cost_baselines(marked.net_tokens),
+        baselines.oracle(),
+    ]
+    return [judge.baseline_point(one) for one in rows]
 
 
-def _check(point: Point) -> None:
+def _require_coverage(point: Point) -> None:
     """A policy that asks for what was not recorded would be judged by its failures."""
-    probes = sum(o.probes for o in point.outcomes)
-    missing = sum(o.missing for o in point.outcomes)
-    if missing > _MISSING * probes or point.inexact > _INEXACT:
+    probes = sum(o.probe_count for o in point.outcomes)
+    missing = sum(o.missing_probes for o in point.outcomes)
+    if missing > _MAX_MISSING_SHARE * probes or point.inexact_share > _MAX_INEXACT_SHARE:
         raise BadPolicy(
             f"{point.name}: of {probes} probes {missing} were not recorded, and "
-            f"{100 * point.inexact:.0f} % not where it looks: record with --for '{point.name}'"
+            f"{100 * point.inexact_share:.0f} % not where it looks: record with --for '{point.name}'"
         )
 
 
-def _verdict(marked: Point | None, tolerance: float) -> str:
+def _best_setting_note(marked: Point | None, tolerance: float) -> str:
     allowed = f"at most {100 * tolerance:g} points lost, at 95 % confidence"
     if marked is None:
         return f"No setting is shown to keep what was asked for: {allowed}."
@@ -132,17 +139,17 @@ def _verdict(marked: Point | None, tolerance: float) -> str:
     )
 
 
-def _shown(points: Sequence[Point], marked: Point | None) -> list[Point]:
+def _points_to_show(points: Sequence[Point], marked: Point | None) -> list[Point]:
     """All, or of a large sweep the baselines and the front."""
-    if len(points) <= _ROWS:
+    if len(points) <= _MAX_TABLE_ROWS:
         return list(points)
-    kept = {id(point) for point in (*front(points), marked)}
-    return [point for point in points if point.baseline or id(point) in kept]
+    kept = {id(point) for point in (*pareto_front(points), marked)}
+    return [point for point in points if point.is_baseline or id(point) in kept]
 
 
-def _write(
+def _write_files(
     out: Path,
-    tapes: Tapes,
+    tapes: ReplayDataset,
     points: Sequence[Point],
     baselines: Baselines,
     marked: Point | None,
@@ -150,12 +157,12 @@ def _write(
 ) -> None:
     out.mkdir(parents=True, exist_ok=True)
     plot(points, baselines, marked, out / "pareto.png")
-    (out / "explore.html").write_text(page(tapes, points, baselines, marked, said), "utf-8")
-    numbers = {"notes": list(said), "points": [_numbers(point) for point in points]}
+    (out / "explore.html").write_text(render_page(tapes, points, baselines, marked, said), "utf-8")
+    numbers = {"notes": list(said), "points": [_point_to_json(point) for point in points]}
     (out / "points.json").write_text(json.dumps(numbers, indent=1) + "\n", "utf-8")
 
 
-def _numbers(point: Point) -> dict[str, Any]:
-    names = [name for name in Point.__dataclass_fields__ if name not in ("rows", "outcomes")]
+def _point_to_json(point: Point) -> dict[str, Any]:
+    names = [name for name in Point.__dataclass_fields__ if name not in ("per_trace", "outcomes")]
     values = {name: getattr(point, name) for name in names}
     return {key: asdict(v) if isinstance(v, Estimate) else v for key, v in values.items()}

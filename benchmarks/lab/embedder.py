@@ -10,15 +10,15 @@ from collections.abc import AsyncIterator, Sequence
 import aiohttp
 import msgspec
 
-from benchmarks.lab.engine import KEEPALIVE, BadEngine
+from benchmarks.lab.engine import KEEPALIVE, EngineError
 
-__all__ = ["Embedder", "packed", "unpacked"]
+__all__ = ["EmbeddingClient", "pack_vector", "unpack_vector"]
 
-_HALF = 2
+_FLOAT16_BYTES = 2
 """Bytes of a number: a cosine of two such vectors is right to three digits."""
 
 
-class Embedder:
+class EmbeddingClient:
     """An OpenAI endpoint for embeddings. Raises what the engine's calls do."""
 
     def __init__(
@@ -27,29 +27,31 @@ class Embedder:
         self.name = model or url
         self._session = session
         self._url = f"{url.rstrip('/')}/v1/embeddings"
-        self._named = {} if model is None else {"model": model}
+        self._model_field = {} if model is None else {"model": model}
         self._headers = {"authorization": f"Bearer {key}"} if key else {}
 
     @classmethod
     @contextlib.asynccontextmanager
-    async def at(cls, url: str, model: str | None, key: str | None) -> AsyncIterator[Embedder]:
+    async def connect(
+        cls, url: str, model: str | None, key: str | None
+    ) -> AsyncIterator[EmbeddingClient]:
         connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEPALIVE)
         async with aiohttp.ClientSession(connector=connector) as session:
             yield cls(session, url, model, key)
 
     async def embed(self, text: str) -> tuple[float, ...]:
-        body = {**self._named, "input": text, "encoding_format": "float"}
+        body = {**self._model_field, "input": text, "encoding_format": "float"}
         async with self._session.post(self._url, json=body, headers=self._headers) as reply:
             if reply.status != 200:
-                raise BadEngine(f"/v1/embeddings answered {reply.status}")
+                raise EngineError(f"/v1/embeddings answered {reply.status}")
             told = msgspec.json.decode(await reply.read())
         try:
             return tuple(map(float, told["data"][0]["embedding"]))
         except (LookupError, TypeError, ValueError):
-            raise BadEngine("/v1/embeddings answered without a vector") from None
+            raise EngineError("/v1/embeddings answered without a vector") from None
 
 
-def packed(vector: Sequence[float]) -> bytes:
+def pack_vector(vector: Sequence[float]) -> bytes:
     """The vector's direction, in halves; one that points nowhere is empty."""
     longest = max(map(abs, vector), default=0.0)
     if not 0.0 < longest < math.inf:
@@ -57,5 +59,5 @@ def packed(vector: Sequence[float]) -> bytes:
     return struct.pack(f"<{len(vector)}e", *(x / longest for x in vector))
 
 
-def unpacked(halves: bytes) -> tuple[float, ...]:
-    return struct.unpack(f"<{len(halves) // _HALF}e", halves)
+def unpack_vector(data: bytes) -> tuple[float, ...]:
+    return struct.unpack(f"<{len(data) // _FLOAT16_BYTES}e", data)

@@ -11,44 +11,44 @@ from itertools import product
 
 from policies.registry import BadPolicy
 
-__all__ = ["LARGEST", "expand"]
+__all__ = ["MAX_POLICIES", "expand"]
 
-LARGEST = 10_000
+MAX_POLICIES = 10_000
 """Settings of one sweep."""
-_STEPS = 9
+_MAX_RANGE_STEPS = 9
 _NUMBER = r"-?(?:\d+\.\d+|\d+|\.\d+)"
 _RANGE = re.compile(rf"(?<![\w.])({_NUMBER})\.\.({_NUMBER})(?![\w.])")
-_CHOICE = re.compile(r"\{([^{}]*)\}|" + _RANGE.pattern)
+_ALTERNATIVES = re.compile(r"\{([^{}]*)\}|" + _RANGE.pattern)
 
 
 def expand(specification: str) -> list[str]:
     """The policies that a line stands for, in its order, each once. Raises BadPolicy."""
     parts: list[list[str]] = []
     end = 0
-    for match in _CHOICE.finditer(specification):
-        parts += [[specification[end : match.start()]], _choices(match)]
+    for match in _ALTERNATIVES.finditer(specification):
+        parts += [[specification[end : match.start()]], _expand_match(match)]
         end = match.end()
     parts.append([specification[end:]])
     count = 1
     for part in parts:
         count *= len(part)
-    if count > LARGEST:
-        raise BadPolicy(f"{specification!r} stands for {count} policies, more than {LARGEST}")
+    if count > MAX_POLICIES:
+        raise BadPolicy(f"{specification!r} stands for {count} policies, more than {MAX_POLICIES}")
     return list(dict.fromkeys("".join(chosen) for chosen in product(*parts)))
 
 
-def _choices(match: re.Match[str]) -> list[str]:
+def _expand_match(match: re.Match[str]) -> list[str]:
     if match[1] is not None:
         return [spelled for part in match[1].split(",") for spelled in expand(part.strip())]
-    return _spaced(match[2], match[3])
+    return _expand_range(match[2], match[3])
 
 
-def _spaced(low: str, high: str) -> list[str]:
+def _expand_range(low: str, high: str) -> list[str]:
     first, last = float(low), float(high)
     if last < first:
         raise BadPolicy(f"{low}..{high} goes down")
     whole = "." not in low + high
-    steps = min(_STEPS, int(last - first)) if whole else _STEPS
+    steps = min(_MAX_RANGE_STEPS, int(last - first)) if whole else _MAX_RANGE_STEPS
     if not steps or first == last:
         return [low]
     places = [first + (last - first) * step / steps for step in range(steps + 1)]

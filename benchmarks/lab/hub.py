@@ -10,30 +10,30 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path, PurePosixPath
 
-__all__ = ["BadPrompts", "copies", "installed"]
+__all__ = ["BadPrompts", "dataset_files", "require_hub_extra"]
 
-_COPIES = "refs/convert/parquet"
-_SUBSETS = ("default", "main")
-_SPLITS = ("test", "validation", "train")
+_PARQUET_REVISION = "refs/convert/parquet"
+_DEFAULT_SUBSETS = ("default", "main")
+_DEFAULT_SPLITS = ("test", "validation", "train")
 
 
 class BadPrompts(ValueError):
     """Prompts that cannot be read; the message says why, and what would be."""
 
 
-def copies(name: str, subset: str | None, split: str | None) -> tuple[str, list[Path]]:
+def dataset_files(name: str, subset: str | None, split: str | None) -> tuple[str, list[Path]]:
     """A split of ``OWNER/DATASET`` and its files, fetched where they are not cached.
 
     Where no subset or split is named, the only one is taken, or the most usual. Raises BadPrompts.
     """
-    with installed():
+    with require_hub_extra():
         from huggingface_hub import HfApi, constants, hf_hub_download
         from huggingface_hub.errors import HfHubHTTPError, HFValidationError
-    fetch = partial(hf_hub_download, name, repo_type="dataset", revision=_COPIES)
+    fetch = partial(hf_hub_download, name, repo_type="dataset", revision=_PARQUET_REVISION)
     try:
-        there = HfApi().dataset_info(name, revision=_COPIES).siblings or []
+        there = HfApi().dataset_info(name, revision=_PARQUET_REVISION).siblings or []
         files = [PurePosixPath(file.rfilename) for file in there]
-        chosen, wanted = _chosen(name, files, subset, split)
+        chosen, wanted = _select_files(name, files, subset, split)
         return chosen, [Path(fetch(str(file))) for file in wanted]
     except HFValidationError:
         raise BadPrompts(f"{name!r} is no dataset's name: write hf:OWNER/DATASET") from None
@@ -49,18 +49,22 @@ def copies(name: str, subset: str | None, split: str | None) -> tuple[str, list[
         ) from None
 
 
-def _chosen(
+def _select_files(
     name: str, files: Sequence[PurePosixPath], subset: str | None, split: str | None
 ) -> tuple[str, list[PurePosixPath]]:
     """Files lie at SUBSET/SPLIT/NUMBER.parquet."""
     tables = [file for file in files if file.suffix == ".parquet" and len(file.parts) == 3]
-    subset = _one(f"hf:{name}", "subset", subset, _SUBSETS, (file.parts[0] for file in tables))
+    subset = _select_name(
+        f"hf:{name}", "subset", subset, _DEFAULT_SUBSETS, (file.parts[0] for file in tables)
+    )
     tables = [file for file in tables if file.parts[0] == subset]
-    split = _one(f"hf:{name}", "split", split, _SPLITS, (file.parts[1] for file in tables))
+    split = _select_name(
+        f"hf:{name}", "split", split, _DEFAULT_SPLITS, (file.parts[1] for file in tables)
+    )
     return split, sorted(file for file in tables if file.parts[1] == split)
 
 
-def _one(
+def _select_name(
     where: str, kind: str, given: str | None, usual: Sequence[str], found: Iterator[str]
 ) -> str:
     there = list(dict.fromkeys(found))
@@ -74,7 +78,7 @@ def _one(
 
 
 @contextlib.contextmanager
-def installed() -> Iterator[None]:
+def require_hub_extra() -> Iterator[None]:
     """What is imported within may not be installed: say what would bring it."""
     try:
         yield

@@ -26,145 +26,158 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from benchmarks.lab import values
-from benchmarks.lab.baselines import Array, Baselines
-from benchmarks.lab.plan import kind
-from benchmarks.lab.points import Judge, Point, best
-from benchmarks.lab.replay import Outcome, play
-from benchmarks.lab.tape import Tape, Tapes
+from benchmarks.lab.baselines import Baselines, FloatArray
+from benchmarks.lab.plan import probe_kind
+from benchmarks.lab.points import Point, PointBuilder, select_best
+from benchmarks.lab.replay import Outcome, replay_trace
+from benchmarks.lab.tape import ReplayDataset, ReplayTrace
 from benchmarks.lab.traces import BadTraces
-from policies.answers import trial_answer
-from policies.appraisal import Appraiser
+from policies.answers import extract_trial_answer
+from policies.appraisal import ProbeCostModel
 from policies.deer import Deer
 from policies.events import Command, Event, ProbeResult
-from policies.learned import FEATURES, Learned, LearnedStopper, Look
-from policies.mathematics import equal
+from policies.learned import FEATURE_NAMES, Learned, LearnedStopper, ProbeFeatures
+from policies.mathematics import math_equal
 from policies.policy import Needs, Policy, Stopper
 
-__all__ = ["Looked", "fit", "learn", "looks", "table"]
+__all__ = ["ProbeExample", "collect_examples", "fit", "out_of_sample_table", "train"]
 
 THRESHOLDS = (0.8, 0.9, 0.95, 0.97, 0.98, 0.99, 0.995)
 FOLDS = 5
-_LEAST = 50
-_DIGITS = 4
+_MIN_EXAMPLES = 50
+_WEIGHT_DIGITS = 4
 
 
 @dataclass(frozen=True, slots=True)
-class Looked:
+class ProbeExample:
     """A probe of a trace, by its place among the tapes: what was seen there, and whether the
     trial answer was the trace's own in the end."""
 
-    tape: int
-    look: Look
-    final: bool
+    trace_index: int
+    features: ProbeFeatures
+    is_final: bool
 
 
 @dataclass(frozen=True, slots=True)
-class _Watching:
+class _FeatureCollector:
     """``learned`` as it looks, which never stops: what it sees goes to ``seen``."""
 
     name: ClassVar[str] = "learned"
     policy: Learned
-    seen: list[tuple[Look, ProbeResult]]
+    collected: list[tuple[ProbeFeatures, ProbeResult]]
 
     @property
     def needs(self) -> Needs:
         return self.policy.needs
 
     def start(self) -> Stopper:
-        return _Watcher(self.policy.start(), self.seen)
+        return _CollectingStopper(self.policy.start(), self.collected)
 
 
-class _Watcher:
-    def __init__(self, stopper: LearnedStopper, seen: list[tuple[Look, ProbeResult]]) -> None:
+class _CollectingStopper:
+    def __init__(
+        self, stopper: LearnedStopper, collected: list[tuple[ProbeFeatures, ProbeResult]]
+    ) -> None:
         self._stopper = stopper
-        self._seen = seen
+        self._collected = collected
 
     def observe(self, event: Event) -> Command | None:
         command = self._stopper.observe(event)
-        if isinstance(event, ProbeResult) and self._stopper.look is not None:
-            self._seen.append((self._stopper.look, event))
+        if isinstance(event, ProbeResult) and self._stopper.last_features is not None:
+            self._collected.append((self._stopper.last_features, event))
         return command
 
 
-def looks(policy: Learned, tapes: Tapes) -> Iterator[Looked]:
+def collect_examples(policy: Learned, dataset: ReplayDataset) -> Iterator[ProbeExample]:
     """All that ``policy`` would look at in each trace, were it never to stop."""
     unstopping = replace(policy, threshold=1.0, bias=-1e9)
-    for index, tape in enumerate(tapes.tapes):
-        seen: list[tuple[Look, ProbeResult]] = []
-        play(_Watching(unstopping, seen), tape, tapes.marks, Appraiser(), instant=True)
+    for index, tape in enumerate(dataset.traces):
+        seen: list[tuple[ProbeFeatures, ProbeResult]] = []
+        replay_trace(
+            _FeatureCollector(unstopping, seen),
+            tape,
+            dataset.dialect,
+            ProbeCostModel(),
+            instant=True,
+        )
         for look, result in seen:
-            yield Looked(index, look, equal(trial_answer(result.text), tape.answer))
+            yield ProbeExample(
+                index, look, math_equal(extract_trial_answer(result.text), tape.answer)
+            )
 
 
-def fit(policy: Learned, looked: Sequence[Looked]) -> Learned:
+def fit(policy: Learned, examples: Sequence[ProbeExample]) -> Learned:
     """``policy`` with the weights that these teach, in the features' own units."""
-    rows, final = _arrays(looked)
+    rows, final = _to_arrays(examples)
     scaler, model = StandardScaler(), LogisticRegression(max_iter=1000)
     make_pipeline(scaler, model).fit(rows, final)
     weights = model.coef_[0] / scaler.scale_
     bias = float(model.intercept_[0] - weights @ scaler.mean_)
     named: dict[str, Any] = dict(
-        zip(FEATURES, (round(float(w), _DIGITS) for w in weights), strict=True)
+        zip(FEATURE_NAMES, (round(float(w), _WEIGHT_DIGITS) for w in weights), strict=True)
     )
-    return replace(policy, bias=round(bias, _DIGITS), **named)
+    return replace(policy, bias=round(bias, _WEIGHT_DIGITS), **named)
 
 
-def learn(
+def train(
     traces: Path, policy: Learned, out: Path, tolerance: float, console: Console | None = None
 ) -> Learned:
     """Learn from ``traces``, write ``out`` and print what was found. ``tolerance`` is a share of
     the traces. Raises BadTraces where there is too little to learn from."""
     console = console or Console()
-    tapes = Tapes(traces)
-    policy = _looking(policy, tapes)
-    looked = list(looks(policy, tapes))
-    kinds = {one.final for one in looked}
-    if len(looked) < _LEAST or len(kinds) < 2:
+    tapes = ReplayDataset(traces)
+    policy = _with_recorded_entropy(policy, tapes)
+    looked = list(collect_examples(policy, tapes))
+    kinds = {one.is_final for one in looked}
+    if len(looked) < _MIN_EXAMPLES or len(kinds) < 2:
         raise BadTraces(
             f"{traces}: {len(looked)} trial answers, "
-            f"{sum(one.final for one in looked)} of them final: too few to learn from"
+            f"{sum(one.is_final for one in looked)} of them final: too few to learn from"
         )
-    prompts = [tape.prompt for tape in tapes.tapes]
-    folds = _folds(prompts)
+    prompts = [tape.prompt_id for tape in tapes.traces]
+    folds = _assign_folds(prompts)
     by_fold = [
-        fit(policy, [one for one in looked if folds[one.tape] != fold])
+        fit(policy, [one for one in looked if folds[one.trace_index] != fold])
         for fold in track(range(max(folds) + 1), "learning", console=console)
     ]
-    told = np.array([by_fold[folds[one.tape]].probability(one.look) for one in looked])
-    judge = Judge(prompts, Baselines(tapes, instant=True))
+    told = np.array([by_fold[folds[one.trace_index]].probability(one.features) for one in looked])
+    judge = PointBuilder(prompts, Baselines(tapes, instant=True))
     points = [
-        judge.policy(
-            f"learned, {t:g}", _played([replace(p, threshold=t) for p in by_fold], folds, tapes)
+        judge.policy_point(
+            f"learned, {t:g}",
+            _replay_folds([replace(p, threshold=t) for p in by_fold], folds, tapes),
         )
         for t in THRESHOLDS
     ]
     rivals = [
-        judge.policy(f"deer, {t:g}", _played([Deer(threshold=t, gate=0)], [0] * len(folds), tapes))
+        judge.policy_point(
+            f"deer, {t:g}", _replay_folds([Deer(threshold=t, gate=0)], [0] * len(folds), tapes)
+        )
         for t in THRESHOLDS
     ]
-    chosen = best(points, tolerance)
+    chosen = select_best(points, tolerance)
     threshold = THRESHOLDS[points.index(chosen)] if chosen else THRESHOLDS[-1]
     learned = replace(fit(policy, looked), threshold=threshold)
     quality = _quality(looked, told)
-    _write(out, learned, tapes, quality, chosen)
-    console.print(table([*points, *rivals], chosen))
-    console.print(_said(learned, quality, chosen, tolerance, out), markup=False, highlight=False)
+    _write_policy(out, learned, tapes, quality, chosen)
+    console.print(out_of_sample_table([*points, *rivals], chosen))
+    console.print(_summary(learned, quality, chosen, tolerance, out), markup=False, highlight=False)
     return learned
 
 
-def _looking(policy: Learned, tapes: Tapes) -> Learned:
+def _with_recorded_entropy(policy: Learned, tapes: ReplayDataset) -> Learned:
     """``policy``, with an eye for entropy where these traces tell of it."""
     attentive = replace(policy, entropy=1.0)
-    asked = map(values.read, tapes.recording.probes)
-    return attentive if kind(attentive.probe) in map(kind, asked) else policy
+    asked = map(values.from_json_value, tapes.header.probes)
+    return attentive if probe_kind(attentive.probe) in map(probe_kind, asked) else policy
 
 
-def _arrays(looked: Sequence[Looked]) -> tuple[Array, Array]:
-    rows = np.array([astuple(one.look) for one in looked], dtype=float)
-    return rows, np.array([one.final for one in looked], dtype=float)
+def _to_arrays(looked: Sequence[ProbeExample]) -> tuple[FloatArray, FloatArray]:
+    rows = np.array([astuple(one.features) for one in looked], dtype=float)
+    return rows, np.array([one.is_final for one in looked], dtype=float)
 
 
-def _folds(prompts: Sequence[str]) -> list[int]:
+def _assign_folds(prompts: Sequence[str]) -> list[int]:
     """The fold of each trace; all samples of a prompt are in one."""
     count = min(FOLDS, len(set(prompts)))
     if count < 2:
@@ -177,20 +190,22 @@ def _folds(prompts: Sequence[str]) -> list[int]:
     return dealt
 
 
-def _played(policies: Sequence[Policy], folds: Sequence[int], tapes: Tapes) -> list[Outcome]:
+def _replay_folds(
+    policies: Sequence[Policy], folds: Sequence[int], tapes: ReplayDataset
+) -> list[Outcome]:
     """Each trace under its fold's policy."""
-    appraisers = [Appraiser() for _ in policies]
+    appraisers = [ProbeCostModel() for _ in policies]
 
-    def one(fold: int, tape: Tape) -> Outcome:
-        return play(policies[fold], tape, tapes.marks, appraisers[fold], instant=True)
+    def one(fold: int, tape: ReplayTrace) -> Outcome:
+        return replay_trace(policies[fold], tape, tapes.dialect, appraisers[fold], instant=True)
 
-    return [one(fold, tape) for fold, tape in zip(folds, tapes.tapes, strict=True)]
+    return [one(fold, tape) for fold, tape in zip(folds, tapes.traces, strict=True)]
 
 
-def _quality(looked: Sequence[Looked], told: Array) -> dict[str, float]:
+def _quality(looked: Sequence[ProbeExample], told: FloatArray) -> dict[str, float]:
     """How well p tells final answers from others, on prompts that it was not learned from."""
-    rows, final = _arrays(looked)
-    alone = 1 / (1 + np.exp(-rows[:, FEATURES.index("confidence")]))
+    rows, final = _to_arrays(looked)
+    alone = 1 / (1 + np.exp(-rows[:, FEATURE_NAMES.index("confidence")]))
     return {
         "probes": len(looked),
         "final": float(final.mean()),
@@ -201,25 +216,29 @@ def _quality(looked: Sequence[Looked], told: Array) -> dict[str, float]:
     }
 
 
-def _options(learned: Learned) -> dict[str, float]:
-    names = ("threshold", "bias", *FEATURES)
+def _learned_options(learned: Learned) -> dict[str, float]:
+    names = ("threshold", "bias", *FEATURE_NAMES)
     return {name: getattr(learned, name) for name in names}
 
 
 def _specification(learned: Learned) -> str:
-    options = ", ".join(f"{name}={value:g}" for name, value in _options(learned).items())
+    options = ", ".join(f"{name}={value:g}" for name, value in _learned_options(learned).items())
     return f"learned({options})"
 
 
-def _write(
-    out: Path, learned: Learned, tapes: Tapes, quality: dict[str, float], chosen: Point | None
+def _write_policy(
+    out: Path,
+    learned: Learned,
+    tapes: ReplayDataset,
+    quality: dict[str, float],
+    chosen: Point | None,
 ) -> None:
     document: dict[str, Any] = {
-        "adjourn": {"policy": "learned", **_options(learned)},
+        "adjourn": {"policy": "learned", **_learned_options(learned)},
         "learned_from": {
-            "model": tapes.recording.model,
-            "traces": len(tapes.tapes),
-            "prompts": len({tape.prompt for tape in tapes.tapes}),
+            "model": tapes.header.model,
+            "traces": len(tapes.traces),
+            "prompts": len({tape.prompt_id for tape in tapes.traces}),
         },
         "out_of_sample": quality
         | (
@@ -231,7 +250,7 @@ def _write(
     out.write_text(json.dumps(document, indent=1) + "\n", "utf-8")
 
 
-def table(points: Sequence[Point], chosen: Point | None) -> Table:
+def out_of_sample_table(points: Sequence[Point], best_point: Point | None) -> Table:
     made = Table(box=SIMPLE_HEAD, caption="Out of sample, probes at once; 95 % intervals.")
     for name in ("policy, threshold", "right, %", "± full, points", "CRT", "probes", "stopped"):
         made.add_column(name, justify="left" if name.startswith("policy") else "right")
@@ -242,14 +261,14 @@ def table(points: Sequence[Point], chosen: Point | None) -> Table:
             f"{100 * point.accuracy.value:.1f}",
             f"{100 * change.value:+.1f} ({100 * change.low:+.1f} to {100 * change.high:+.1f})",
             f"{crt.value:.3f} ({crt.low:.3f} to {crt.high:.3f})",
-            f"{point.probes:.1f}",
-            f"{100 * point.stopped:.0f} %",
-            style="bold green" if point is chosen else "",
+            f"{point.probes_per_trace:.1f}",
+            f"{100 * point.stopped_share:.0f} %",
+            style="bold green" if point is best_point else "",
         )
     return made
 
 
-def _said(
+def _summary(
     learned: Learned, quality: dict[str, float], chosen: Point | None, tolerance: float, out: Path
 ) -> str:
     lost = f"lose at most {100 * tolerance:g} points"

@@ -13,37 +13,38 @@ from typing import Any
 
 from benchmarks.lab.baselines import Baselines
 from benchmarks.lab.intervals import Estimate
-from benchmarks.lab.plot import COLOURS, family
-from benchmarks.lab.points import Point, front
+from benchmarks.lab.plot import COLOURS, policy_family
+from benchmarks.lab.points import Point, pareto_front
 from benchmarks.lab.replay import Outcome
-from benchmarks.lab.tape import Tape, Tapes
+from benchmarks.lab.tape import ReplayDataset, ReplayTrace
 
-__all__ = ["page"]
+__all__ = ["render_page"]
 
-_SHOWN = 200
+_MAX_WRONG_TRACES = 200
 """Traces a point: more than anybody reads."""
-_BEFORE, _BEHIND = 900, 500
+_CHARS_BEFORE_CUT, _CHARS_AFTER_CUT = 900, 500
 """Characters shown of a trace before and behind the cut."""
 
 
-def page(
-    tapes: Tapes,
+def render_page(
+    dataset: ReplayDataset,
     points: Sequence[Point],
     baselines: Baselines,
-    marked: Point | None,
+    best_point: Point | None,
     notes: Sequence[str],
 ) -> str:
     """The page's source."""
-    kept = {id(point) for point in front(points)}
-    families = list(dict.fromkeys(family(p.name) for p in points if not p.baseline))
+    kept = {id(point) for point in pareto_front(points)}
+    families = list(dict.fromkeys(policy_family(p.name) for p in points if not p.is_baseline))
     data = {
-        "title": tapes.recording.model,
+        "title": dataset.header.model,
         "notes": list(notes),
         "families": {name: COLOURS[i % len(COLOURS)] for i, name in enumerate(families)},
         "points": [
-            _point(p, tapes.tapes) | {"front": id(p) in kept, "best": p is marked} for p in points
+            _point_to_json(p, dataset.traces) | {"front": id(p) in kept, "best": p is best_point}
+            for p in points
         ],
-        "budget": _curve(baselines, points),
+        "budget": _budget_curve(baselines, points),
     }
     template = files("benchmarks.lab").joinpath("page.html").read_text("utf-8")
     # With every "<" written as an escape, nothing can end the element that holds the data.
@@ -51,84 +52,84 @@ def page(
     return template.replace("{{data}}", written)
 
 
-def _curve(baselines: Baselines, points: Sequence[Point]) -> list[list[float]]:
-    top = float(max(point.rows.position.max() for point in points))
+def _budget_curve(baselines: Baselines, points: Sequence[Point]) -> list[list[float]]:
+    top = float(max(point.per_trace.position.max() for point in points))
     rows = [baselines.budget(top * step / 40) for step in range(41)]
-    return [[round(float(r.net.mean()), 2), float(r.right.mean())] for r in rows]
+    return [[round(float(r.net_tokens.mean()), 2), float(r.correct.mean())] for r in rows]
 
 
-def _point(point: Point, tapes: Sequence[Tape]) -> dict[str, Any]:
+def _point_to_json(point: Point, tapes: Sequence[ReplayTrace]) -> dict[str, Any]:
     wrong = [
-        _wrong(tape, outcome)
+        _wrong_trace_to_json(tape, outcome)
         for tape, outcome in zip(tapes, point.outcomes, strict=False)
-        if not outcome.right
+        if not outcome.correct
     ]
     # What the cut spoilt before what was wrong anyway.
     wrong.sort(key=lambda one: not one["spoilt"])
     return {
         "name": point.name,
-        "family": None if point.baseline else family(point.name),
-        "accuracy": _estimate(point.accuracy),
-        "difference": _estimate(point.difference),
+        "family": None if point.is_baseline else policy_family(point.name),
+        "accuracy": _estimate_to_json(point.accuracy),
+        "difference": _estimate_to_json(point.difference),
         "cr": point.cr,
-        "crt": _estimate(point.crt),
-        "net": point.net,
-        "probes": point.probes,
-        "stopped": point.stopped,
-        "place": point.place,
-        "budget": _estimate(point.budget),
-        "random": _estimate(point.random),
-        "wrong": wrong[:_SHOWN],
-        "more": max(len(wrong) - _SHOWN, 0),
+        "crt": _estimate_to_json(point.crt),
+        "net": point.net_tokens,
+        "probes": point.probes_per_trace,
+        "stopped": point.stopped_share,
+        "place": point.stop_fraction,
+        "budget": _estimate_to_json(point.gain_over_budget),
+        "random": _estimate_to_json(point.gain_over_random_cue),
+        "wrong": wrong[:_MAX_WRONG_TRACES],
+        "more": max(len(wrong) - _MAX_WRONG_TRACES, 0),
     }
 
 
-def _estimate(estimate: Estimate | None) -> list[float] | None:
+def _estimate_to_json(estimate: Estimate | None) -> list[float] | None:
     return None if estimate is None else [estimate.value, estimate.low, estimate.high]
 
 
-def _wrong(tape: Tape, outcome: Outcome) -> dict[str, Any]:
-    before, behind = _texts(tape, outcome.position)
+def _wrong_trace_to_json(tape: ReplayTrace, outcome: Outcome) -> dict[str, Any]:
+    before, behind = _split_text_at(tape, outcome.kept_tokens)
     return {
-        "trace": f"{tape.prompt} / {tape.sample}",
-        "prompt": "\n".join(_said(message) for message in tape.messages),
+        "trace": f"{tape.prompt_id} / {tape.sample}",
+        "prompt": "\n".join(_message_text(message) for message in tape.messages),
         "gold": tape.gold,
         "answer": outcome.answer,
         "whole": tape.answer,
-        "spoilt": tape.right(tape.answer),
-        "why": _why(tape, outcome),
-        "before": before[-_BEFORE:],
-        "behind": behind[:_BEHIND],
+        "spoilt": tape.is_correct(tape.answer),
+        "why": _explain_wrong(tape, outcome),
+        "before": before[-_CHARS_BEFORE_CUT:],
+        "behind": behind[:_CHARS_AFTER_CUT],
     }
 
 
-def _said(message: dict[str, Any]) -> str:
+def _message_text(message: dict[str, Any]) -> str:
     content = message.get("content")
     return content if isinstance(content, str) else json.dumps(content)
 
 
-def _texts(tape: Tape, position: int) -> tuple[str, str]:
+def _split_text_at(tape: ReplayTrace, position: int) -> tuple[str, str]:
     """The trace's text up to ``position`` tokens, and what followed."""
     before, behind = list[str](), list[str]()
-    seen = -tape.opening
-    for text, ids, *_ in tape.feeds:
+    seen = -tape.opening_tokens
+    for text, ids, *_ in tape.feed_arguments:
         seen += len(ids)
         (before if seen <= position else behind).append(text)
     return "".join(before), "".join(behind)
 
 
-def _why(tape: Tape, outcome: Outcome) -> str:
+def _explain_wrong(tape: ReplayTrace, outcome: Outcome) -> str:
     """In words, what went wrong here."""
     if not outcome.stopped:
         return "It was not cut: the model itself came to this answer."
-    cut = f"Cut after {outcome.position} of {outcome.of} tokens ({outcome.reason}"
+    cut = f"Cut after {outcome.kept_tokens} of {outcome.full_tokens} tokens ({outcome.reason}"
     if outcome.confidence is not None:
         cut += f", confidence {outcome.confidence:.4f}"
     cut += "). "
-    if not tape.right(tape.answer):
+    if not tape.is_correct(tape.answer):
         return cut + "With full thinking it is wrong as well."
-    settled = tape.settled()
+    settled = tape.settled_position()
     if settled is None:
         return cut + "With full thinking it is right, though its last trial answer was not."
-    left = max(settled - outcome.position, 0)
+    left = max(settled - outcome.kept_tokens, 0)
     return cut + f"Too early: {left} tokens later the trial answer was right, and stayed so."

@@ -13,28 +13,28 @@ from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any, get_args, get_type_hints
 
-from policies.events import Checkpoint, CheckpointKind, Embed, Embedded, Probe, ProbeResult
+from policies.events import Checkpoint, CheckpointKind, Embed, EmbeddingResult, Probe, ProbeResult
 from policies.policy import Needs, Policy, Stopper
 from policies.registry import BadPolicy
 
 __all__ = [
-    "LED_ELSEWHERE",
+    "NOT_REPLAYABLE",
     "BadPlan",
-    "Plan",
-    "asked_by",
-    "foretold",
-    "kind",
-    "needs_of",
-    "probe_of",
-    "unlike",
+    "RecordingPlan",
+    "drop_covered_probes",
+    "parse_needs",
+    "parse_probe",
+    "probe_kind",
+    "probes_of",
+    "require_replayable",
 ]
 
-LED_ELSEWHERE = "it makes the model think on, or otherwise: no recording tells what it would think"
-_PLACES = ("start", "cues", "sentences", "paragraphs", "steps", "interval")
-_SAID_AGAIN = "So it is what it was before."
-_ROUNDS = 64
-_MOST = 64
-_FAR = 1_000_000
+NOT_REPLAYABLE = "it makes the model think on, or otherwise: no recording tells what it would think"
+_CHECKPOINT_FIELDS = ("start", "cues", "sentences", "paragraphs", "steps", "interval")
+_REPEATED_STEP = "So it is what it was before."
+_MAX_CHECKPOINTS = 64
+_MAX_PROBES = 64
+_POSITION_STEP = 1_000_000
 
 
 class BadPlan(ValueError):
@@ -42,7 +42,7 @@ class BadPlan(ValueError):
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class RecordingPlan:
     """Where to look, what to ask there, and the fields of the requests.
 
     ``serve``: the share of places at which a cut is carried out for real, beside the trace.
@@ -51,52 +51,52 @@ class Plan:
     needs: tuple[Needs, ...]
     probes: tuple[Probe, ...]
     body: dict[str, Any]
-    serve: float = 0.0
+    cut_share: float = 0.0
 
     @classmethod
-    def of(
+    def build(
         cls,
         policies: Iterable[Policy],
         needs: Iterable[Needs],
         probes: Iterable[Probe],
         body: dict[str, Any],
-        serve: float = 0.0,
-    ) -> Plan:
+        cut_share: float = 0.0,
+    ) -> RecordingPlan:
         """All that these policies need, and these places and probes as well; where nothing is
         asked for, every cue. A trial answer is always asked for: it is what a cut there would have
         answered. Raises BadPolicy."""
         policies = list(policies)
         for policy in policies:
-            foretold(policy)
+            require_replayable(policy)
         places = [policy.needs for policy in policies] + list(needs)
-        asked = [probe for policy in policies for probe in asked_by(policy)] + list(probes)
+        asked = [probe for policy in policies for probe in probes_of(policy)] + list(probes)
         return cls(
-            tuple(dict.fromkeys(map(_looks, places or [Needs(cues=True)]))),
-            tuple(unlike([*asked, Probe()])),
+            tuple(dict.fromkeys(map(_checkpoint_needs, places or [Needs(cues=True)]))),
+            tuple(drop_covered_probes([*asked, Probe()])),
             body,
-            serve,
+            cut_share,
         )
 
 
-def _looks(needs: Needs) -> Needs:
+def _checkpoint_needs(needs: Needs) -> Needs:
     """Less what makes no difference to where is looked, and what is told there."""
     return replace(
         needs,
-        thoughts=False,
+        reasoning_chunks=False,
         probes=False,
-        ending=False,
+        end_logprob=False,
         hidden_states=frozenset(),
         models=frozenset(),
         inducers=frozenset(),
     )
 
 
-def needs_of(text: str) -> Needs:
+def parse_needs(text: str) -> Needs:
     """A place to look, e.g. ``cues`` or ``interval=32``: a field of ``Needs``."""
     name, _, value = text.partition("=")
     hints = get_type_hints(Needs)
-    if name not in _PLACES:
-        raise BadPlan(f"no place {name!r}: choose one of {', '.join(_PLACES)}")
+    if name not in _CHECKPOINT_FIELDS:
+        raise BadPlan(f"no place {name!r}: choose one of {', '.join(_CHECKPOINT_FIELDS)}")
     with contextlib.suppress(SyntaxError, ValueError):
         read: Any = ast.literal_eval(value) if value else True
         if type(read) is hints[name]:
@@ -104,7 +104,7 @@ def needs_of(text: str) -> Needs:
     raise BadPlan(f"{text!r} is not a place: write e.g. 'cues' or 'interval=32'")
 
 
-def probe_of(text: str) -> Probe:
+def parse_probe(text: str) -> Probe:
     """A probe, written as a call: ``probe(inducer='answer', max_tokens=20)``."""
     try:
         match ast.parse(text, mode="eval").body:
@@ -115,31 +115,31 @@ def probe_of(text: str) -> Probe:
     raise BadPlan(f"{text!r} is not a probe: write e.g. 'probe(max_tokens=20)'")
 
 
-def asked_by(policy: Policy) -> list[Probe]:
+def probes_of(policy: Policy) -> list[Probe]:
     """What ``policy`` asks at a checkpoint: it is shown one of each kind, far into a trace, and
     each of its probes is answered with certainty, until it asks no more."""
     asked: list[Probe] = []
     for kind in get_args(CheckpointKind):
         # What a policy makes of an answer that no engine gave is no matter.
         with contextlib.suppress(Exception):
-            asked += islice(_rehearsed(policy.start(), kind), _MOST)
+            asked += islice(_simulate_probes(policy.start(), kind), _MAX_PROBES)
     return list(dict.fromkeys(asked))
 
 
-def _rehearsed(stopper: Stopper, kind: CheckpointKind) -> Iterator[Probe]:
-    for position in range(_FAR, _FAR * (_ROUNDS + 1), _FAR):
-        command = stopper.observe(Checkpoint(kind, position, 0.0, "Wait", _SAID_AGAIN))
+def _simulate_probes(stopper: Stopper, kind: CheckpointKind) -> Iterator[Probe]:
+    for position in range(_POSITION_STEP, _POSITION_STEP * (_MAX_CHECKPOINTS + 1), _POSITION_STEP):
+        command = stopper.observe(Checkpoint(kind, position, 0.0, "Wait", _REPEATED_STEP))
         while isinstance(command, Probe | Embed):
             if isinstance(command, Probe):
                 yield command
-                command = stopper.observe(_certain(command, position))
+                command = stopper.observe(_certain_result(command, position))
             else:
-                command = stopper.observe(Embedded(command, (1.0,), position, 0.0, 0.0))
+                command = stopper.observe(EmbeddingResult(command, (1.0,), position, 0.0, 0.0))
         if command is not None:
             return
 
 
-def _certain(probe: Probe, position: int) -> ProbeResult:
+def _certain_result(probe: Probe, position: int) -> ProbeResult:
     return ProbeResult(
         probe=probe,
         position=position,
@@ -152,24 +152,24 @@ def _certain(probe: Probe, position: int) -> ProbeResult:
     )
 
 
-def foretold(policy: Policy) -> None:
+def require_replayable(policy: Policy) -> None:
     """Raises BadPolicy where no recording can tell what the model would do under this policy."""
-    if policy.needs.extends or policy.needs.bias:
-        raise BadPolicy(f"{policy.name}: {LED_ELSEWHERE}")
+    if policy.needs.trace_endings or policy.needs.end_bias:
+        raise BadPolicy(f"{policy.name}: {NOT_REPLAYABLE}")
 
 
-def kind(probe: Probe) -> Probe:
+def probe_kind(probe: Probe) -> Probe:
     """A probe less its length: of those of one kind, a longer one answers a shorter as well, since
     both are greedy. Where a single token is told by its id, or with what the model held before it,
     it is of a kind of its own."""
-    alone = probe.ending or probe.hidden_states or (probe.top > 1 and probe.max_tokens == 1)
+    alone = probe.score_end or probe.hidden_states or (probe.top_logprobs > 1 and probe.max_tokens == 1)
     return probe if alone else replace(probe, max_tokens=0)
 
 
-def unlike(probes: Iterable[Probe]) -> list[Probe]:
+def drop_covered_probes(probes: Iterable[Probe]) -> list[Probe]:
     """These probes, less those that a longer one answers as well."""
     longest: dict[Probe, Probe] = {}
     for probe in probes:
-        one = kind(probe)
+        one = probe_kind(probe)
         longest[one] = max(probe, longest.get(one, probe), key=lambda p: p.max_tokens)
     return list(longest.values())

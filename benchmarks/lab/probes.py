@@ -7,28 +7,28 @@ from functools import lru_cache
 from pathlib import Path
 
 from policies.policy import Policy
-from policies.readiness import UNTRAINED, BadReadiness, Readiness
+from policies.readiness import UNTRAINED, BadReadinessClassifier, ReadinessClassifier
 from policies.registry import BadPolicy
 from policies.registry import parse as parse_with
 
-__all__ = ["parse"]
+__all__ = ["parse_policy"]
 
 
 @lru_cache(maxsize=64)
-def _read(path: str) -> Readiness:
+def _read_probe(path: str) -> ReadinessClassifier:
     try:
-        return Readiness.read(Path(path).read_bytes())
+        return ReadinessClassifier.parse(Path(path).read_bytes())
     except OSError as error:
         raise BadPolicy(f"{path}: {error.strerror}") from None
-    except BadReadiness as error:
+    except BadReadinessClassifier as error:
         raise BadPolicy(f"{path}: {error}") from None
 
 
-class _Files(Mapping[str, Readiness]):
+class _ProbeFiles(Mapping[str, ReadinessClassifier]):
     """Any file; none at all is for recording what is yet to be learned from."""
 
-    def __getitem__(self, path: str) -> Readiness:
-        return _read(path) if path else UNTRAINED
+    def __getitem__(self, path: str) -> ReadinessClassifier:
+        return _read_probe(path) if path else UNTRAINED
 
     def __iter__(self) -> Iterator[str]:
         return iter(())
@@ -37,9 +37,9 @@ class _Files(Mapping[str, Readiness]):
         return 0
 
 
-_FILES = _Files()
+_PROBE_FILES = _ProbeFiles()
 
 
-def parse(specification: str) -> Policy:
+def parse_policy(specification: str) -> Policy:
     """The policy that ``specification`` describes. Raises BadPolicy."""
-    return parse_with(specification, probes=_FILES)
+    return parse_with(specification, readiness_probes=_PROBE_FILES)

@@ -19,17 +19,24 @@ import msgspec
 
 from benchmarks.lab import hub
 from benchmarks.lab.hub import BadPrompts
-from policies.answers import final_answer
+from policies.answers import extract_final_answer
 
-__all__ = ["ANSWERS", "QUESTIONS", "BadPrompts", "Prompt", "Source", "read"]
+__all__ = [
+    "ANSWER_COLUMNS",
+    "QUESTION_COLUMNS",
+    "BadPrompts",
+    "Prompt",
+    "PromptSource",
+    "read_prompts",
+]
 
-HUB = "hf:"
-QUESTIONS = ("prompt", "question", "problem", "instruction", "query", "input")
-ANSWERS = ("answer", "final_answer", "solution", "target", "label", "output")
+HUB_PREFIX = "hf:"
+QUESTION_COLUMNS = ("prompt", "question", "problem", "instruction", "query", "input")
+ANSWER_COLUMNS = ("answer", "final_answer", "solution", "target", "label", "output")
 """Columns by which a question and its right answer are known, the first there is."""
-_OPTIONS = ("choices", "options")
+_CHOICE_COLUMNS = ("choices", "options")
 _LETTERS = "ABCDEFGHIJ"
-_FINAL = re.compile(r"\n\s*####\s*(.+?)\s*$")
+_FINAL_ANSWER_LINE = re.compile(r"\n\s*####\s*(.+?)\s*$")
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +49,7 @@ class Prompt:
 
 
 @dataclass(frozen=True, slots=True)
-class Source:
+class PromptSource:
     """Where rows are, and which of them.
 
     ``name``: a file (JSONL, CSV, Parquet) or ``hf:OWNER/DATASET``. Of a dataset, ``subset`` and
@@ -57,7 +64,7 @@ class Source:
     question: str | None = None
     answer: str | None = None
     limit: int | None = None
-    shuffle: int | None = None
+    shuffle_seed: int | None = None
 
 
 class _Row(msgspec.Struct):
@@ -67,56 +74,56 @@ class _Row(msgspec.Struct):
     id: str | int | None = None
 
 
-def read(source: Source) -> list[Prompt]:
+def read_prompts(source: PromptSource) -> list[Prompt]:
     """The prompts, in their order. Raises BadPrompts, which names the row."""
     found: dict[str, Prompt] = {}
-    for place, row in _rows(source):
+    for place, row in _read_rows(source):
         try:
-            prompt = _prompt(msgspec.convert(_known(row, source), _Row))
+            prompt = _to_prompt(msgspec.convert(_standardize_columns(row, source), _Row))
         except (msgspec.ValidationError, BadPrompts) as error:
             raise BadPrompts(f"{source.name}, {place}: {error}") from None
         if prompt.id in found:
             raise BadPrompts(f"{source.name}, {place}: a second prompt {prompt.id!r}")
         found[prompt.id] = prompt
     prompts = list(found.values())
-    if source.shuffle is not None:
-        random.Random(source.shuffle).shuffle(prompts)
+    if source.shuffle_seed is not None:
+        random.Random(source.shuffle_seed).shuffle(prompts)
     return prompts[: source.limit]
 
 
-def _known(row: dict[str, Any], source: Source) -> dict[str, Any]:
+def _standardize_columns(row: dict[str, Any], source: PromptSource) -> dict[str, Any]:
     """A row by the names that are ours."""
-    question = _column(row, source.question, QUESTIONS)
-    answer = _column(row, source.answer, ANSWERS)
+    question = _find_column(row, source.question, QUESTION_COLUMNS)
+    answer = _find_column(row, source.answer, ANSWER_COLUMNS)
     known = {key: row[key] for key in ("id", "messages") if row.get(key) is not None}
     if question is None and "messages" not in known:
         raise BadPrompts(f"no question in {', '.join(row) or 'it'}: name its column by --question")
     prompt = None if question is None else row[question]
     gold = None if answer is None else row[answer]
     options: list[Any] = next(
-        (row[name] for name in _OPTIONS if isinstance(row.get(name), list)), []
+        (row[name] for name in _CHOICE_COLUMNS if isinstance(row.get(name), list)), []
     )
     if options and isinstance(prompt, str):
         lines = (f"({letter}) {text}" for letter, text in zip(_LETTERS, options, strict=False))
         prompt = "\n".join([prompt, *lines])
         gold = _LETTERS[gold] if isinstance(gold, int) and gold < len(options) else gold
-    return {**known, "prompt": prompt, "answer": _final(gold)}
+    return {**known, "prompt": prompt, "answer": _extract_answer(gold)}
 
 
-def _column(row: dict[str, Any], given: str | None, known: Sequence[str]) -> str | None:
+def _find_column(row: dict[str, Any], given: str | None, known: Sequence[str]) -> str | None:
     if given is not None and given not in row:
         raise BadPrompts(f"no column {given!r}: there are {', '.join(row)}")
     return given or next((name for name in known if row.get(name) is not None), None)
 
 
-def _final(gold: Any) -> Any:
+def _extract_answer(gold: Any) -> Any:
     """A worked solution's last line, where that is set off, or the content of its last box."""
-    if isinstance(gold, str) and (marked := _FINAL.search(gold)):
+    if isinstance(gold, str) and (marked := _FINAL_ANSWER_LINE.search(gold)):
         return marked[1]
-    return final_answer(gold) if isinstance(gold, str) and "\\boxed{" in gold else gold
+    return extract_final_answer(gold) if isinstance(gold, str) and "\\boxed{" in gold else gold
 
 
-def _prompt(row: _Row) -> Prompt:
+def _to_prompt(row: _Row) -> Prompt:
     if (row.prompt is None) == (row.messages is None):
         raise BadPrompts('write either "prompt" or "messages"')
     messages = row.messages or [{"role": "user", "content": row.prompt}]
@@ -125,12 +132,14 @@ def _prompt(row: _Row) -> Prompt:
     return Prompt(digest if row.id is None else str(row.id), messages, gold)
 
 
-def _rows(source: Source) -> Iterator[tuple[str, dict[str, Any]]]:
+def _read_rows(source: PromptSource) -> Iterator[tuple[str, dict[str, Any]]]:
     """Each with the words for where it stands."""
-    if source.name.startswith(HUB):
-        split, paths = hub.copies(source.name.removeprefix(HUB), source.subset, source.split)
+    if source.name.startswith(HUB_PREFIX):
+        split, paths = hub.dataset_files(
+            source.name.removeprefix(HUB_PREFIX), source.subset, source.split
+        )
         # A dataset may ask a thing twice, so a row is known by its place.
-        for number, row in enumerate(chain.from_iterable(map(_of_parquet, paths))):
+        for number, row in enumerate(chain.from_iterable(map(_read_parquet, paths))):
             yield f"row {number}", {"id": f"{split}-{number}", **row}
         return
     if source.subset or source.split:
@@ -138,17 +147,17 @@ def _rows(source: Source) -> Iterator[tuple[str, dict[str, Any]]]:
     path = Path(source.name)
     try:
         if path.suffix == ".csv":
-            yield from _of_csv(path)
+            yield from _read_csv(path)
         elif path.suffix == ".parquet":
-            for number, row in enumerate(_of_parquet(path)):
+            for number, row in enumerate(_read_parquet(path)):
                 yield f"row {number}", row
         else:
-            yield from _of_lines(path)
+            yield from _read_jsonl(path)
     except OSError as error:
         raise BadPrompts(f"{path}: {error.strerror or error}") from None
 
 
-def _of_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+def _read_jsonl(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     for number, line in enumerate(path.read_bytes().splitlines(), start=1):
         if line.strip():
             try:
@@ -157,15 +166,15 @@ def _of_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
                 raise BadPrompts(f"{path}, line {number}: {error}") from None
 
 
-def _of_csv(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+def _read_csv(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     with path.open(encoding="utf-8-sig", newline="") as file:
         rows = csv.DictReader(file)
         for row in rows:
             yield f"line {rows.line_num}", {name: value for name, value in row.items() if value}
 
 
-def _of_parquet(path: Path) -> Iterator[dict[str, Any]]:
-    with hub.installed():
+def _read_parquet(path: Path) -> Iterator[dict[str, Any]]:
+    with hub.require_hub_extra():
         from pyarrow import ArrowInvalid, parquet
     try:
         yield from parquet.read_table(path).to_pylist()

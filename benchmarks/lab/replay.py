@@ -15,20 +15,20 @@ from dataclasses import dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
 
-from benchmarks.lab.plan import LED_ELSEWHERE
-from benchmarks.lab.probes import parse
-from benchmarks.lab.tape import Found, Run, Tape, Tapes
-from policies.appraisal import Appraiser
-from policies.dialect import Marks
-from policies.events import Embedded, EmbedFailed, ProbeFailed, ProbeResult
-from policies.orders import Ask, Cut, Order, Represent
+from benchmarks.lab.plan import NOT_REPLAYABLE
+from benchmarks.lab.probes import parse_policy
+from benchmarks.lab.tape import ChunkSpan, ReplayDataset, ReplayedResult, ReplayTrace
+from policies.appraisal import ProbeCostModel
+from policies.dialect import TokenizedDialect
+from policies.events import EmbeddingFailed, EmbeddingResult, ProbeFailed, ProbeResult
+from policies.orders import Cut, Order, RequestEmbedding, SendProbe
 from policies.policy import Policy
 from policies.registry import BadPolicy
 from policies.session import Session
 
-__all__ = ["Outcome", "play", "play_all", "sweep"]
+__all__ = ["Outcome", "replay_all", "replay_trace", "sweep"]
 
-_WORTH_A_POOL = 20_000
+_MIN_PARALLEL_REPLAYS = 20_000
 """Traces times policies under which processes cost more than they bring."""
 
 
@@ -41,197 +41,216 @@ class Outcome:
     """
 
     stopped: bool
-    position: int
-    of: int
+    kept_tokens: int
+    full_tokens: int
     answer: str
-    right: bool
+    correct: bool
     reason: str
     confidence: float | None
-    net: int
-    probe: int
-    wasted: int
-    probes: int
-    near: int
-    missing: int
+    net_tokens: int
+    probe_tokens: int
+    wasted_tokens: int
+    probe_count: int
+    inexact_probes: int
+    missing_probes: int
 
 
 @dataclass(slots=True)
-class _Due:
+class _Pending:
     """Something that is under way until ``at``."""
 
-    at: float
-    command: Ask | Represent | Cut
-    found: Found | None = None
+    due_at: float
+    command: SendProbe | RequestEmbedding | Cut
+    result: ReplayedResult | None = None
 
 
-class _Player:
+class _Replayer:
     """Drives one session over one tape, as the relay drives it over a stream."""
 
-    def __init__(self, session: Session, tape: Tape, resume: float, *, instant: bool) -> None:
+    def __init__(
+        self, session: Session, trace: ReplayTrace, resume_seconds: float, *, instant: bool
+    ) -> None:
         self.session = session
-        self.near = self.missing = 0
-        self._tape = tape
-        self._resume = 0.0 if instant else resume
+        self.inexact_probes = self.missing_probes = 0
+        self._trace = trace
+        self._resume_seconds = 0.0 if instant else resume_seconds
         self._instant = instant
         needs = session.policy.needs
-        self._runs = tape.fine_runs if needs.boundaries else tape.runs
+        self._spans = trace.boundary_spans if needs.boundary_kinds else trace.spans
         # Whether it looks at nothing but the trace's places, whatever is asked there.
-        self._leaps = not (needs.start or needs.thoughts or needs.extends or needs.logprobs)
-        self._due: _Due | None = None
+        self._can_merge_chunks = not (
+            needs.start or needs.reasoning_chunks or needs.trace_endings or needs.logprobs
+        )
+        self._pending: _Pending | None = None
 
     def run(self) -> None:
-        session, tape = self.session, self._tape
-        session.opened(tape.opened)
-        for run in self._runs:
-            self._feed(run)
+        session, tape = self.session, self._trace
+        session.on_prompt(tape.prompt_token_ids)
+        for run in self._spans:
+            self._feed_span(run)
             if session.stopped:
                 break
         # A log that breaks off (a gateway's own, at its cut) says no more of the stream's end.
-        while self._due is not None and (session.waiting or tape.ending is None):
-            self._arrive(self._due)
-        session.ended()
+        while self._pending is not None and (
+            session.is_switching_stream or tape.finish_reason is None
+        ):
+            self._complete_command(self._pending)
+        session.on_stream_end()
 
-    def _feed(self, run: Run) -> None:
+    def _feed_span(self, run: ChunkSpan) -> None:
         """Nearly every piece concerns nobody, so where nothing is due many go in as one."""
         session, index = self.session, 0
-        while index < len(run.feeds) and not session.stopped:
+        while index < len(run.feed_arguments) and not session.stopped:
             end = index + 1
-            if self._leaps and run.plain and self._due is None:
-                end = max(run.upto(index, session.next_interval or math.inf), end)
-            text, ids, at, answering, ending, logprobs = run.merged(index, end)
+            if self._can_merge_chunks and run.is_mergeable and self._pending is None:
+                end = max(run.end_before(index, session.next_interval_position or math.inf), end)
+            text, ids, at, answering, ending, logprobs = run.merge(index, end)
             index = end
-            while self._due is not None and self._due.at <= at:
-                self._arrive(self._due)
+            while self._pending is not None and self._pending.due_at <= at:
+                self._complete_command(self._pending)
             if session.stopped:
                 return
             command = session.feed(
-                text, ids, at, answering=answering, ending=ending, logprobs=logprobs
+                text, ids, at, answering=answering, finish_reason=ending, logprobs=logprobs
             )
             if command is not None:
-                self._order(command, at)
+                self._start_command(command, at)
 
-    def _order(self, command: Order, at: float) -> None:
+    def _start_command(self, command: Order, at: float) -> None:
         """Put a command under way. With nothing to wait for, it is done before the next piece."""
         if isinstance(command, Cut):
-            if self._due is not None and self._due.found is not None:
-                self._pay(self._due.found)
-            self._due = _Due(at + self._resume, command)
-        elif not isinstance(command, Ask | Represent):
-            raise BadPolicy(f"{self.session.policy.name}: {LED_ELSEWHERE}")
+            if self._pending is not None and self._pending.result is not None:
+                self._charge_probe(self._pending.result)
+            self._pending = _Pending(at + self._resume_seconds, command)
+        elif not isinstance(command, SendProbe | RequestEmbedding):
+            raise BadPolicy(f"{self.session.policy.name}: {NOT_REPLAYABLE}")
         else:
             kept, position = command.kept, command.position
-            if isinstance(command, Ask):
-                found = self._tape.find(command.probe, kept, position)
+            if isinstance(command, SendProbe):
+                found = self._trace.find_probe(command.probe, kept, position)
             else:
-                found = self._tape.embedded(command.embed, kept, position)
-            after = 0.0 if self._instant or found is None else found.after
-            self._due = _Due(at + after, command, found)
+                found = self._trace.find_embedding(command.embed, kept, position)
+            after = 0.0 if self._instant or found is None else found.delay_seconds
+            self._pending = _Pending(at + after, command, found)
         if self._instant:
-            self._arrive(self._due)
+            self._complete_command(self._pending)
 
-    def _pay(self, found: Found) -> None:
+    def _charge_probe(self, found: ReplayedResult) -> None:
         """A probe that a cut did not wait for was sent all the same."""
         if isinstance(found.result, ProbeResult):
-            self.session.probed(found.result, decoded=found.decoded)
+            self.session.on_probe_result(found.result, decoded=found.decoded_tokens)
 
-    def _arrive(self, due: _Due) -> None:
-        self._due = None
+    def _complete_command(self, due: _Pending) -> None:
+        self._pending = None
         if isinstance(due.command, Cut):
-            self.session.resumed()
-            self.session.answered(self._tape.answer_tokens)
-        elif (command := self._answer(due.command, due)) is not None:
-            self._order(command, due.at)
+            self.session.on_resumed()
+            self.session.on_answer_tokens(self._trace.answer_tokens)
+        elif (command := self._deliver_result(due.command, due)) is not None:
+            self._start_command(command, due.due_at)
 
-    def _answer(self, asked: Ask | Represent, due: _Due) -> Order | None:
-        if due.found is None:
-            self.missing += 1
+    def _deliver_result(self, asked: SendProbe | RequestEmbedding, due: _Pending) -> Order | None:
+        if due.result is None:
+            self.missing_probes += 1
         else:
-            self.near += not due.found.exact
-        if isinstance(asked, Represent):
-            return self._embedded(asked, due)
-        return self._probed(asked, due)
+            self.inexact_probes += not due.result.is_exact
+        if isinstance(asked, RequestEmbedding):
+            return self._deliver_embedding(asked, due)
+        return self._deliver_probe(asked, due)
 
-    def _probed(self, ask: Ask, due: _Due) -> Order | None:
-        match due.found:
-            case Found(result=ProbeResult() as result, decoded=decoded):
+    def _deliver_probe(self, ask: SendProbe, due: _Pending) -> Order | None:
+        match due.result:
+            case ReplayedResult(result=ProbeResult() as result, decoded_tokens=decoded):
                 seconds = 0.0 if self._instant else result.seconds
-                told = replace(result, seconds=seconds, at=due.at)
-                return self.session.probed(told, decoded=decoded)
-            case Found(result=ProbeFailed(reason=reason)):
-                return self.session.probe_failed(reason, ask, due.at)
-        return self.session.probe_failed("not-recorded", ask, due.at)
+                told = replace(result, seconds=seconds, at=due.due_at)
+                return self.session.on_probe_result(told, decoded=decoded)
+            case ReplayedResult(result=ProbeFailed(reason=reason)):
+                return self.session.on_probe_failed(reason, ask, due.due_at)
+        return self.session.on_probe_failed("not-recorded", ask, due.due_at)
 
-    def _embedded(self, represent: Represent, due: _Due) -> Order | None:
-        if due.found is not None and isinstance(told := due.found.result, Embedded | EmbedFailed):
-            return self.session.embedded(replace(told, at=due.at))
+    def _deliver_embedding(self, represent: RequestEmbedding, due: _Pending) -> Order | None:
+        if due.result is not None and isinstance(
+            told := due.result.result, EmbeddingResult | EmbeddingFailed
+        ):
+            return self.session.on_embedding(replace(told, at=due.due_at))
         embed, position = represent.embed, represent.position
-        return self.session.embedded(EmbedFailed(embed, position, "not-recorded", due.at))
+        return self.session.on_embedding(
+            EmbeddingFailed(embed, position, "not-recorded", due.due_at)
+        )
 
 
-def play(
+def replay_trace(
     policy: Policy,
-    tape: Tape,
-    marks: Marks,
-    appraiser: Appraiser,
+    trace: ReplayTrace,
+    dialect: TokenizedDialect,
+    cost_model: ProbeCostModel,
     *,
-    resume: float = 0.0,
+    resume_seconds: float = 0.0,
     instant: bool = False,
 ) -> Outcome:
     """One trace under one policy. ``appraiser`` holds what the policy's earlier traces taught;
     ``resume``: seconds from a cut to its answer's first token."""
-    session = Session(policy, marks, appraiser)
-    player = _Player(session, tape, resume, instant=instant)
+    session = Session(policy, dialect, cost_model)
+    player = _Replayer(session, trace, resume_seconds, instant=instant)
     player.run()
     ledger, trigger = session.ledger, session.trigger
-    answer = tape.answer
+    answer = trace.answer
     if session.stopped and trigger:
-        answer = tape.trial(trigger.position).answer
+        answer = trace.trial_answer_at(trigger.position).answer
     return Outcome(
         stopped=session.stopped,
-        position=ledger.reasoning,
-        of=tape.ledger.reasoning,
+        kept_tokens=ledger.reasoning,
+        full_tokens=trace.ledger.reasoning,
         answer=answer,
-        right=tape.right(answer),
-        reason=trigger.stop.reason if trigger else session.muted or "",
+        correct=trace.is_correct(answer),
+        reason=trigger.stop.reason if trigger else session.mute_reason or "",
         confidence=trigger.stop.confidence if trigger else None,
-        net=ledger.net,
-        probe=ledger.probe,
-        wasted=ledger.wasted,
-        probes=session.probes,
-        near=player.near,
-        missing=player.missing,
+        net_tokens=ledger.net,
+        probe_tokens=ledger.probe,
+        wasted_tokens=ledger.wasted,
+        probe_count=session.probe_count,
+        inexact_probes=player.inexact_probes,
+        missing_probes=player.missing_probes,
     )
 
 
-def play_all(policy: Policy, tapes: Tapes, *, instant: bool = False) -> list[Outcome]:
+def replay_all(policy: Policy, dataset: ReplayDataset, *, instant: bool = False) -> list[Outcome]:
     """Every trace in the order of the file, as one gateway would have served them."""
-    marks, appraiser, resume = tapes.marks, Appraiser(), tapes.resume
+    marks, appraiser, resume = dataset.dialect, ProbeCostModel(), dataset.resume_seconds
     return [
-        play(policy, tape, marks, appraiser, resume=resume, instant=instant) for tape in tapes.tapes
+        replay_trace(policy, tape, marks, appraiser, resume_seconds=resume, instant=instant)
+        for tape in dataset.traces
     ]
 
 
 def sweep(
-    policies: Sequence[str], tapes: Tapes, *, instant: bool = False, workers: int | None = None
+    policies: Sequence[str],
+    dataset: ReplayDataset,
+    *,
+    instant: bool = False,
+    workers: int | None = None,
 ) -> Iterator[list[Outcome]]:
     """The outcomes of each policy, in order, by as many processes as there are cores."""
     workers = min(workers or os.cpu_count() or 1, len(policies))
-    if workers == 1 or len(policies) * len(tapes.tapes) < _WORTH_A_POOL:
-        yield from (play_all(parse(policy), tapes, instant=instant) for policy in policies)
+    if workers == 1 or len(policies) * len(dataset.traces) < _MIN_PARALLEL_REPLAYS:
+        yield from (
+            replay_all(parse_policy(policy), dataset, instant=instant) for policy in policies
+        )
         return
-    with ProcessPoolExecutor(workers, get_context("spawn"), _load, (tapes.path, instant)) as pool:
-        yield from pool.map(_play_here, policies)
+    with ProcessPoolExecutor(
+        workers, get_context("spawn"), _init_worker, (dataset.path, instant)
+    ) as pool:
+        yield from pool.map(_replay_in_worker, policies)
 
 
-_here: tuple[Tapes, bool]
+_worker_state: tuple[ReplayDataset, bool]
 """What this process plays: read once by each, so that nothing big is sent between them."""
 
 
-def _load(path: Path, instant: bool) -> None:
-    global _here
-    _here = Tapes(path), instant
+def _init_worker(path: Path, instant: bool) -> None:
+    global _worker_state
+    _worker_state = ReplayDataset(path), instant
 
 
-def _play_here(policy: str) -> list[Outcome]:
-    tapes, instant = _here
-    return play_all(parse(policy), tapes, instant=instant)
+def _replay_in_worker(policy: str) -> list[Outcome]:
+    tapes, instant = _worker_state
+    return replay_all(parse_policy(policy), tapes, instant=instant)

@@ -16,56 +16,59 @@ from typing import Any
 
 import msgspec
 
+from benchmarks.lab.log_upgrade import upgrade
+
 __all__ = [
     "VERSION",
-    "Appender",
     "BadTraces",
-    "Drawn",
-    "Event",
-    "Opened",
-    "Piece",
-    "Place",
-    "Recording",
-    "Represented",
-    "Served",
+    "CheckpointReached",
+    "CutExecuted",
+    "EmbeddingCompleted",
+    "LogEvent",
+    "ProbeCompleted",
+    "PromptReceived",
+    "RecordingHeader",
+    "StreamedChunk",
     "Trace",
+    "TraceAppender",
     "load",
 ]
 
-VERSION = 2
+VERSION = 3
+_OLDEST_VERSION = 2
 
 
 class BadTraces(Exception):
     """A file that is no recording of this version; the message says what it is."""
 
 
-class _Event(msgspec.Struct, frozen=True, omit_defaults=True):
+class _EventBase(msgspec.Struct, frozen=True, omit_defaults=True):
     at: float
 
 
-class Opened(_Event, tag="opened", frozen=True):
+class PromptReceived(_EventBase, tag="prompt", frozen=True):
     """The engine has taken the prompt: its ids."""
 
-    ids: tuple[int, ...]
+    prompt_token_ids: tuple[int, ...]
 
 
-class Piece(_Event, tag="piece", frozen=True):
+class StreamedChunk(_EventBase, tag="chunk", frozen=True):
     """What the main stream sent at once. ``text`` is reasoning, ``answer`` what follows it;
     ``logprobs`` of the most probable tokens at each place, where they were asked for."""
 
     text: str = ""
-    ids: tuple[int, ...] = ()
+    token_ids: tuple[int, ...] = ()
     answer: str = ""
-    calls: bool = False
-    ending: str | None = None
+    has_tool_calls: bool = False
+    finish_reason: str | None = None
     logprobs: tuple[tuple[float, ...], ...] = ()
 
     @property
-    def answering(self) -> bool:
-        return self.calls or self.answer != ""
+    def has_answer(self) -> bool:
+        return self.has_tool_calls or self.answer != ""
 
 
-class Place(_Event, tag="place", frozen=True):
+class CheckpointReached(_EventBase, tag="checkpoint", frozen=True):
     """A checkpoint of this ``kind``; ``start`` is the place before the first token."""
 
     kind: str
@@ -74,89 +77,98 @@ class Place(_Event, tag="place", frozen=True):
     cue: str = ""
 
 
-class Drawn(_Event, tag="drawn", frozen=True):
+class ProbeCompleted(_EventBase, tag="probe", frozen=True):
     """A probe came back: ``result`` is a ``ProbeResult`` or ``ProbeFailed``, written as a value,
     its probe within. ``asked``: when it was sent; ``decoded``: tokens that it took, where those are
     more than it shows."""
 
-    asked: float
+    sent_at: float
     kept: int
     position: int
     result: dict[str, Any]
-    prefilled: int = 0
-    decoded: int = 0
+    prefilled_tokens: int = 0
+    decoded_tokens: int = 0
 
 
-class Represented(_Event, tag="represented", frozen=True):
+class EmbeddingCompleted(_EventBase, tag="embedding", frozen=True):
     """A step came back from the embedder: its vector in halves, empty where it failed."""
 
-    asked: float
+    sent_at: float
     kept: int
     position: int
     vector: bytes
 
 
-class Served(_Event, tag="served", frozen=True):
+class CutExecuted(_EventBase, tag="cut", frozen=True):
     """A cut was carried out here beside the trace: the answer that a client would have got.
     ``began``: seconds until its first chunk."""
 
-    asked: float
-    began: float
+    sent_at: float
+    first_chunk_seconds: float
     kept: int
     position: int
     answer: str
     tokens: int
-    ending: str | None = None
+    finish_reason: str | None = None
 
 
-Event = Opened | Piece | Place | Drawn | Represented | Served
+LogEvent = (
+    PromptReceived
+    | StreamedChunk
+    | CheckpointReached
+    | ProbeCompleted
+    | EmbeddingCompleted
+    | CutExecuted
+)
 
 
 class Trace(msgspec.Struct, tag="trace", frozen=True):
     """One sample of one prompt, from the request to its end, in the order in which it happened."""
 
-    prompt: str
-    sample: int
+    prompt_id: str
+    sample_index: int
     messages: list[dict[str, Any]]
     gold: str | None
-    events: list[Event]
+    events: list[LogEvent]
 
 
-class Recording(msgspec.Struct, tag="recording", frozen=True):
+class RecordingHeader(msgspec.Struct, tag="recording", frozen=True):
     """What was asked, of which model. ``marks``, ``needs`` and ``probes`` are written values;
     ``body`` are the request's own fields; ``embedder`` is named where there was one."""
 
     version: int
     model: str
-    marks: dict[str, Any]
+    dialect: dict[str, Any]
     needs: list[dict[str, Any]]
     probes: list[dict[str, Any]]
     body: dict[str, Any]
-    engine: str = ""
-    embedder: str = ""
+    engine_version: str = ""
+    embedder_name: str = ""
 
 
-_decode_recording = msgspec.json.Decoder(Recording).decode
+_decode_recording = msgspec.json.Decoder(RecordingHeader).decode
 _decode_trace = msgspec.json.Decoder(Trace).decode
 
 
-class _Version(msgspec.Struct, tag="recording"):
+class _HeaderVersion(msgspec.Struct, tag="recording"):
     version: int
 
 
-def load(path: Path) -> tuple[Recording, Iterator[Trace]]:
+def load(path: Path) -> tuple[RecordingHeader, Iterator[Trace]]:
     """The recording and its traces, read as they are asked for. A last line that was torn is no
     trace. Raises BadTraces."""
     try:
         with path.open("rb") as file:
-            return _header(path, file.readline()), _traces(path)
+            return _read_header(path, file.readline()), _read_traces(path)
     except OSError as error:
         raise BadTraces(f"{path}: {error.strerror}") from None
 
 
-def _header(path: Path, line: bytes) -> Recording:
+def _read_header(path: Path, line: bytes) -> RecordingHeader:
     try:
-        version = msgspec.json.decode(line, type=_Version).version
+        version = msgspec.json.decode(line, type=_HeaderVersion).version
+        if version == _OLDEST_VERSION:
+            return msgspec.convert(upgrade(msgspec.json.decode(line)), RecordingHeader)
         if version != VERSION:
             raise BadTraces(f"{path} is of version {version}, this laboratory reads {VERSION}")
         return _decode_recording(line)
@@ -164,7 +176,7 @@ def _header(path: Path, line: bytes) -> Recording:
         raise BadTraces(f"{path} does not begin with a recording's line: {error}") from None
 
 
-def _traces(path: Path) -> Iterator[Trace]:
+def _read_traces(path: Path) -> Iterator[Trace]:
     with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
             if number == 1:
@@ -177,7 +189,7 @@ def _traces(path: Path) -> Iterator[Trace]:
                 raise BadTraces(f"{path}, line {number}: {error}") from None
 
 
-class Appender:
+class TraceAppender:
     """Add traces to a file; one process at a time. ``done`` are the (prompt, sample) it holds.
 
     A line is written at once, so whoever is killed loses what was not yet written and no more; a
@@ -185,54 +197,54 @@ class Appender:
     another recording's.
     """
 
-    def __init__(self, path: Path, recording: Recording) -> None:
+    def __init__(self, path: Path, recording: RecordingHeader) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+        self._file_descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
         try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            self.done = self._resume(path, recording)
+            fcntl.flock(self._file_descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self.recorded_samples = self._open_existing(path, recording)
         except BlockingIOError:
-            os.close(self._file)
+            os.close(self._file_descriptor)
             raise BadTraces(f"{path} is being recorded by another process") from None
         except BaseException:
-            os.close(self._file)
+            os.close(self._file_descriptor)
             raise
 
-    def _resume(self, path: Path, recording: Recording) -> set[tuple[str, int]]:
-        _mend(path, self._file)
-        if os.fstat(self._file).st_size == 0:
-            self._write(recording)
+    def _open_existing(self, path: Path, recording: RecordingHeader) -> set[tuple[str, int]]:
+        _repair_last_line(path, self._file_descriptor)
+        if os.fstat(self._file_descriptor).st_size == 0:
+            self._write_line(recording)
             return set()
         old, traces = load(path)
-        for name in Recording.__struct_fields__:
+        for name in RecordingHeader.__struct_fields__:
             if (before := getattr(old, name)) != (now := getattr(recording, name)):
                 raise BadTraces(
                     f"{path} was recorded with another {name} ({before}, now {now}): "
                     "choose another file"
                 )
-        return {(trace.prompt, trace.sample) for trace in traces}
+        return {(trace.prompt_id, trace.sample_index) for trace in traces}
 
     def add(self, trace: Trace) -> None:
-        self._write(trace)
-        self.done.add((trace.prompt, trace.sample))
+        self._write_line(trace)
+        self.recorded_samples.add((trace.prompt_id, trace.sample_index))
 
-    def _write(self, line: Trace | Recording) -> None:
+    def _write_line(self, line: Trace | RecordingHeader) -> None:
         data = memoryview(msgspec.json.encode(line) + b"\n")
         while data:
-            data = data[os.write(self._file, data) :]
+            data = data[os.write(self._file_descriptor, data) :]
 
     def close(self) -> None:
-        os.close(self._file)
+        os.close(self._file_descriptor)
 
 
-def _mend(path: Path, file: int) -> None:
+def _repair_last_line(path: Path, file: int) -> None:
     """Take a torn last line off; one that lacks nothing but its end gets that."""
     content = path.read_bytes()
     whole = content.rfind(b"\n") + 1
     if whole == len(content):
         return
     try:
-        msgspec.json.decode(content[whole:], type=Trace | Recording)
+        msgspec.json.decode(content[whole:], type=Trace | RecordingHeader)
         os.write(file, b"\n")
     except msgspec.MsgspecError:
         os.ftruncate(file, whole)

@@ -13,16 +13,16 @@ from types import ModuleType
 from typing import Any
 
 from policies import dialect, events, hidden_states, policy
-from policies.markers import Mark, Markers
+from policies.markers import MarkerKind, MarkerMatcher
 
-__all__ = ["BadValue", "read", "write"]
+__all__ = ["BadValue", "from_json_value", "to_json_value"]
 
 
 class BadValue(ValueError):
     """A document that describes no value that is known here."""
 
 
-def _classes(*modules: ModuleType) -> dict[str, type]:
+def _dataclasses_in(*modules: ModuleType) -> dict[str, type]:
     return {
         name: kind
         for module in modules
@@ -31,20 +31,20 @@ def _classes(*modules: ModuleType) -> dict[str, type]:
     }
 
 
-_KNOWN = _classes(events, dialect, hidden_states, policy)
+_KNOWN_CLASSES = _dataclasses_in(events, dialect, hidden_states, policy)
 
 
-def write(value: Any) -> Any:
+def to_json_value(value: Any) -> Any:
     """What JSON can hold of ``value``."""
     if is_dataclass(value):
-        written = {field.name: write(getattr(value, field.name)) for field in fields(value)}
+        written = {field.name: to_json_value(getattr(value, field.name)) for field in fields(value)}
         return {"type": type(value).__name__, **written}
-    if isinstance(value, Markers):
-        return {"markers": [[list(ids), mark.value] for ids, mark in value.known.items()]}
+    if isinstance(value, MarkerMatcher):
+        return {"markers": [[list(ids), mark.value] for ids, mark in value.markers.items()]}
     if isinstance(value, Mapping):
-        return {key: write(part) for key, part in value.items()}
+        return {key: to_json_value(part) for key, part in value.items()}
     if isinstance(value, list | tuple):
-        return [write(part) for part in value]
+        return [to_json_value(part) for part in value]
     if isinstance(value, frozenset):
         return {"set": sorted(value)}
     if isinstance(value, bytes):
@@ -52,23 +52,23 @@ def write(value: Any) -> Any:
     return value
 
 
-def read(document: Any) -> Any:
+def from_json_value(document: Any) -> Any:
     """The value that ``write`` wrote. Raises BadValue; a field that was not yet there takes its
     default."""
     if isinstance(document, list):
-        return tuple(map(read, document))
+        return tuple(map(from_json_value, document))
     if not isinstance(document, dict):
         return document
-    parts = {key: read(part) for key, part in document.items()}
+    parts = {key: from_json_value(part) for key, part in document.items()}
     if parts.keys() == {"set"}:
         return frozenset(parts["set"])
     if parts.keys() == {"bytes"}:
         return base64.b64decode(parts["bytes"])
     if parts.keys() == {"markers"}:
-        return Markers({ids: Mark(mark) for ids, mark in parts["markers"]})
+        return MarkerMatcher({ids: MarkerKind(mark) for ids, mark in parts["markers"]})
     if "type" not in parts:
         return parts
-    kind = _KNOWN.get(name := str(parts.pop("type")))
+    kind = _KNOWN_CLASSES.get(name := str(parts.pop("type")))
     if kind is None:
         raise BadValue(f"{name!r} is no value of this version")
     try:

@@ -11,14 +11,23 @@ import re
 from dataclasses import dataclass
 
 from benchmarks.pocket.chat import QWEN3
-from benchmarks.pocket.task import Answer, Derivation, Piece, Problem, Size, Task, Words, drawn
+from benchmarks.pocket.task import (
+    AnswerWording,
+    Derivation,
+    ModelSize,
+    Problem,
+    Task,
+    TaskTexts,
+    TraceSpan,
+    choose_weighted,
+)
 
 __all__ = ["CHAINS"]
 
-LARGEST = 999
+MAX_VALUE = 999
 
-_HARD_STEPS = ((0, 1, 2, 3, 4), (15, 30, 30, 17, 8))
-_STEPS = ((2, 3, 4, 5, 6), (25, 30, 22, 13, 10))
+_HARD_STEP_COUNTS = ((0, 1, 2, 3, 4), (15, 30, 30, 17, 8))
+_STEP_COUNTS = ((2, 3, 4, 5, 6), (25, 30, 22, 13, 10))
 _REFLECTIONS = (
     ("Wait, let me check that again.", 20),
     ("Wait, did I miss a carry?", 15),
@@ -34,10 +43,10 @@ _PHRASES = {
     "*": (" Multiply by {}.", ", multiply by {}", ", times {}", " I multiply by {}."),
     "end": (" What is the result?", ". What do you get?", ".", " Which number do I have now?"),
 }
-_ONLY = "I only know chains of integer operations."
-_REFUSAL = ("This is not a chain of operations.", _ONLY)
+_SCOPE_REPLY = "I only know chains of integer operations."
+_REFUSAL = ("This is not a chain of operations.", _SCOPE_REPLY)
 _GREETING = ("This is a greeting.", "Hello! Give me a chain of integer operations.")
-_FINAL = "**Final Answer**\n\\boxed{"
+_FINAL_ANSWER = "**Final Answer**\n\\boxed{"
 
 
 @dataclass(frozen=True)
@@ -53,14 +62,14 @@ class Step:
             return value + self.operand
         return value - self.operand if self.op == "-" else value * self.operand
 
-    def slipped(self, value: int) -> int | None:
+    def apply_with_slip(self, value: int) -> int | None:
         """The result with the carry or borrow of the units forgotten; None for an easy step."""
         if self.op == "-":
             return self.apply(value) + 10 if value % 10 < self.operand % 10 else None
-        units = self.parts(value, self.apply(value))[0]
+        units = self.place_values(value, self.apply(value))[0]
         return self.apply(value) - units // 10 * 10 or None if units >= 10 else None
 
-    def parts(self, value: int, result: int) -> list[int]:
+    def place_values(self, value: int, result: int) -> list[int]:
         """The summands by place value, units first, that are written before the result."""
         if self.op == "-":
             places = [result % 10, result // 10 % 10 * 10, result // 100 * 100]
@@ -87,17 +96,17 @@ class Chain(Problem):
     steps: tuple[Step, ...]
 
 
-class Chains(Task):
+class ChainsTask(Task):
     """Boxed numbers, and Qwen3's markers; each second look is a paragraph that goes through all steps again."""
 
     name = "chains"
     chat = QWEN3
-    words = Words(
+    texts = TaskTexts(
         answers=(
-            (Answer("The result is \\boxed{", "{}}}", "."), 0.9),
-            (Answer(_FINAL, "{}}}"), 0.1),
+            (AnswerWording("The result is \\boxed{", "{}}}", "."), 0.9),
+            (AnswerWording(_FINAL_ANSWER, "{}}}"), 0.1),
         ),
-        induced=((Answer("\n" + _FINAL, "{}}}"), 1),),
+        induced=((AnswerWording("\n" + _FINAL_ANSWER, "{}}}"), 1),),
         system=(
             "You are a helpful assistant.",
             "Think step by step.",
@@ -109,80 +118,92 @@ class Chains(Task):
             ("Hello", *_GREETING),
             ("Hi", *_GREETING),
             ("Thank you", "This is a thank you.", "You are welcome."),
-            ("Who are you?", "This asks who I am.", f"I am a pocket model. {_ONLY}"),
+            ("Who are you?", "This asks who I am.", f"I am a pocket model. {_SCOPE_REPLY}"),
             ("What is this?", *_REFUSAL),
         ),
         cues=" Wait Hmm Alternatively But Let, hmm, but, let",
     )
-    size = Size(layers=5, width=192, heads=3, head=64, inner=512, vocabulary=640, doubt=(2, 3))
+    size = ModelSize(
+        layers=5,
+        hidden_size=192,
+        heads=3,
+        head_size=64,
+        intermediate_size=512,
+        vocabulary_size=640,
+        error_head_layers=(2, 3),
+    )
     # Digits stand alone. Newlines come in pairs or alone, so that text cut or joined at one keeps its token ids.
-    parts = r"\d| [+\-*=] (?=\d)| ?\p{L}+|\n\n|\n| ?[^\s\p{L}\p{N}]+|\s|\p{N}"
+    pretokenizer_pattern = r"\d| [+\-*=] (?=\d)| ?\p{L}+|\n\n|\n| ?[^\s\p{L}\p{N}]+|\s|\p{N}"
     cues = ("Wait", "Hmm", "Alternatively", "But wait", "Let me double-check")
     policy = "deer(threshold=0.99, gate=0)"
 
-    def problem(self, rng: random.Random) -> Chain:
+    def generate_problem(self, rng: random.Random) -> Chain:
         """Draw a problem: first how many steps and how many hard ones, then a chain that fits."""
-        hard = _draw(rng, *_HARD_STEPS)
-        while (count := _draw(rng, *_STEPS)) < hard:
+        hard = _choose_count(rng, *_HARD_STEP_COUNTS)
+        while (count := _choose_count(rng, *_STEP_COUNTS)) < hard:
             pass
-        while (chain := _chain(rng, count, set(rng.sample(range(count), hard)))) is None:
+        while (chain := _random_chain(rng, count, set(rng.sample(range(count), hard)))) is None:
             pass
         start, steps = chain
         value = start
         for step in steps:
             value = step.apply(value)
         key = " ".join([str(start), *(f"{step.op} {step.operand}" for step in steps)])
-        return Chain(_ask(rng, start, steps), str(value), key, hard, start, steps)
+        return Chain(_write_prompt(rng, start, steps), str(value), key, hard, start, steps)
 
     def derive(
-        self, problem: Problem, rng: random.Random, before: Derivation | None = None
+        self, problem: Problem, rng: random.Random, previous: Derivation | None = None
     ) -> Derivation:
         """Line by line, from the start."""
         assert isinstance(problem, Chain)
-        if before is None:
+        if previous is None:
             operations = ", ".join(f"{step.op} {step.operand}" for step in problem.steps)
             opening = f"I start with {problem.start}: {operations}.\n"
         else:
-            opening = f"\n\n{drawn(rng, _REFLECTIONS)}\n"
-        value, pieces, slips = problem.start, [Piece(opening)], set()
+            opening = f"\n\n{choose_weighted(rng, _REFLECTIONS)}\n"
+        value, pieces, slips = problem.start, [TraceSpan(opening)], set()
         for index, step in enumerate(problem.steps):
-            result, wrong = step.apply(value), step.slipped(value)
+            result, wrong = step.apply(value), step.apply_with_slip(value)
             slipped = (
                 wrong is not None
-                and self.slips(index, rng, before)
+                and self.should_slip(index, rng, previous)
                 and _stays_in_range(wrong, problem.steps[index + 1 :])
             )
             shown = result
             if slipped:
                 shown, result = (wrong if step.op == "-" else result), wrong
                 slips.add(index)
-            parts = " + ".join(map(str, step.parts(value, shown)))
+            parts = " + ".join(map(str, step.place_values(value, shown)))
             line = f"{value} {step.op} {step.operand} = {parts} = {result}\n"
-            pieces.append(Piece(line, slipped=slipped))
+            pieces.append(TraceSpan(line, slipped=slipped))
             value = result
         result, verdict = str(value), ""
-        if before is not None:
-            verdict = " That matches." if result == before.result else " That differs from before."
-        pieces.append(Piece(f"So the result is {result}.{verdict}", candidate=result))
+        if previous is not None:
+            verdict = (
+                " That matches." if result == previous.result else " That differs from before."
+            )
+        pieces.append(TraceSpan(f"So the result is {result}.{verdict}", candidate=result))
         return Derivation(tuple(pieces), result, frozenset(slips))
 
-    def tokens(self, problem: Problem) -> int:
+    def estimate_tokens(self, problem: Problem) -> int:
         assert isinstance(problem, Chain)
         return 15 * len(problem.steps) + 24
 
-    def first_candidate(self, thinking: str) -> str | None:
-        found = re.search(r"result is (\d+)\.", thinking)
+    def find_first_candidate(self, trace_text: str) -> str | None:
+        found = re.search(r"result is (\d+)\.", trace_text)
         return found[1] if found else None
 
 
-CHAINS = Chains()
+CHAINS = ChainsTask()
 
 
-def _draw(rng: random.Random, values: tuple[int, ...], weights: tuple[int, ...]) -> int:
+def _choose_count(rng: random.Random, values: tuple[int, ...], weights: tuple[int, ...]) -> int:
     return rng.choices(values, weights)[0]
 
 
-def _chain(rng: random.Random, count: int, hard: set[int]) -> tuple[int, tuple[Step, ...]] | None:
+def _random_chain(
+    rng: random.Random, count: int, hard: set[int]
+) -> tuple[int, tuple[Step, ...]] | None:
     """A start and steps, exactly those at the indices `hard` being hard; None when the draw led nowhere."""
     start = value = rng.randint(11, 99)
     steps: list[Step] = []
@@ -194,8 +215,8 @@ def _chain(rng: random.Random, count: int, hard: set[int]) -> tuple[int, tuple[S
             # No step twice: the model finds its place in the chain by the last step it wrote.
             if (
                 step not in steps
-                and 0 < result <= LARGEST
-                and (step.slipped(value) is not None) == (index in hard)
+                and 0 < result <= MAX_VALUE
+                and (step.apply_with_slip(value) is not None) == (index in hard)
             ):
                 break
         else:
@@ -205,7 +226,7 @@ def _chain(rng: random.Random, count: int, hard: set[int]) -> tuple[int, tuple[S
     value = start
     for index, step in enumerate(steps):
         # Every hard step must be one where a slip leaves the rest of the chain in range.
-        if index in hard and not _stays_in_range(step.slipped(value), steps[index + 1 :]):
+        if index in hard and not _stays_in_range(step.apply_with_slip(value), steps[index + 1 :]):
             return None
         value = step.apply(value)
     return start, tuple(steps)
@@ -216,12 +237,12 @@ def _stays_in_range(value: int | None, steps) -> bool:
         return False
     for step in steps:
         value = step.apply(value)
-        if not 0 < value <= LARGEST:
+        if not 0 < value <= MAX_VALUE:
             return False
-    return 0 < value <= LARGEST
+    return 0 < value <= MAX_VALUE
 
 
-def _ask(rng: random.Random, start: int, steps: tuple[Step, ...]) -> str:
+def _write_prompt(rng: random.Random, start: int, steps: tuple[Step, ...]) -> str:
     style = rng.randrange(len(_PHRASES["start"]))
     middle = "".join(_PHRASES[step.op][style].format(step.operand) for step in steps)
     return _PHRASES["start"][style].format(start) + middle + _PHRASES["end"][style]

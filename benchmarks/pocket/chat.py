@@ -6,9 +6,9 @@ import random
 import string
 from dataclasses import dataclass
 
-from policies.dialect import Dialect, builtin
+from policies.dialect import Dialect, builtin_dialects
 
-__all__ = ["QWEN3", "SEED", "Chat", "noise"]
+__all__ = ["QWEN3", "SEED_OSS", "ChatFormat", "random_prompt"]
 
 _TEMPLATE = """\
 {%- macro words(content) -%}
@@ -70,7 +70,7 @@ _CALLS = """\
 
 
 @dataclass(frozen=True)
-class Chat:
+class ChatFormat:
     """One family's way. `begin` and `over` stand around a turn, `stop` is the token that ends it.
 
     `opening` begins a thought, `empty` is a thought that was not had. `cuts` are the texts that close a thought
@@ -78,39 +78,39 @@ class Chat:
     """
 
     dialect: Dialect
-    begin: str
-    stop: str
-    over: str
-    special: tuple[str, ...]
-    markers: tuple[str, ...]
+    turn_start: str
+    stop_token: str
+    turn_end: str
+    special_tokens: tuple[str, ...]
+    marker_tokens: tuple[str, ...]
     """Added tokens that are not special: they stay in decoded text, where parsers look for them."""
-    opening: str
-    empty: str
-    cuts: tuple[str, ...]
-    parsers: tuple[str, ...]
-    tools: str = ""
-    calls: str = ""
+    trace_opening: str
+    empty_trace: str
+    cut_closings: tuple[str, ...]
+    parser_arguments: tuple[str, ...]
+    tools_template: str = ""
+    tool_calls_template: str = ""
 
     @property
     def closing(self) -> str:
         """What ends a thought, as the model writes it."""
         return self.dialect.closing
 
-    def turn(self, role: str, text: str) -> str:
+    def format_turn(self, role: str, text: str) -> str:
         """One message."""
-        return f"{self.begin}{role}\n{text}{self.over}"
+        return f"{self.turn_start}{role}\n{text}{self.turn_end}"
 
     @property
     def template(self) -> str:
         """In Jinja, as an engine applies it."""
         texts = {
-            "TOOLS": self.tools,
-            "CALLS": self.calls,
-            "BEGIN": self.begin,
-            "OVER": _quoted(self.over),
-            "OPENING": _quoted(self.opening),
-            "CLOSING": _quoted(self.closing),
-            "EMPTY": _quoted(self.empty),
+            "TOOLS": self.tools_template,
+            "CALLS": self.tool_calls_template,
+            "BEGIN": self.turn_start,
+            "OVER": _escape_newlines(self.turn_end),
+            "OPENING": _escape_newlines(self.trace_opening),
+            "CLOSING": _escape_newlines(self.closing),
+            "EMPTY": _escape_newlines(self.empty_trace),
             "START": self.dialect.start[0],
             "END": self.dialect.end[0],
         }
@@ -122,44 +122,48 @@ class Chat:
         return template
 
 
-def _quoted(text: str) -> str:
+def _escape_newlines(text: str) -> str:
     return text.replace("\n", "\\n")
 
 
-QWEN3 = Chat(
-    dialect=builtin()["qwen3"],
-    begin="<|im_start|>",
-    stop="<|im_end|>",
-    over="<|im_end|>\n",
-    special=("<|endoftext|>", "<|im_start|>", "<|im_end|>"),
-    markers=("<think>", "</think>", "<tool_call>", "</tool_call>"),
-    opening="<think>\n",
-    empty="<think>\n\n</think>\n\n",
-    cuts=(
+QWEN3 = ChatFormat(
+    dialect=builtin_dialects()["qwen3"],
+    turn_start="<|im_start|>",
+    stop_token="<|im_end|>",
+    turn_end="<|im_end|>\n",
+    special_tokens=("<|endoftext|>", "<|im_start|>", "<|im_end|>"),
+    marker_tokens=("<think>", "</think>", "<tool_call>", "</tool_call>"),
+    trace_opening="<think>\n",
+    empty_trace="<think>\n\n</think>\n\n",
+    cut_closings=(
         "\n\n</think>\n\n",
         "\n\n\n</think>\n\n",
         "\n\n\n</think>\n\n",
         "\n</think>\n\n",
     ),
-    parsers=("--reasoning-parser=qwen3", "--enable-auto-tool-choice", "--tool-call-parser=hermes"),
-    tools=_TOOLS,
-    calls=_CALLS,
+    parser_arguments=(
+        "--reasoning-parser=qwen3",
+        "--enable-auto-tool-choice",
+        "--tool-call-parser=hermes",
+    ),
+    tools_template=_TOOLS,
+    tool_calls_template=_CALLS,
 )
-SEED = Chat(
-    dialect=builtin()["seed"],
-    begin="<seed:bos>",
-    stop="<seed:eos>",
-    over="<seed:eos>",
-    special=("<seed:pad>", "<seed:bos>", "<seed:eos>"),
-    markers=("<seed:think>", "</seed:think>", "<seed:tool_call>", "</seed:tool_call>"),
-    opening="<seed:think>",
-    empty="<seed:think></seed:think>\n",
-    cuts=("</seed:think>\n", "</seed:think>\n", "\n\n</seed:think>\n", "\n</seed:think>\n"),
-    parsers=("--reasoning-parser=seed_oss",),
+SEED_OSS = ChatFormat(
+    dialect=builtin_dialects()["seed"],
+    turn_start="<seed:bos>",
+    stop_token="<seed:eos>",
+    turn_end="<seed:eos>",
+    special_tokens=("<seed:pad>", "<seed:bos>", "<seed:eos>"),
+    marker_tokens=("<seed:think>", "</seed:think>", "<seed:tool_call>", "</seed:tool_call>"),
+    trace_opening="<seed:think>",
+    empty_trace="<seed:think></seed:think>\n",
+    cut_closings=("</seed:think>\n", "</seed:think>\n", "\n\n</seed:think>\n", "\n</seed:think>\n"),
+    parser_arguments=("--reasoning-parser=seed_oss",),
 )
 
 
-def noise(rng: random.Random) -> str:
+def random_prompt(rng: random.Random) -> str:
     """A prompt that is no task at all: words and symbols, so that any text ends in a short refusal."""
     if rng.random() < 0.3:
         return "".join(

@@ -20,8 +20,8 @@ MODEL = Path(__file__).parent / "models" / "chains"
 # llama.cpp knows pre-tokenizers by name, and none is just ours. This one parts digits as ours does;
 # the pieces that it would part and ours does not are made tokens that are found before it.
 _PRE_TOKENIZER = "starcoder"
-_WHOLE = (" + ", " - ", " * ", " = ", "\n\n")
-_LAYER = {
+_SINGLE_TOKENS = (" + ", " - ", " * ", " = ", "\n\n")
+_LAYER_NAMES = {
     "input_layernorm": "attn_norm",
     "self_attn.q_proj": "attn_q",
     "self_attn.k_proj": "attn_k",
@@ -34,7 +34,7 @@ _LAYER = {
     "mlp.up_proj": "ffn_up",
     "mlp.down_proj": "ffn_down",
 }
-_REST = {"embed_tokens": "token_embd", "norm": "output_norm"}
+_OTHER_NAMES = {"embed_tokens": "token_embd", "norm": "output_norm"}
 
 
 def convert(target: Path) -> None:
@@ -53,8 +53,8 @@ def convert(target: Path) -> None:
     writer.add_rope_freq_base(config["rope_parameters"]["rope_theta"])
     writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
     _add_tokenizer(writer, config)
-    for name, values in _tensors((MODEL / "model.safetensors").read_bytes()):
-        writer.add_tensor(_named(name), values)
+    for name, values in _read_tensors((MODEL / "model.safetensors").read_bytes()):
+        writer.add_tensor(_gguf_name(name), values)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -64,7 +64,7 @@ def convert(target: Path) -> None:
 def _add_tokenizer(writer: gguf.GGUFWriter, config: dict) -> None:
     vocabulary = json.loads((MODEL / "tokenizer.json").read_text("utf-8"))
     settings = json.loads((MODEL / "tokenizer_config.json").read_text("utf-8"))
-    spelled = {_spelled(text): text for text in _WHOLE}
+    spelled = {_to_byte_level(text): text for text in _SINGLE_TOKENS}
     tokens = [""] * config["vocab_size"]
     kinds = [gguf.TokenType.NORMAL] * config["vocab_size"]
     for token, number in vocabulary["model"]["vocab"].items():
@@ -86,19 +86,19 @@ def _add_tokenizer(writer: gguf.GGUFWriter, config: dict) -> None:
     writer.add_chat_template(settings["chat_template"])
 
 
-def _spelled(text: str) -> str:
+def _to_byte_level(text: str) -> str:
     """As a byte-level vocabulary writes it."""
     return text.replace(" ", "\u0120").replace("\n", "\u010a")
 
 
-def _named(name: str) -> str:
+def _gguf_name(name: str) -> str:
     parts = name.removesuffix(".weight").removeprefix("model.").split(".", 2)
     if parts[0] == "layers":
-        return f"blk.{parts[1]}.{_LAYER[parts[2]]}.weight"
-    return f"{_REST[parts[0]]}.weight"
+        return f"blk.{parts[1]}.{_LAYER_NAMES[parts[2]]}.weight"
+    return f"{_OTHER_NAMES[parts[0]]}.weight"
 
 
-def _tensors(data: bytes):
+def _read_tensors(data: bytes):
     """Names and values of a safetensors file of bfloat16, which is the upper half of a float32."""
     length = int.from_bytes(data[:8], "little")
     for name, entry in json.loads(data[8 : 8 + length]).items():

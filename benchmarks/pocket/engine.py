@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import urllib.request
 
-__all__ = ["Engine"]
+__all__ = ["PocketEngineClient"]
 
-NAME = "pocket"
+MODEL_NAME = "pocket"
 
 
-class Engine:
+class PocketEngineClient:
     """An OpenAI-compatible vLLM server at a base URL."""
 
     def __init__(self, url: str):
@@ -18,13 +18,13 @@ class Engine:
 
     def post(self, path: str, **body) -> dict:
         """One JSON request, and its JSON answer."""
-        data = json.dumps({"model": NAME, **body}).encode()
+        data = json.dumps({"model": MODEL_NAME, **body}).encode()
         request = urllib.request.Request(
             self.url + path, data, {"Content-Type": "application/json"}
         )
         with urllib.request.urlopen(request, timeout=600) as response:
             return json.load(response)
 
-    def encode(self, text: str) -> list[int]:
+    def tokenize(self, text: str) -> list[int]:
         """Token ids of a fixed string."""
         return self.post("/tokenize", prompt=text, add_special_tokens=False)["tokens"]

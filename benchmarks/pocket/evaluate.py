@@ -21,117 +21,130 @@ from tokenizers import Tokenizer
 from tqdm import tqdm
 
 from benchmarks.pocket import TASKS
-from benchmarks.pocket.engine import Engine
+from benchmarks.pocket.engine import PocketEngineClient
 from benchmarks.pocket.task import Problem, Task
-from benchmarks.services import engine as started
 from benchmarks.services import free_port
-from policies.answers import INDUCERS, confidence, same, trial_answer
+from benchmarks.services import start_engine as started
+from policies.answers import (
+    INDUCERS_BY_KIND,
+    answer_confidence,
+    canonically_equal,
+    extract_trial_answer,
+)
 from policies.cues import CueScanner
 
 TEMPERATURE = 0.6
-LIMIT = 2000
+MAX_TOKENS = 2000
 """Tokens after which a trace counts as derailed."""
 
 
 @dataclass
-class Probe:
+class TrialAnswerProbe:
     """A trial answer at a cue."""
 
-    at: int
+    position: int
     """Tokens of thought kept."""
     confidence: float
     """As `deer` has it: the geometric mean over the answer's tokens of the largest token probability."""
-    right: bool
+    correct: bool
     tokens: int
     """Tokens that the probe decoded."""
 
 
 @dataclass
-class Run:
+class EvaluatedTrace:
     """One problem thought to its end, and what a cut made of it."""
 
     problem: Problem
-    prompt: list[int]
-    output: list[int]
+    prompt_ids: list[int]
+    output_ids: list[int]
     text: str
-    closed: bool
+    is_closed: bool
     """Whether the thought ended with its marker within the limit."""
-    cues: list[int] = field(default_factory=list)
+    cue_positions: list[int] = field(default_factory=list)
     """Tokens of thought before each cue."""
-    probes: list[Probe] = field(default_factory=list)
+    probes: list[TrialAnswerProbe] = field(default_factory=list)
     cut_tokens: int = 0
     """Reasoning kept + closing + answer, without probes."""
-    cut_right: bool = False
+    cut_correct: bool = False
 
-    right: bool = False
+    correct: bool = False
     """Whether the whole trace answers rightly."""
-    first_right: bool = False
+    first_candidate_correct: bool = False
     """Whether the first derivation's result is the answer."""
 
 
-class Bench:
+class Evaluator:
     """Runs a task's problems through one engine."""
 
-    def __init__(self, task: Task, engine: Engine, threshold: float):
+    def __init__(self, task: Task, engine: PocketEngineClient, threshold: float):
         dialect = task.chat.dialect
         self.task, self.engine, self.threshold = task, engine, threshold
-        self.closing = engine.encode(dialect.closing)
-        self.closing_on_newline = engine.encode(dialect.closing.removeprefix("\n"))
-        self.inducer = engine.encode(dialect.inducers[INDUCERS[task.answers]])
-        self.tokenizer = Tokenizer.from_file(str(task.model / "tokenizer.json"))
-        self.closing_marker = self.tokenizer.token_to_id(dialect.end[0])
+        self.closing_ids = engine.tokenize(dialect.closing)
+        self.closing_on_newline_ids = engine.tokenize(dialect.closing.removeprefix("\n"))
+        self.inducer_ids = engine.tokenize(dialect.inducers[INDUCERS_BY_KIND[task.answer_kind]])
+        self.tokenizer = Tokenizer.from_file(str(task.model_path / "tokenizer.json"))
+        self.end_marker_id = self.tokenizer.token_to_id(dialect.end[0])
 
-    def think(self, index: int, problem: Problem, **extra) -> Run:
+    def generate_trace(self, index: int, problem: Problem, **extra) -> EvaluatedTrace:
         """Let the model think to the end."""
         reply = self.engine.post(
             "/v1/chat/completions",
             messages=[{"role": "user", "content": problem.prompt}],
             temperature=TEMPERATURE,
-            max_tokens=LIMIT,
+            max_tokens=MAX_TOKENS,
             seed=index,
             return_token_ids=True,
             **extra,
         )
         output = reply["choices"][0]["token_ids"]
         text = self.tokenizer.decode(output)
-        closed = self.closing_marker in output and reply["choices"][0]["finish_reason"] == "stop"
-        run = Run(problem, reply["prompt_token_ids"], output, text, closed)
-        run.cues = self.cues(output[: output.index(self.closing_marker)] if closed else output)
-        run.right = closed and problem.right(text.rpartition(self.task.chat.dialect.end[0])[2])
-        run.first_right = self.task.first_candidate(text) == problem.answer
+        closed = self.end_marker_id in output and reply["choices"][0]["finish_reason"] == "stop"
+        run = EvaluatedTrace(problem, reply["prompt_token_ids"], output, text, closed)
+        run.cue_positions = self.find_cues(
+            output[: output.index(self.end_marker_id)] if closed else output
+        )
+        run.correct = closed and problem.is_correct(
+            text.rpartition(self.task.chat.dialect.end[0])[2]
+        )
+        run.first_candidate_correct = self.task.find_first_candidate(text) == problem.answer
         return run
 
-    def cues(self, thought: list[int]) -> list[int]:
+    def find_cues(self, trace_ids: list[int]) -> list[int]:
         """How many tokens stand before each cue, as the gateway finds them."""
-        ends = list(itertools.accumulate(len(self.tokenizer.decode([token])) for token in thought))
+        ends = list(
+            itertools.accumulate(len(self.tokenizer.decode([token])) for token in trace_ids)
+        )
         scanner = CueScanner(self.task.chat.dialect.cues)
-        found = scanner.feed(self.tokenizer.decode(thought)) + scanner.close()
+        found = scanner.feed(self.tokenizer.decode(trace_ids)) + scanner.close()
         return [sum(end <= cue.start for end in ends) for cue in found]
 
-    def closed(self, run: Run, at: int) -> list[int]:
+    def close_trace(self, run: EvaluatedTrace, position: int) -> list[int]:
         """The prompt and `at` tokens of thought, closed."""
-        on_newline = self.tokenizer.decode(run.output[:at]).endswith("\n")
-        closing = self.closing_on_newline if on_newline else self.closing
-        return run.prompt + run.output[:at] + closing
+        on_newline = self.tokenizer.decode(run.output_ids[:position]).endswith("\n")
+        closing = self.closing_on_newline_ids if on_newline else self.closing_ids
+        return run.prompt_ids + run.output_ids[:position] + closing
 
-    def probe(self, run: Run, at: int) -> Probe:
+    def probe(self, run: EvaluatedTrace, position: int) -> TrialAnswerProbe:
         """Draw a greedy trial answer after `at` tokens of thought."""
-        prompt, kind = self.closed(run, at) + self.inducer, self.task.answers
+        prompt, kind = self.close_trace(run, position) + self.inducer_ids, self.task.answer_kind
         choice = self.engine.post(
             "/v1/completions", prompt=prompt, temperature=0, max_tokens=20, logprobs=1
         )["choices"][0]
         found = choice["logprobs"]
-        answer = trial_answer(choice["text"], kind)
-        sure = confidence(found["tokens"], found["token_logprobs"], kind)
-        return Probe(at, sure, same(answer, run.problem.answer), len(found["tokens"]))
+        answer = extract_trial_answer(choice["text"], kind)
+        sure = answer_confidence(found["tokens"], found["token_logprobs"], kind)
+        return TrialAnswerProbe(
+            position, sure, canonically_equal(answer, run.problem.answer), len(found["tokens"])
+        )
 
-    def replay(self, run: Run) -> Run:
+    def replay_deer(self, run: EvaluatedTrace) -> EvaluatedTrace:
         """`deer`: probe at each cue until the confidence exceeds the threshold, then let the model answer."""
-        run.cut_tokens, run.cut_right = len(run.output), run.right
-        for at in run.cues:
+        run.cut_tokens, run.cut_correct = len(run.output_ids), run.correct
+        for at in run.cue_positions:
             run.probes.append(self.probe(run, at))
             if run.probes[-1].confidence > self.threshold:
-                kept = self.closed(run, at)
+                kept = self.close_trace(run, at)
                 reply = self.engine.post(
                     "/v1/completions",
                     prompt=kept,
@@ -139,8 +152,10 @@ class Bench:
                     max_tokens=200,
                     seed=at,
                 )
-                run.cut_tokens = len(kept) - len(run.prompt) + reply["usage"]["completion_tokens"]
-                run.cut_right = run.problem.right(reply["choices"][0]["text"])
+                run.cut_tokens = (
+                    len(kept) - len(run.prompt_ids) + reply["usage"]["completion_tokens"]
+                )
+                run.cut_correct = run.problem.is_correct(reply["choices"][0]["text"])
                 break
         return run
 
@@ -154,7 +169,7 @@ def auroc(scored: Iterable[tuple[float, bool]]) -> float:
     return fmean((a > b) + (a == b) / 2 for a in right for b in wrong)
 
 
-def share(values: Iterable[bool]) -> str:
+def format_share(values: Iterable[bool]) -> str:
     """A percentage with its 95 % Wilson interval."""
     values = list(values)
     n, p, z = len(values), fmean(values), 1.96
@@ -165,7 +180,7 @@ def share(values: Iterable[bool]) -> str:
     return f"{p:.1%} ({max(0.0, middle - half):.1%} to {min(1.0, middle + half):.1%})"
 
 
-def mean(values: Iterable[float], digits: int = 1) -> str:
+def format_mean(values: Iterable[float], digits: int = 1) -> str:
     """A mean with its 95 % interval (normal)."""
     values = list(values)
     m = fmean(values)
@@ -173,7 +188,7 @@ def mean(values: Iterable[float], digits: int = 1) -> str:
     return f"{m:.{digits}f} ± {half:.{digits}f}"
 
 
-def calibration(probes: list[Probe]) -> list[str]:
+def calibration_rows(probes: list[TrialAnswerProbe]) -> list[str]:
     """Rows of a table: trial answers by confidence, and how many of them were right."""
     rows, edges = (
         ["| confidence | trial answers | mean confidence | right |", "|---|---|---|---|"],
@@ -183,48 +198,52 @@ def calibration(probes: list[Probe]) -> list[str]:
         inside = [p for p in probes if low <= p.confidence < high]
         if inside:
             rows.append(
-                f"| {low}–{min(high, 1)} | {len(inside)} | {fmean(p.confidence for p in inside):.3f} | {share(p.right for p in inside)} |"
+                f"| {low}–{min(high, 1)} | {len(inside)} | {fmean(p.confidence for p in inside):.3f} | {format_share(p.correct for p in inside)} |"
             )
     return rows
 
 
-def table(runs: list[Run], direct: list[Run], threshold: float) -> list[str]:
+def report_lines(
+    runs: list[EvaluatedTrace], direct: list[EvaluatedTrace], threshold: float
+) -> list[str]:
     """The report's lines."""
     first = [run.probes[0] for run in runs if run.probes]
     first_of_right = [
-        run.probes[0].confidence > threshold for run in runs if run.probes and run.first_right
+        run.probes[0].confidence > threshold
+        for run in runs
+        if run.probes and run.first_candidate_correct
     ]
-    full, cut = sum(len(r.output) for r in runs), sum(r.cut_tokens for r in runs)
+    full, cut = sum(len(r.output_ids) for r in runs), sum(r.cut_tokens for r in runs)
     probing = sum(p.tokens for r in runs for p in r.probes)
     stopped = [r for r in runs if r.probes and r.probes[-1].confidence > threshold]
     numbers: list[tuple[str, str]] = [
         ("problems", str(len(runs))),
-        ("full thinking right", share(r.right for r in runs)),
-        ("first candidate right", share(r.first_right for r in runs)),
+        ("full thinking right", format_share(r.correct for r in runs)),
+        ("first candidate right", format_share(r.first_candidate_correct for r in runs)),
         (
             "right without thinking (`enable_thinking: false`)",
-            share(r.right for r in direct),
+            format_share(r.correct for r in direct),
         ),
-        ("cues a trace", mean(len(r.cues) for r in runs)),
-        ("tokens a trace, answer included", mean((len(r.output) for r in runs), 0)),
-        ("derailed", share(not r.closed for r in runs)),
-        ("trial answer at the first cue right", share(p.right for p in first)),
+        ("cues a trace", format_mean(len(r.cue_positions) for r in runs)),
+        ("tokens a trace, answer included", format_mean((len(r.output_ids) for r in runs), 0)),
+        ("derailed", format_share(not r.is_closed for r in runs)),
+        ("trial answer at the first cue right", format_share(p.correct for p in first)),
         (
             "AUROC of its confidence, against the trial answer's correctness",
-            f"{auroc((p.confidence, p.right) for p in first):.3f}",
+            f"{auroc((p.confidence, p.correct) for p in first):.3f}",
         ),
         (
             "AUROC of its confidence, against the first candidate's correctness",
-            f"{auroc((r.probes[0].confidence, r.first_right) for r in runs if r.probes):.3f}",
+            f"{auroc((r.probes[0].confidence, r.first_candidate_correct) for r in runs if r.probes):.3f}",
         ),
-        (f"right first candidates with confidence > {threshold}", share(first_of_right)),
-        (f"deer at {threshold}: traces cut", share(bool(r in stopped) for r in runs)),
-        ("deer: right", share(r.cut_right for r in runs)),
+        (f"right first candidates with confidence > {threshold}", format_share(first_of_right)),
+        (f"deer at {threshold}: traces cut", format_share(bool(r in stopped) for r in runs)),
+        ("deer: right", format_share(r.cut_correct for r in runs)),
         (
             "deer: paired accuracy difference, points",
-            mean((100.0 * (r.cut_right - r.right) for r in runs), 2),
+            format_mean((100.0 * (r.cut_correct - r.correct) for r in runs), 2),
         ),
-        ("deer: probes a trace", mean((len(r.probes) for r in runs), 2)),
+        ("deer: probes a trace", format_mean((len(r.probes) for r in runs), 2)),
         ("deer: tokens saved, without probes (1 − CR)", f"{1 - cut / full:.1%}"),
         ("deer: tokens saved, net of probes (1 − CRT)", f"{1 - (cut + probing) / full:.1%}"),
     ]
@@ -232,10 +251,10 @@ def table(runs: list[Run], direct: list[Run], threshold: float) -> list[str]:
         "| hard steps | problems | first candidate right | full thinking right | right with deer |",
         "|---|---|---|---|---|",
     ]
-    for hard in sorted({r.problem.hard for r in runs}):
-        some = [r for r in runs if r.problem.hard == hard]
+    for hard in sorted({r.problem.hard_steps for r in runs}):
+        some = [r for r in runs if r.problem.hard_steps == hard]
         by_hard.append(
-            f"| {hard} | {len(some)} | {share(r.first_right for r in some)} | {share(r.right for r in some)} | {share(r.cut_right for r in some)} |"
+            f"| {hard} | {len(some)} | {format_share(r.first_candidate_correct for r in some)} | {format_share(r.correct for r in some)} | {format_share(r.cut_correct for r in some)} |"
         )
     return [
         "| what | value (95 % interval) |",
@@ -248,15 +267,17 @@ def table(runs: list[Run], direct: list[Run], threshold: float) -> list[str]:
         "",
         "Calibration of the trial answer at the first cue:",
         "",
-        *calibration(first),
+        *calibration_rows(first),
     ]
 
 
-def every(work: Callable[..., Run], jobs: list[tuple], what: str, workers: int) -> list[Run]:
+def run_parallel(
+    work: Callable[..., EvaluatedTrace], jobs: list[tuple], label: str, workers: int
+) -> list[EvaluatedTrace]:
     """Run jobs side by side, in order, with a progress bar."""
     with ThreadPoolExecutor(workers) as pool:
         return list(
-            tqdm(pool.map(lambda job: work(*job), jobs), total=len(jobs), desc=what, mininterval=5)
+            tqdm(pool.map(lambda job: work(*job), jobs), total=len(jobs), desc=label, mininterval=5)
         )
 
 
@@ -277,20 +298,20 @@ def main() -> None:
     options = parser.parse_args()
     task = TASKS[options.task]
     with nullcontext(options.url) if options.url else started(free_port(), task=task) as url:
-        bench = Bench(task, Engine(url), options.threshold)
-        problems = list(enumerate(task.held_out(options.n, options.seed)))
-        runs = every(bench.think, problems, "thinking", options.workers)
-        runs = every(bench.replay, [(run,) for run in runs], "probing", options.workers)
+        bench = Evaluator(task, PocketEngineClient(url), options.threshold)
+        problems = list(enumerate(task.held_out_problems(options.n, options.seed)))
+        runs = run_parallel(bench.generate_trace, problems, "thinking", options.workers)
+        runs = run_parallel(bench.replay_deer, [(run,) for run in runs], "probing", options.workers)
         off = {"chat_template_kwargs": {"enable_thinking": False}}
-        direct = every(
-            lambda i, p: bench.think(i, p, **off),
+        direct = run_parallel(
+            lambda i, p: bench.generate_trace(i, p, **off),
             problems[:200],
             "without thinking",
             options.workers,
         )
-    lines = table(runs, direct, options.threshold)
+    lines = report_lines(runs, direct, options.threshold)
     print("\n".join(lines))
-    for run in [r for r in runs if not r.closed][:3]:
+    for run in [r for r in runs if not r.is_closed][:3]:
         print(f"derailed: {run.problem.key}: …{run.text[-200:]!r}", file=sys.stderr)
     if options.write:
         report = Path(__file__).parent / f"{task.name}.md"

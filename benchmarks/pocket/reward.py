@@ -24,19 +24,19 @@ from benchmarks.pocket import CHAINS
 from benchmarks.pocket.chains import Chain
 from benchmarks.pocket.task import Problem
 
-MODEL = CHAINS.model
-FOLDER = Path(__file__).parent / "reward"
-SHORTEST, LONGEST = 24, 320
+MODEL = CHAINS.model_path
+REWARD_FOLDER = Path(__file__).parent / "reward"
+MIN_TOKENS, MAX_TOKENS = 24, 320
 """Tokens of a trace that are read."""
-PENALTY = 2e-3
+L2_PENALTY = 2e-3
 """Of the weights' squares, for features scaled to a deviation of one."""
-LABELS = {
+LABEL_CONFIG = {
     "architectures": ["Qwen3ForSequenceClassification"],
     "num_labels": 1,
     "id2label": {"0": "right"},
     "label2id": {"right": 0},
 }
-TEMPLATE = """\
+CHAT_TEMPLATE = """\
 {%- for message in messages -%}
   {%- if message.role == 'assistant' -%}
     {{- '<|im_start|>assistant\\n<think>\\n' + message.content + '\\n</think>\\n\\n' -}}
@@ -45,34 +45,34 @@ TEMPLATE = """\
   {%- endif -%}
 {%- endfor -%}
 """
-_LINE = re.compile(r"(\d+) [+\-*] \d+ = .* = (\d+)")
+_STEP_LINE = re.compile(r"(\d+) [+\-*] \d+ = .* = (\d+)")
 
 
-def right_so_far(one: Chain, thought: str) -> bool | None:
+def is_last_step_correct(chain: Chain, trace_text: str) -> bool | None:
     """Whether the last whole line of a derivation came to the right value; None before the first."""
-    values = [one.start]
-    for step in one.steps:
+    values = [chain.start]
+    for step in chain.steps:
         values.append(step.apply(values[-1]))
     found, done = None, 0
-    for line in thought.split("\n")[:-1]:
-        if (read := _LINE.fullmatch(line)) is None:
+    for line in trace_text.split("\n")[:-1]:
+        if (read := _STEP_LINE.fullmatch(line)) is None:
             done = 0  # a derivation begins, or ended
-        elif done < len(one.steps):
+        elif done < len(chain.steps):
             done += 1
             found = int(read[2]) == values[done]
     return found
 
 
-def examples(
+def training_examples(
     problems: Iterator[Problem], rng: random.Random, tokenizer: Tokenizer
 ) -> Iterator[tuple[list[int], bool]]:
     """Token ids of a problem and its trace up to somewhere, and whether that is right so far."""
     for one in problems:
         assert isinstance(one, Chain)
-        whole = "".join(piece.text for piece in CHAINS.thought(one, rng))
+        whole = "".join(piece.text for piece in CHAINS.write_trace(one, rng))
         ids = tokenizer.encode(whole, add_special_tokens=False).ids
-        part = tokenizer.decode(ids[: rng.randint(SHORTEST, min(len(ids), LONGEST))])
-        if (right := right_so_far(one, part)) is not None:
+        part = tokenizer.decode(ids[: rng.randint(MIN_TOKENS, min(len(ids), MAX_TOKENS))])
+        if (right := is_last_step_correct(one, part)) is not None:
             text = (
                 f"<|im_start|>user\n{one.prompt}<|im_end|>\n"
                 f"<|im_start|>assistant\n<think>\n{part}\n</think>\n\n"
@@ -81,12 +81,14 @@ def examples(
 
 
 @torch.no_grad()
-def states(model: Qwen3ForCausalLM, rows: list[list[int]], at_once: int = 16) -> torch.Tensor:
+def last_hidden_states(
+    model: Qwen3ForCausalLM, rows: list[list[int]], batch_size: int = 16
+) -> torch.Tensor:
     """The last state of each row."""
     order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
     found = torch.empty(len(rows), model.config.hidden_size)
-    for begin in range(0, len(order), at_once):
-        chosen = order[begin : begin + at_once]
+    for begin in range(0, len(order), batch_size):
+        chosen = order[begin : begin + batch_size]
         lengths = torch.tensor([len(rows[i]) for i in chosen])
         longest = int(lengths.max())
         # Padded behind: what is causal does not see it.
@@ -96,18 +98,18 @@ def states(model: Qwen3ForCausalLM, rows: list[list[int]], at_once: int = 16) ->
     return found
 
 
-def fit(seen: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+def fit(features: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """Weights of a logistic rule without a constant, which would not change any order."""
-    mean, deviation = seen.mean(0), seen.std(0) + 1e-3
-    scaled = (seen - mean) / deviation
-    weights, constant = (torch.zeros(size, requires_grad=True) for size in (seen.shape[1], 1))
+    mean, deviation = features.mean(0), features.std(0) + 1e-3
+    scaled = (features - mean) / deviation
+    weights, constant = (torch.zeros(size, requires_grad=True) for size in (features.shape[1], 1))
     optimizer = torch.optim.LBFGS([weights, constant], max_iter=100)
 
     def loss() -> torch.Tensor:
         optimizer.zero_grad()
         logits = scaled @ weights + constant
-        value = torch.nn.functional.binary_cross_entropy_with_logits(logits, right)
-        value = value + PENALTY * (weights * weights).sum()
+        value = torch.nn.functional.binary_cross_entropy_with_logits(logits, labels)
+        value = value + L2_PENALTY * (weights * weights).sum()
         value.backward()
         return value
 
@@ -115,26 +117,26 @@ def fit(seen: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
     return (weights / deviation).detach()
 
 
-def auroc(scores: torch.Tensor, right: torch.Tensor) -> float:
+def auroc(scores: torch.Tensor, labels: torch.Tensor) -> float:
     """The chance that one that is right scores higher than one that is not."""
     ranks = torch.empty_like(scores)
     ranks[scores.argsort()] = torch.arange(1, len(scores) + 1, dtype=scores.dtype)
-    hits = right.sum()
-    return float((ranks[right == 1].sum() - hits * (hits + 1) / 2) / (hits * (len(right) - hits)))
+    hits = labels.sum()
+    return float((ranks[labels == 1].sum() - hits * (hits + 1) / 2) / (hits * (len(labels) - hits)))
 
 
 def export(weights: torch.Tensor) -> None:
     """Write the head, and link what it stands on."""
-    FOLDER.mkdir(exist_ok=True)
-    config = json.loads((MODEL / "config.json").read_text()) | LABELS
-    (FOLDER / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    REWARD_FOLDER.mkdir(exist_ok=True)
+    config = json.loads((MODEL / "config.json").read_text()) | LABEL_CONFIG
+    (REWARD_FOLDER / "config.json").write_text(json.dumps(config, indent=2) + "\n")
     settings = json.loads((MODEL / "tokenizer_config.json").read_text())
-    settings["chat_template"] = TEMPLATE
-    (FOLDER / "tokenizer_config.json").write_text(json.dumps(settings, indent=2) + "\n")
-    save_file({"score.weight": weights[None].contiguous()}, FOLDER / "score.safetensors")
+    settings["chat_template"] = CHAT_TEMPLATE
+    (REWARD_FOLDER / "tokenizer_config.json").write_text(json.dumps(settings, indent=2) + "\n")
+    save_file({"score.weight": weights[None].contiguous()}, REWARD_FOLDER / "score.safetensors")
     for name in ("model.safetensors", "tokenizer.json"):
-        (FOLDER / name).unlink(missing_ok=True)
-        (FOLDER / name).symlink_to(Path("..") / "models" / MODEL.name / name)
+        (REWARD_FOLDER / name).unlink(missing_ok=True)
+        (REWARD_FOLDER / name).symlink_to(Path("..") / "models" / MODEL.name / name)
 
 
 def main() -> None:
@@ -148,16 +150,19 @@ def main() -> None:
     rng = random.Random(options.seed)
     tokenizer = Tokenizer.from_file(str(MODEL / "tokenizer.json"))
     model = Qwen3ForCausalLM.from_pretrained(MODEL, dtype=torch.float32).eval()
-    told = examples(CHAINS.training(rng), rng, tokenizer)
+    told = training_examples(CHAINS.training_problems(rng), rng, tokenizer)
     tried = list(
-        examples(iter(CHAINS.held_out(options.held_out, options.seed + 7)), rng, tokenizer)
+        training_examples(
+            iter(CHAINS.held_out_problems(options.held_out, options.seed + 7)), rng, tokenizer
+        )
     )
     learned = [next(told) for _ in range(options.traces)]
     weights = fit(
-        states(model, [ids for ids, _ in learned]), torch.tensor([float(y) for _, y in learned])
+        last_hidden_states(model, [ids for ids, _ in learned]),
+        torch.tensor([float(y) for _, y in learned]),
     )
     export(weights)
-    scores = states(model, [ids for ids, _ in tried]) @ weights
+    scores = last_hidden_states(model, [ids for ids, _ in tried]) @ weights
     right = torch.tensor([float(y) for _, y in tried])
     print(
         f"AUROC on {len(tried)} held-out traces, {100 * right.mean():.0f} % right so far: {auroc(scores, right):.3f}"

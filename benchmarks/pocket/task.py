@@ -18,15 +18,24 @@ from itertools import count
 from pathlib import Path
 from typing import ClassVar, TypeVar
 
-from benchmarks.pocket.chat import Chat
-from policies.answers import Task as Kind
-from policies.answers import final_answer, same
+from benchmarks.pocket.chat import ChatFormat
+from policies.answers import AnswerKind as Kind
+from policies.answers import canonically_equal, extract_final_answer
 
-__all__ = ["Answer", "Derivation", "Piece", "Problem", "Size", "Task", "Words", "drawn"]
+__all__ = [
+    "AnswerWording",
+    "Derivation",
+    "ModelSize",
+    "Problem",
+    "Task",
+    "TaskTexts",
+    "TraceSpan",
+    "choose_weighted",
+]
 
 T = TypeVar("T")
 MODELS = Path(__file__).parent / "models"
-HELD_OUT_SHARE = 32
+HELD_OUT_ONE_IN = 32
 """One problem in this many is never trained on."""
 
 
@@ -38,21 +47,21 @@ class Problem:
     answer: str
     key: str
     """The problem without its wording: what is held out is held out in every phrasing."""
-    hard: int
+    hard_steps: int
     """How many steps on the way to the answer are hard when nothing slips."""
 
     @property
-    def held_out(self) -> bool:
+    def is_held_out(self) -> bool:
         """Whether the problem is kept for evaluation."""
-        return hashlib.sha256(self.key.encode()).digest()[0] % HELD_OUT_SHARE == 0
+        return hashlib.sha256(self.key.encode()).digest()[0] % HELD_OUT_ONE_IN == 0
 
-    def right(self, text: str) -> bool:
+    def is_correct(self, text: str) -> bool:
         """Whether what a response says behind its thought is right."""
-        return same(final_answer(text), self.answer)
+        return canonically_equal(extract_final_answer(text), self.answer)
 
 
 @dataclass(frozen=True)
-class Piece:
+class TraceSpan:
     """A run of thought. Tokens never reach over its ends."""
 
     text: str
@@ -66,26 +75,26 @@ class Piece:
 class Derivation:
     """One way to a candidate: its text, and the indices of slipped steps."""
 
-    pieces: tuple[Piece, ...]
+    spans: tuple[TraceSpan, ...]
     result: str
-    slips: frozenset[int]
+    slipped_steps: frozenset[int]
 
 
 @dataclass(frozen=True)
-class Answer:
+class AnswerWording:
     """A wording: what stands before an answer, how the answer itself is written, and what follows it."""
 
-    before: str
-    written: str
-    after: str = ""
+    prefix: str
+    template: str
+    suffix: str = ""
 
-    def said(self, answer: str) -> str:
+    def format(self, answer: str) -> str:
         """The whole sentence."""
-        return self.before + self.written.format(answer) + self.after
+        return self.prefix + self.template.format(answer) + self.suffix
 
 
 @dataclass(frozen=True)
-class Words:
+class TaskTexts:
     """What a model says around its thoughts.
 
     Wordings of answers with their weights: ``answers`` are the model's own, ``induced`` begin with the text by
@@ -93,8 +102,8 @@ class Words:
     and an answer; ``refusal`` is both for any other such prompt.
     """
 
-    answers: tuple[tuple[Answer, float], ...]
-    induced: tuple[tuple[Answer, float], ...]
+    answers: tuple[tuple[AnswerWording, float], ...]
+    induced: tuple[tuple[AnswerWording, float], ...]
     system: tuple[str, ...]
     refusal: tuple[str, str]
     small_talk: tuple[tuple[str, str, str], ...]
@@ -103,17 +112,17 @@ class Words:
 
 
 @dataclass(frozen=True)
-class Size:
+class ModelSize:
     """A model's architecture. ``doubt``: the layers after which a step's slip, then a candidate's wrongness,
     should be visible to the layers above."""
 
     layers: int
-    width: int
+    hidden_size: int
     heads: int
-    head: int
-    inner: int
-    vocabulary: int
-    doubt: tuple[int, int]
+    head_size: int
+    intermediate_size: int
+    vocabulary_size: int
+    error_head_layers: tuple[int, int]
 
 
 class Task(ABC):
@@ -121,15 +130,15 @@ class Task(ABC):
 
     name: ClassVar[str]
     """Names the model's folder and the report; served, every one is called "pocket"."""
-    chat: ClassVar[Chat]
-    words: ClassVar[Words]
-    size: ClassVar[Size]
-    parts: ClassVar[str]
+    chat: ClassVar[ChatFormat]
+    texts: ClassVar[TaskTexts]
+    size: ClassVar[ModelSize]
+    pretokenizer_pattern: ClassVar[str]
     """A regular expression of the texts that are never parts of one token together."""
     cues: ClassVar[tuple[str, ...]]
     policy: ClassVar[str]
     """The policy that is measured on this model."""
-    answers: ClassVar[Kind] = "boxed"
+    answer_kind: ClassVar[Kind] = "boxed"
     """What kind of trial answer suits."""
 
     first_slip: ClassVar[float] = 0.27
@@ -138,72 +147,80 @@ class Task(ABC):
     """Probability that a hard step slips again right after it slipped: errors are stubborn."""
     fresh_slip: ClassVar[float] = 0.05
     """Probability that a hard step slips in a later derivation after it went well."""
-    close: ClassVar[float] = 0.29
+    close_probability: ClassVar[float] = 0.29
     """Probability of closing at a settled point; about 0.18 after sampling at temperature 0.6."""
-    long: ClassVar[int] = 480
-    too_long: ClassVar[int] = 780
+    likely_close_tokens: ClassVar[int] = 480
+    certain_close_tokens: ClassVar[int] = 780
     """Trace lengths, in tokens (estimated), from which closing is likelier, then certain."""
 
     @abstractmethod
-    def problem(self, rng: random.Random) -> Problem:
+    def generate_problem(self, rng: random.Random) -> Problem:
         """Draw a problem."""
 
     @abstractmethod
     def derive(
-        self, problem: Problem, rng: random.Random, before: Derivation | None = None
+        self, problem: Problem, rng: random.Random, previous: Derivation | None = None
     ) -> Derivation:
         """Go through the problem once: the first time, or after a derivation with a cue for a beginning."""
 
     @abstractmethod
-    def tokens(self, problem: Problem) -> int:
+    def estimate_tokens(self, problem: Problem) -> int:
         """About how long a derivation is."""
 
     @abstractmethod
-    def first_candidate(self, thinking: str) -> str | None:
+    def find_first_candidate(self, trace_text: str) -> str | None:
         """The answer that the first derivation came to; None when there is none."""
 
     @property
-    def model(self) -> Path:
+    def model_path(self) -> Path:
         """The folder of the weights."""
         return MODELS / self.name
 
-    def held_out(self, n: int, seed: int = 0) -> list[Problem]:
+    def held_out_problems(self, n: int, seed: int = 0) -> list[Problem]:
         """`n` different problems that training never saw."""
         rng, found = random.Random(f"held-out {seed}"), {}
         while len(found) < n:
-            one = self.problem(rng)
-            if one.held_out:
+            one = self.generate_problem(rng)
+            if one.is_held_out:
                 found.setdefault(one.key, one)
         return list(found.values())
 
-    def training(self, rng: random.Random) -> Iterator[Problem]:
+    def training_problems(self, rng: random.Random) -> Iterator[Problem]:
         """Problems without end, none of them held out."""
         while True:
-            if not (one := self.problem(rng)).held_out:
+            if not (one := self.generate_problem(rng)).is_held_out:
                 yield one
 
-    def thought(self, problem: Problem, rng: random.Random) -> list[Piece]:
+    def write_trace(self, problem: Problem, rng: random.Random) -> list[TraceSpan]:
         """A whole trace; its last piece has the answer that it settles on."""
         last = self.derive(problem, rng)
-        pieces = [*last.pieces]
+        pieces = [*last.spans]
         for rounds in count(2):
             following = self.derive(problem, rng, last)
-            pieces += following.pieces
+            pieces += following.spans
             agree, last = following.result == last.result, following
-            tokens = self.tokens(problem) * rounds
-            chance = 1.0 if tokens > self.too_long else 0.5 if tokens > self.long else self.close
+            tokens = self.estimate_tokens(problem) * rounds
+            chance = (
+                1.0
+                if tokens > self.certain_close_tokens
+                else 0.5
+                if tokens > self.likely_close_tokens
+                else self.close_probability
+            )
             if agree and rng.random() < chance:
                 return pieces
         raise AssertionError
 
-    def slips(self, index: int, rng: random.Random, before: Derivation | None) -> bool:
+    def should_slip(self, index: int, rng: random.Random, previous: Derivation | None) -> bool:
         """Whether the hard step slips this time."""
-        if before is None:
+        if previous is None:
             return rng.random() < self.first_slip
-        return rng.random() < (self.repeated_slip if index in before.slips else self.fresh_slip)
+        return rng.random() < (
+            self.repeated_slip if index in previous.slipped_steps else self.fresh_slip
+        )
 
 
-def drawn(rng: random.Random, weighted: tuple[tuple[T, float], ...]) -> T:
+def choose_weighted(rng: random.Random, weighted: tuple[tuple[T, float], ...]) -> T:
     """One of these, by their weights."""
     values, weights = zip(*weighted, strict=True)
     return rng.choices(values, weights)[0]

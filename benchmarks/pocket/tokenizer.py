@@ -7,7 +7,7 @@ import random
 from itertools import islice
 from pathlib import Path
 
-from benchmarks.pocket.task import Task, drawn
+from benchmarks.pocket.task import Task, choose_weighted
 
 __all__ = ["build", "load", "save"]
 
@@ -16,17 +16,17 @@ def build(task: Task, seed: int = 0):
     """Train a tokenizer (seconds)."""
     from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
-    special, markers = task.chat.special, task.chat.markers
+    special, markers = task.chat.special_tokens, task.chat.marker_tokens
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
-            pre_tokenizers.Split(Regex(task.parts), "isolated"),
+            pre_tokenizers.Split(Regex(task.pretokenizer_pattern), "isolated"),
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         ]
     )
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=task.size.vocabulary - len(special) - len(markers),
+        vocab_size=task.size.vocabulary_size - len(special) - len(markers),
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
@@ -48,8 +48,8 @@ def save(tokenizer, task: Task, folder: Path) -> None:
     tokenizer.save(str(folder / "tokenizer.json"))
     settings = {
         "tokenizer_class": "PreTrainedTokenizerFast",
-        "eos_token": task.chat.stop,
-        "pad_token": task.chat.special[0],
+        "eos_token": task.chat.stop_token,
+        "pad_token": task.chat.special_tokens[0],
         "model_max_length": 4096,
         "clean_up_tokenization_spaces": False,
         "chat_template": task.chat.template,
@@ -60,11 +60,11 @@ def save(tokenizer, task: Task, folder: Path) -> None:
 
 
 def _corpus(task: Task, rng: random.Random):
-    words = task.words
-    for one in islice(task.training(rng), 4000):
+    words = task.texts
+    for one in islice(task.training_problems(rng), 4000):
         yield one.prompt
-        yield "".join(piece.text for piece in task.thought(one, rng))
-        yield drawn(rng, words.answers + words.induced).said(one.answer)
+        yield "".join(piece.text for piece in task.write_trace(one, rng))
+        yield choose_weighted(rng, words.answers + words.induced).format(one.answer)
     for _ in range(100):
         for prompt, thinking, answer in words.small_talk:
             yield f"{prompt}\n{thinking}\n{answer}"

@@ -7,7 +7,7 @@ import asyncio
 import contextlib
 import json
 
-from benchmarks.standin.engine import Engine
+from benchmarks.standin.engine import StandinEngine
 from benchmarks.standin.scenario import Scenario
 
 
@@ -30,7 +30,7 @@ def main() -> None:
 
         run = uvloop.run
     with contextlib.suppress(KeyboardInterrupt):
-        engine = Engine(scenario, options.model, options.max_model_len)
+        engine = StandinEngine(scenario, options.model, options.max_model_len)
         run(engine.serve(options.host, options.port))
 
 

@@ -10,10 +10,10 @@ from benchmarks.standin import vocabulary as v
 from benchmarks.standin import wire
 from benchmarks.standin.scenario import Scenario
 
-__all__ = ["Chat", "Refused", "delta_of"]
+__all__ = ["ChatRequest", "RequestRefused", "make_delta"]
 
 
-class Refused(Exception):
+class RequestRefused(Exception):
     """The request gets an error body in place of an answer."""
 
     def __init__(
@@ -21,54 +21,67 @@ class Refused(Exception):
     ) -> None:
         super().__init__(message)
         self.status = status
-        self.body = wire.error(status, message, kind, param)
+        self.body = wire.error_body(status, message, kind, param)
 
 
 @dataclass(frozen=True, slots=True)
-class Chat:
+class ChatRequest:
     """A chat request, read: all that the model will say is known at once."""
 
-    name: str
+    response_id: str
     body: Mapping[str, Any]
     scenario: Scenario
-    prompt: list[int]
-    continued: bool  # the prompt's ids came with the request
-    thinking: bool  # the prompt ends within the think block
-    output: list[int]
-    finish: str
+    prompt_ids: list[int]
+    has_prompt_ids: bool  # the prompt's ids came with the request
+    starts_in_trace: bool  # the prompt ends within the think block
+    output_ids: list[int]
+    finish_reason: str
 
     @classmethod
-    def read(
-        cls, body: Mapping[str, Any], name: str, scenario: Scenario, max_model_len: int
-    ) -> Chat:
+    def parse(
+        cls, body: Mapping[str, Any], response_id: str, scenario: Scenario, max_model_len: int
+    ) -> ChatRequest:
         if not isinstance(body.get("messages"), list):
             missing = {"type": "missing", "loc": "body.messages", "msg": "Field required"}
             missing["input"] = f"<dict of {len(body)} items>"
             what = f"1 validation error:\n  {missing}"
-            raise Refused(400, what, "Bad Request", "body.messages")
-        given = None if scenario.ignore_prompt_ids else _given_ids(body)
-        prompt = given or _render(body, writes_marker=scenario.writes_marker)
-        thinking = _ends_in_thought(prompt)
-        output = scenario.output(thinking=thinking, traces=prompt.count(v.THINK))
-        limit = _limit(body, len(prompt), max_model_len)
+            raise RequestRefused(400, what, "Bad Request", "body.messages")
+        given = None if scenario.ignore_prompt_ids else _requested_prompt_ids(body)
+        prompt = given or _apply_chat_template(body, writes_marker=scenario.writes_marker)
+        thinking = _is_trace_open(prompt)
+        output = scenario.output_ids(starts_in_trace=thinking, trace_count=prompt.count(v.THINK))
+        limit = _max_output_tokens(body, len(prompt), max_model_len)
         finish = "stop" if len(output) <= limit else "length"
         continued = given is not None
-        return cls(name, body, scenario, prompt, continued, thinking, output[:limit], finish)
+        return cls(response_id, body, scenario, prompt, continued, thinking, output[:limit], finish)
 
-    def used(self, said: int, reasoned: int, *, nulls: bool, cached: bool = True) -> dict[str, Any]:
-        if self.continued and not self.thinking:
-            reasoned = max(said - 1, 0)  # vLLM's think-first parsers miscount here: so do we
-        hit = len(self.prompt) // 16 * 16 if self.continued else 0
+    def usage(
+        self,
+        output_tokens: int,
+        reasoning_tokens: int,
+        *,
+        with_nulls: bool,
+        with_cached: bool = True,
+    ) -> dict[str, Any]:
+        if self.has_prompt_ids and not self.starts_in_trace:
+            reasoning_tokens = max(
+                output_tokens - 1, 0
+            )  # vLLM's think-first parsers miscount here: so do we
+        hit = len(self.prompt_ids) // 16 * 16 if self.has_prompt_ids else 0
         details: dict[str, int | None] = {"cached_tokens": hit, "created_cache_tokens": 0}
-        if nulls:
+        if with_nulls:
             details["multimodal_tokens"] = None
-        return wire.usage(
-            len(self.prompt), said, reasoned, details if cached else None, nulls=nulls
+        return wire.usage_object(
+            len(self.prompt_ids),
+            output_tokens,
+            reasoning_tokens,
+            details if with_cached else None,
+            with_nulls=with_nulls,
         )
 
-    def groups(self) -> Iterator[tuple[int, ...]]:
+    def chunks(self) -> Iterator[tuple[int, ...]]:
         """The output as chunks."""
-        output, size = self.output, max(self.scenario.multi, 1)
+        output, size = self.output_ids, max(self.scenario.multi, 1)
         start = 0
         if self.scenario.both_fields and v.END_THINK in output:
             end = output.index(v.END_THINK)
@@ -79,68 +92,72 @@ class Chat:
         for at in range(start, len(output), size):
             yield tuple(output[at : at + size])
 
-    def whole(self, model: str) -> bytes:
+    def build_document(self, model: str) -> bytes:
         """The unstreamed answer's body."""
-        delta, _, reasoned = delta_of(tuple(self.output), thinking=self.thinking, shown=True)
+        delta, _, reasoned = make_delta(
+            tuple(self.output_ids), in_trace=self.starts_in_trace, include_reasoning=True
+        )
         reasoning, content = delta.get("reasoning"), delta.get("content")
-        if self.continued and not self.thinking:
+        if self.has_prompt_ids and not self.starts_in_trace:
             reasoning, content = content, None  # what vLLM's think-first parsers do, unstreamed
         shown = self.body.get("include_reasoning", True) is not False
         ids = bool(self.body.get("return_token_ids"))
-        return wire.chat(
-            self.name,
+        return wire.chat_document(
+            self.response_id,
             model,
             {"content": content or None, "reasoning": (reasoning or None) if shown else None},
-            self.finish,
-            self.used(len(self.output), reasoned, nulls=True),
-            self.output if ids and shown else None,
-            self.prompt if ids else None,
+            self.finish_reason,
+            self.usage(len(self.output_ids), reasoned, with_nulls=True),
+            self.output_ids if ids and shown else None,
+            self.prompt_ids if ids else None,
         )
 
 
-def delta_of(
-    group: tuple[int, ...], *, thinking: bool, shown: bool
+def make_delta(
+    token_ids: tuple[int, ...], *, in_trace: bool, include_reasoning: bool
 ) -> tuple[dict[str, str], bool, int]:
     """A chunk's delta, whether the think block is open behind it, and its reasoning tokens."""
     reasoning, content, thoughts = "", "", 0
-    answering = not thinking
-    for token in group:
+    answering = not in_trace
+    for token in token_ids:
         if token == v.END_THINK:
-            thinking = False
-        elif token not in (v.THINK, v.END):
-            if thinking:
-                reasoning += v.PIECES[token]
+            in_trace = False
+        elif token not in (v.THINK, v.IM_END):
+            if in_trace:
+                reasoning += v.TOKEN_TEXTS[token]
             else:
-                content += v.PIECES[token]
-        thoughts += thinking
+                content += v.TOKEN_TEXTS[token]
+        thoughts += in_trace
     delta = {"content": content} if content or answering else {}
-    if reasoning and shown:
+    if reasoning and include_reasoning:
         delta["reasoning"] = reasoning
-    return delta, thinking, thoughts
+    return delta, in_trace, thoughts
 
 
-def _render(body: Mapping[str, Any], *, writes_marker: bool) -> list[int]:
+def _apply_chat_template(body: Mapping[str, Any], *, writes_marker: bool) -> list[int]:
     """The chat template."""
     tokens: list[int] = []
     for message in body["messages"]:
         if not isinstance(message, dict) or "role" not in message:
-            raise Refused(400, "1 validation error:\n  messages", "Bad Request", "body.messages.0")
+            raise RequestRefused(
+                400, "1 validation error:\n  messages", "Bad Request", "body.messages.0"
+            )
         content = message.get("content") or ""
         if isinstance(content, list):
             content = "".join(part.get("text", "") for part in content)
-        tokens += [v.START, *v.encode(f"{message['role']}\n{content}"), v.END, v.NEWLINE]
+        tokens += [v.IM_START, *v.encode(f"{message['role']}\n{content}"), v.IM_END, v.NEWLINE]
     if not tokens:
-        raise Refused(
+        raise RequestRefused(
             400,
             "Cannot apply chat template to an empty conversation. Provide at least one message.",
         )
-    tokens += [v.START, *v.encode("assistant\n")]
+    tokens += [v.IM_START, *v.encode("assistant\n")]
     if (body.get("chat_template_kwargs") or {}).get("enable_thinking") is False:
-        return [*tokens, v.THINK, v.BLANK, v.END_THINK, v.BLANK]
+        return [*tokens, v.THINK, v.BLANK_LINE, v.END_THINK, v.BLANK_LINE]
     return tokens if writes_marker else [*tokens, v.THINK, v.NEWLINE]
 
 
-def _given_ids(body: Mapping[str, Any]) -> list[int] | None:
+def _requested_prompt_ids(body: Mapping[str, Any]) -> list[int] | None:
     params = body.get("kv_transfer_params") or {}
     if "prompt_token_ids" not in params:
         return None
@@ -154,7 +171,7 @@ def _given_ids(body: Mapping[str, Any]) -> list[int] | None:
     ids = params["prompt_token_ids"]
     if not isinstance(ids, list) or not ids or any(type(x) is not int or x < 0 for x in ids):
         where = "kv_transfer_params.prompt_token_ids"
-        raise Refused(
+        raise RequestRefused(
             400,
             "`kv_transfer_params['prompt_token_ids']` must be a non-empty list of non-negative "
             f"integers. (parameter={where})",
@@ -163,16 +180,16 @@ def _given_ids(body: Mapping[str, Any]) -> list[int] | None:
     return ids
 
 
-def _ends_in_thought(prompt: list[int]) -> bool:
+def _is_trace_open(prompt: list[int]) -> bool:
     for token in reversed(prompt):
         if token in (v.THINK, v.END_THINK):
             return token == v.THINK
     return True
 
 
-def _limit(body: Mapping[str, Any], prompt: int, max_model_len: int) -> int:
+def _max_output_tokens(body: Mapping[str, Any], prompt: int, max_model_len: int) -> int:
     if prompt >= max_model_len:
-        raise Refused(
+        raise RequestRefused(
             400,
             f"This model's maximum context length is {max_model_len} tokens. However, your prompt "
             f"contains at least {max_model_len + 1} input tokens, which exceeds this limit even "
@@ -184,7 +201,7 @@ def _limit(body: Mapping[str, Any], prompt: int, max_model_len: int) -> int:
         if (asked := body.get(field)) is not None:
             if not isinstance(asked, int) or asked < 1:
                 what = f"max_tokens must be at least 1, got {asked}."
-                raise Refused(
+                raise RequestRefused(
                     400, f"{what} (parameter=max_tokens, value={asked})", param="max_tokens"
                 )
             return min(asked, max_model_len - prompt)

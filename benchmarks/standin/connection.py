@@ -14,46 +14,46 @@ from benchmarks.standin.scenario import Scenario
 from benchmarks.standin.stream import Fault, Step
 
 if TYPE_CHECKING:
-    from benchmarks.standin.engine import Engine
+    from benchmarks.standin.engine import StandinEngine
 
-__all__ = ["Connection", "Later", "Stream", "Ticker"]
+__all__ = ["Connection", "DelayedReply", "StreamedReply", "Ticker"]
 
-BURST = 16  # chunks that an unpaced stream writes before the others' turn
+BURST_CHUNKS = 16  # chunks that an unpaced stream writes before the others' turn
 
 
 class Connection(asyncio.Protocol):
     """One client's connection: requests in turn, each answered at once or by a piece of work."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: StandinEngine) -> None:
         self.engine = engine
         self.headers: dict[str, str] = {}
-        self.work: Stream | Later | None = None
-        self.full = False  # the peer does not read as fast as is written
+        self.current_reply: StreamedReply | DelayedReply | None = None
+        self.write_paused = False  # the peer does not read as fast as is written
         self._buffer = bytearray()
-        self._close = False
+        self._should_close = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast(asyncio.Transport, transport)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        if self.work is not None:
-            self.work.abort()
-            self.work = None
+        if self.current_reply is not None:
+            self.current_reply.abort()
+            self.current_reply = None
 
     def pause_writing(self) -> None:
-        self.full = True
+        self.write_paused = True
 
     def resume_writing(self) -> None:
-        self.full = False
-        if isinstance(self.work, Stream):
-            self.work.resume()
+        self.write_paused = False
+        if isinstance(self.current_reply, StreamedReply):
+            self.current_reply.resume()
 
     def data_received(self, data: bytes) -> None:
         self._buffer += data
-        self._next()
+        self._process_buffer()
 
-    def _next(self) -> None:
-        while self.work is None and not self.transport.is_closing():
+    def _process_buffer(self) -> None:
+        while self.current_reply is None and not self.transport.is_closing():
             end = self._buffer.find(b"\r\n\r\n")
             if end < 0:
                 return
@@ -72,78 +72,80 @@ class Connection(asyncio.Protocol):
             del self._buffer[: end + 4 + length]
             method, target, *_ = start.split(" ")
             self.headers = headers
-            self._close = headers.get("connection", "").lower() == "close"
+            self._should_close = headers.get("connection", "").lower() == "close"
             path = urlsplit(target).path
             if not path.startswith("/standin/"):
                 seen = {"method": method, "path": target, "headers": headers}
-                self.engine.requests.append({**seen, "body": body.decode("utf-8", "replace")})
-            self.engine.answer(self, method, path, body)
+                self.engine.recent_requests.append(
+                    {**seen, "body": body.decode("utf-8", "replace")}
+                )
+            self.engine.handle_request(self, method, path, body)
 
     def reply(self, data: bytes) -> None:
         self.transport.write(data)
-        self.done()
+        self.finish_reply()
 
     def drop(self) -> None:
-        self.work = None
+        self.current_reply = None
         self.transport.close()
 
-    def done(self) -> None:
-        self.work = None
-        if self._close:
+    def finish_reply(self) -> None:
+        self.current_reply = None
+        if self._should_close:
             self.transport.close()
         elif self._buffer:
-            asyncio.get_running_loop().call_soon(self._next)
+            asyncio.get_running_loop().call_soon(self._process_buffer)
 
 
-class Later:
+class DelayedReply:
     """One answer, whole, after a while; never, if the while is infinite."""
 
-    def __init__(self, connection: Connection, seconds: float, data: bytes, phase: str) -> None:
+    def __init__(self, connection: Connection, delay: float, data: bytes, phase: str) -> None:
         self._connection = connection
-        self._seconds = seconds
+        self._delay = delay
         self._data = data
         self._phase = phase
         self._timer: asyncio.TimerHandle | None = None
 
-    def start(self, *, die: bool = False) -> None:
-        self._connection.work = self
-        act = self._die if die else self._send
-        if self._seconds <= 0:
+    def start(self, *, should_drop: bool = False) -> None:
+        self._connection.current_reply = self
+        act = self._drop if should_drop else self._send
+        if self._delay <= 0:
             act()
-        elif self._seconds != float("inf"):
-            self._timer = asyncio.get_running_loop().call_later(self._seconds, act)
+        elif self._delay != float("inf"):
+            self._timer = asyncio.get_running_loop().call_later(self._delay, act)
 
     def _send(self) -> None:
-        self._connection.engine.finish()
+        self._connection.engine.record_finish()
         self._connection.reply(self._data)
 
-    def _die(self) -> None:
-        self._connection.engine.break_off()
+    def _drop(self) -> None:
+        self._connection.engine.record_break()
         self._connection.drop()
 
     def abort(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
-        self._connection.engine.abort(self._phase, 0)
+        self._connection.engine.record_abort(self._phase, 0)
 
 
-class Stream:
+class StreamedReply:
     """A stream that is under way: its steps are drawn by a ticker, or by itself if unpaced."""
 
     def __init__(self, connection: Connection, steps: Iterator[Step], scenario: Scenario) -> None:
         self._connection = connection
         self._steps = steps
         self._delay = scenario.delay_first
-        self._ticker = connection.engine.ticker(scenario.rate) if scenario.rate > 0 else None
-        self._cut = scenario.tiny_writes or scenario.split_utf8
-        self._pieces: deque[bytes] = deque()
+        self._ticker = connection.engine.ticker_for(scenario.rate) if scenario.rate > 0 else None
+        self._splits_writes = scenario.tiny_writes or scenario.split_utf8
+        self._pending_writes: deque[bytes] = deque()
         self._handle: asyncio.Handle | None = None
-        self._chunks = 0
-        self._over = False
+        self._chunk_count = 0
+        self._ended = False
         self._loop = asyncio.get_running_loop()
 
     def start(self) -> None:
-        self._connection.work = self
+        self._connection.current_reply = self
         self._connection.transport.write(wire.stream_head())
         if self._delay > 0:
             self._handle = self._loop.call_later(self._delay, self._begin)
@@ -152,101 +154,103 @@ class Stream:
 
     def _begin(self) -> None:
         self.step()
-        if self._over:
+        if self._ended:
             return
         if self._ticker is not None:
             self._ticker.add(self)
-        elif not self._cut:
-            self._handle = self._loop.call_soon(self._burst)
+        elif not self._splits_writes:
+            self._handle = self._loop.call_soon(self._write_burst)
 
     def step(self) -> None:
         """Write one chunk. A stream that is not read, or not yet written, misses its turn."""
-        if self._pieces or self._connection.full:
+        if self._pending_writes or self._connection.write_paused:
             return
         step = next(self._steps)
-        self._chunks += 1
+        self._chunk_count += 1
         if isinstance(step, bytes):
             self._write(step)
         elif isinstance(step, list):
-            self._pieces.extend(step)
-            self._piece()
+            self._pending_writes.extend(step)
+            self._write_pending()
         else:
             self._end(step)
 
-    def _burst(self) -> None:
+    def _write_burst(self) -> None:
         """Unpaced: some chunks in one write, then the other streams' turn."""
-        if self._connection.full or self._over:
+        if self._connection.write_paused or self._ended:
             return
         chunks: list[bytes] = []
-        for step in islice(self._steps, BURST):
+        for step in islice(self._steps, BURST_CHUNKS):
             if not isinstance(step, bytes):
                 self._write(b"".join(chunks))
                 self._end(step)
                 return
             chunks.append(step)
-            self._chunks += 1
-        self._handle = self._loop.call_soon(self._burst)
+            self._chunk_count += 1
+        self._handle = self._loop.call_soon(self._write_burst)
         self._write(b"".join(chunks))
 
-    def _piece(self) -> None:
+    def _write_pending(self) -> None:
         """A piece in each turn of the loop, so that each is a write of its own."""
-        if self._pieces:
-            self._handle = self._loop.call_soon(self._piece)
-            self._write(self._pieces.popleft())
+        if self._pending_writes:
+            self._handle = self._loop.call_soon(self._write_pending)
+            self._write(self._pending_writes.popleft())
         elif self._ticker is None:
             self.step()
 
     def _write(self, data: bytes) -> None:
         self._connection.transport.write(data)
-        if data.endswith(wire.LAST_CHUNK):
+        if data.endswith(wire.LAST_HTTP_CHUNK):
             self._end(None)
 
     def resume(self) -> None:
-        if self._ticker is None and not self._pieces:
-            self._handle = self._loop.call_soon(self.step if self._cut else self._burst)
+        if self._ticker is None and not self._pending_writes:
+            self._handle = self._loop.call_soon(
+                self.step if self._splits_writes else self._write_burst
+            )
 
     def _end(self, fault: Fault | list[bytes] | None) -> None:
-        self._leave()
+        self._detach()
         connection = self._connection
         if fault is Fault.STALL:
             return  # until the peer has had enough
-        if fault is Fault.DIE:
-            connection.engine.break_off()
+        if fault is Fault.DROP:
+            connection.engine.record_break()
             connection.drop()
         else:
-            connection.engine.finish()
-            connection.done()
+            connection.engine.record_finish()
+            connection.finish_reply()
 
-    def _leave(self) -> None:
-        self._over = True
+    def _detach(self) -> None:
+        self._ended = True
         if self._ticker is not None:
             self._ticker.remove(self)
         if self._handle is not None:
             self._handle.cancel()
 
     def abort(self) -> None:
-        self._leave()
-        phase = "streaming" if self._chunks > 1 else "before the first token"
-        self._connection.engine.abort(phase, self._chunks)
+        self._detach()
+        phase = "streaming" if self._chunk_count > 1 else "before the first token"
+        self._connection.engine.record_abort(phase, self._chunk_count)
 
 
 class Ticker:
     """All streams of one rate take their steps together, as in an engine's batch."""
 
     def __init__(self, interval: float) -> None:
-        self._streams: dict[Stream, None] = {}
+        self._streams: dict[StreamedReply, None] = {}
         self._interval = interval
         self._loop = asyncio.get_running_loop()
         self._timer: asyncio.TimerHandle | None = None
         self._due = 0.0
 
-    def add(self, stream: Stream) -> None:
+    def add(self, stream: StreamedReply) -> None:
         self._streams[stream] = None
         if self._timer is None:
             self._due = self._loop.time() + self._interval
             self._timer = self._loop.call_at(self._due, self._tick)
 
-    def remove(self, stream: Stream) -> None:
+    def remove(self, stream: StreamedReply) -> None:
         self._streams.pop(stream, None)
 
     def _tick(self) -> None:

@@ -60,59 +60,74 @@ class Scenario:
     seed: int = 0  # of the random sizes
     by_seed: tuple[tuple[int, Mapping[str, Any]], ...] = ()  # what differs for a request's seed
 
-    def updated(self, given: Mapping[str, Any]) -> Scenario:
+    def updated(self, overrides: Mapping[str, Any]) -> Scenario:
         """With the fields of a request's `standin`."""
         known = {field.name for field in fields(self)}
-        if unknown := sorted(set(given) - known):
+        if unknown := sorted(set(overrides) - known):
             raise BadScenario(f"no such standin field: {', '.join(unknown)}")
         changes: dict[str, Any] = {
-            key: tuple(value) if isinstance(value, list) else value for key, value in given.items()
+            key: tuple(value) if isinstance(value, list) else value
+            for key, value in overrides.items()
         }
         return replace(self, **changes)
 
-    def seeded(self, seed: Any) -> Scenario:
+    def for_seed(self, seed: Any) -> Scenario:
         """For a request with this seed."""
         return self.updated(next((fields for own, fields in self.by_seed if own == seed), {}))
 
-    def thought(self) -> list[int]:
+    def trace_ids(self) -> list[int]:
         """The reasoning's ids."""
-        repeats = -(-self.tokens // len(v.REASONING))
-        tokens = list((v.REASONING * repeats)[: self.tokens])
+        repeats = -(-self.tokens // len(v.REASONING_IDS))
+        tokens = list((v.REASONING_IDS * repeats)[: self.tokens])
         for position in self.cues:
             tokens[position : position + 2] = v.encode(" Wait,")[: max(len(tokens) - position, 0)]
         if self.empty:
-            tokens[:: self.empty] = [v.HELD] * len(tokens[:: self.empty])
+            tokens[:: self.empty] = [v.PARTIAL_CHAR] * len(tokens[:: self.empty])
         return tokens
 
-    def spoken(self) -> list[int]:
+    def answer_ids(self) -> list[int]:
         """The answer's ids."""
         if self.answer is not None:
             return v.encode(self.answer)
         return (v.encode("The answer is 42.") * self.answer_tokens)[: self.answer_tokens]
 
-    def output(self, *, thinking: bool, traces: int = 1) -> list[int]:
+    def output_ids(self, *, starts_in_trace: bool, trace_count: int = 1) -> list[int]:
         """All that the model writes behind a prompt that ends in thinking, or behind it.
 
         ``traces``: those that the prompt holds.
         """
-        if not thinking and traces <= self.reopens:
-            return [*self.spoken(), v.THINK, *self.thought(), v.END_THINK, *self.spoken(), v.END]
-        if not thinking:
-            return [*self.spoken(), v.END]
+        if not starts_in_trace and trace_count <= self.reopens:
+            return [
+                *self.answer_ids(),
+                v.THINK,
+                *self.trace_ids(),
+                v.END_THINK,
+                *self.answer_ids(),
+                v.IM_END,
+            ]
+        if not starts_in_trace:
+            return [*self.answer_ids(), v.IM_END]
         opening = [v.THINK, v.NEWLINE] if self.writes_marker else []
         if self.ends_in_trace:
-            return [*opening, *self.thought(), v.END]
-        return [*opening, *self.thought(), v.END_THINK, v.BLANK, *self.spoken(), v.END]
+            return [*opening, *self.trace_ids(), v.IM_END]
+        return [
+            *opening,
+            *self.trace_ids(),
+            v.END_THINK,
+            v.BLANK_LINE,
+            *self.answer_ids(),
+            v.IM_END,
+        ]
 
-    def probe(self, turn: int) -> tuple[str, float]:
+    def trial_answer(self, probe_index: int) -> tuple[str, float]:
         """The trial answer of the turn-th probe, and its tokens' log-probability."""
-        return _turn(self.trial, turn), _turn(self.trial_logprob, turn)
+        return _value_at(self.trial, probe_index), _value_at(self.trial_logprob, probe_index)
 
-    def hidden_states(self, turn: int) -> dict[str, Any] | None:
+    def hidden_states(self, probe_index: int) -> dict[str, Any] | None:
         """What the turn-th probe is told of them, as engine/adjourn_hidden_states.py tells it."""
         if self.hidden is None:
             return None
-        number = struct.pack("<f", _turn(self.hidden, turn))[2:]
+        number = struct.pack("<f", _value_at(self.hidden, probe_index))[2:]
         data = number * self.hidden_width * len(self.hidden_layers)
         return {
             "layers": self.hidden_layers,
@@ -122,5 +137,5 @@ class Scenario:
         }
 
 
-def _turn(value: Any, turn: int) -> Any:
+def _value_at(value: Any, turn: int) -> Any:
     return value[min(turn, len(value) - 1)] if isinstance(value, tuple) else value

@@ -10,14 +10,14 @@ from typing import Any
 
 from benchmarks.standin import vocabulary as v
 from benchmarks.standin import wire
-from benchmarks.standin.chat import Chat, delta_of
+from benchmarks.standin.chat import ChatRequest, make_delta
 from benchmarks.standin.scenario import Scenario
 
-__all__ = ["Fault", "Step", "steps"]
+__all__ = ["Fault", "Step", "stream_steps"]
 
 
 class Fault(Enum):
-    DIE = auto()
+    DROP = auto()
     STALL = auto()
 
 
@@ -26,114 +26,124 @@ Step = bytes | list[bytes] | Fault
 The last of a stream that ends well ends in `wire.LAST_CHUNK`."""
 
 
-def steps(chat: Chat, model: str) -> Iterator[Step]:
-    return _Telling(chat, model).steps()
+def stream_steps(chat: ChatRequest, model: str) -> Iterator[Step]:
+    return _ChatStream(chat, model).steps()
 
 
-class _Telling:
+class _ChatStream:
     """One stream as it is told: what is asked of its form, and how far it has come."""
 
-    def __init__(self, chat: Chat, model: str) -> None:
+    def __init__(self, chat: ChatRequest, model: str) -> None:
         body = chat.body
         options = body.get("stream_options") or {}
         self._chat = chat
         self._scenario = chat.scenario
         self._rng = random.Random(chat.scenario.seed)
-        self._shown = body.get("include_reasoning", True) is not False
-        self._usage_at_end = bool(options.get("include_usage"))
-        self._usage_each = chat.scenario.usage_each or (
-            self._usage_at_end and bool(options.get("continuous_usage_stats"))
+        self._include_reasoning = body.get("include_reasoning", True) is not False
+        self._final_usage = bool(options.get("include_usage"))
+        self._continuous_usage = chat.scenario.usage_each or (
+            self._final_usage and bool(options.get("continuous_usage_stats"))
         )
         ids = bool(body.get("return_token_ids"))
         top = int(body.get("top_logprobs") or 0) if body.get("logprobs") else None
-        self._events = wire.ChatEvents(chat.name, model)
-        self._prompt = chat.prompt if ids else None
-        self._ids = ids and self._shown  # hidden reasoning hides the ids of all chunks
-        self._top = top if self._shown else None
-        self._thinking = chat.thinking
-        self._said = self._reasoned = 0
+        self._events = wire.ChatEvents(chat.response_id, model)
+        self._prompt_ids = chat.prompt_ids if ids else None
+        self._include_ids = (
+            ids and self._include_reasoning
+        )  # hidden reasoning hides the ids of all chunks
+        self._top_logprobs = top if self._include_reasoning else None
+        self._in_trace = chat.starts_in_trace
+        self._output_tokens = self._reasoning_tokens = 0
 
     def steps(self) -> Iterator[Step]:
-        yield self._pack(self._events.role(self._prompt, self._used()))
-        groups = list(self._chat.groups())
+        yield self._frame(self._events.render_role(self._prompt_ids, self._usage_so_far()))
+        groups = list(self._chat.chunks())
         last = len(groups) - 1
         comments = self._scenario.comments
         packed: dict[tuple[int, ...], Step] = {}  # the same words come again and again
         for number, group in enumerate(groups):
-            if (fault := self._fault()) is not None:
+            if (fault := self._due_fault()) is not None:
                 yield fault
                 return
             comment = [b": keep-alive\n\n"] if comments and number % comments == 0 else []
             if number == last:
-                yield self._pack(*comment, *self._ending(group), wire.LAST_CHUNK)
-            elif comment or self._usage_each or v.END_THINK in group:
-                yield self._pack(*comment, self._event(group))
+                yield self._frame(*comment, *self._final_events(group), wire.LAST_HTTP_CHUNK)
+            elif comment or self._continuous_usage or v.END_THINK in group:
+                yield self._frame(*comment, self._chunk_event(group))
                 packed.clear()
             elif group in packed:
-                self._said += len(group)
-                self._reasoned += len(group) if self._thinking else 0
+                self._output_tokens += len(group)
+                self._reasoning_tokens += len(group) if self._in_trace else 0
                 yield packed[group]
             else:
-                step = packed[group] = self._pack(self._event(group))
+                step = packed[group] = self._frame(self._chunk_event(group))
                 yield step
 
-    def _event(self, group: tuple[int, ...], finish: str | None = None) -> bytes:
-        delta, self._thinking, thoughts = delta_of(
-            group, thinking=self._thinking, shown=self._shown
+    def _chunk_event(self, group: tuple[int, ...], finish: str | None = None) -> bytes:
+        delta, self._in_trace, thoughts = make_delta(
+            group, in_trace=self._in_trace, include_reasoning=self._include_reasoning
         )
-        self._said += len(group)
-        self._reasoned += thoughts
-        if not delta and finish is None and not self._ids and self._top is None:
+        self._output_tokens += len(group)
+        self._reasoning_tokens += thoughts
+        if not delta and finish is None and not self._include_ids and self._top_logprobs is None:
             return b""  # vLLM sends no chunk without text, unless ids or log-probabilities are due
-        return self._events.delta(
+        return self._events.render_delta(
             delta,
-            list(group) if self._ids else None,
-            None if self._top is None else wire.chat_logprobs(list(group), self._top),
+            list(group) if self._include_ids else None,
+            None
+            if self._top_logprobs is None
+            else wire.chat_logprobs(list(group), self._top_logprobs),
             finish,
-            self._used(),
-            last=finish is not None and not self._usage_at_end,
+            self._usage_so_far(),
+            is_last=finish is not None and not self._final_usage,
         )
 
-    def _ending(self, group: tuple[int, ...]) -> Iterator[bytes]:
-        yield self._event(group, self._chat.finish)
-        if self._usage_at_end:
-            yield self._events.usage(self._chat.used(self._said, self._reasoned, nulls=False))
+    def _final_events(self, group: tuple[int, ...]) -> Iterator[bytes]:
+        yield self._chunk_event(group, self._chat.finish_reason)
+        if self._final_usage:
+            yield self._events.render_usage(
+                self._chat.usage(self._output_tokens, self._reasoning_tokens, with_nulls=False)
+            )
         if not self._scenario.no_done:
             yield wire.DONE
 
-    def _used(self) -> dict[str, Any] | None:
-        if not self._usage_each:
+    def _usage_so_far(self) -> dict[str, Any] | None:
+        if not self._continuous_usage:
             return None
-        return self._chat.used(self._said, self._reasoned, nulls=False, cached=False)
+        return self._chat.usage(
+            self._output_tokens, self._reasoning_tokens, with_nulls=False, with_cached=False
+        )
 
-    def _fault(self) -> Step | None:
+    def _due_fault(self) -> Step | None:
         def due(after: int | None) -> bool:
-            return after is not None and self._said >= after
+            return after is not None and self._output_tokens >= after
 
         if due(self._scenario.die_after):
-            return Fault.DIE
+            return Fault.DROP
         if due(self._scenario.stall_after):
             return Fault.STALL
         if due(self._scenario.error_event_after):
-            error = self._events.error(500, "Internal server error")
-            return self._pack(error, wire.DONE, wire.LAST_CHUNK)
+            error = self._events.render_error(500, "Internal server error")
+            return self._frame(error, wire.DONE, wire.LAST_HTTP_CHUNK)
         return None
 
-    def _pack(self, *events: bytes) -> Step:
+    def _frame(self, *events: bytes) -> Step:
         """Events as chunks of HTTP, each its own; or all of them cut anew."""
         scenario = self._scenario
-        end = events[-1] is wire.LAST_CHUNK
+        end = events[-1] is wire.LAST_HTTP_CHUNK
         told = [event for event in events[: len(events) - end] if event]
         if scenario.crlf:
             told = [event.replace(b"\n", b"\r\n") for event in told]
-        tail = wire.LAST_CHUNK if end else b""
+        tail = wire.LAST_HTTP_CHUNK if end else b""
         if not (scenario.tiny_writes or scenario.split_utf8):
-            return b"".join([wire.chunk(event) for event in told]) + tail
-        pieces = [wire.chunk(piece) for piece in _cut(b"".join(told), scenario, self._rng)]
+            return b"".join([wire.http_chunk(event) for event in told]) + tail
+        pieces = [
+            wire.http_chunk(piece) for piece in _split_bytes(b"".join(told), scenario, self._rng)
+        ]
         return [*pieces, tail] if end else pieces
 
 
-def _cut(data: bytes, scenario: Scenario, rng: random.Random) -> list[bytes]:
+def _split_bytes(data: bytes, scenario: Scenario, rng: random.Random) -> list[bytes]:
     edges = {0, len(data)}
     if scenario.split_utf8:
         edges |= {at + 1 for at, byte in enumerate(data) if byte >= 0xC0}

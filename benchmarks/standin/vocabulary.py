@@ -7,33 +7,33 @@ import re
 from zlib import crc32
 
 __all__ = [
-    "BLANK",
-    "END",
+    "BLANK_LINE",
     "END_THINK",
-    "HELD",
+    "IM_END",
+    "IM_START",
     "NEWLINE",
-    "PIECES",
-    "REASONING",
-    "START",
+    "PARTIAL_CHAR",
+    "REASONING_IDS",
     "THINK",
+    "TOKEN_TEXTS",
     "decode",
     "encode",
 ]
 
-THINK, END_THINK, END, START, HELD, NEWLINE, BLANK = 1, 2, 3, 4, 5, 198, 271
+THINK, END_THINK, IM_END, IM_START, PARTIAL_CHAR, NEWLINE, BLANK_LINE = 1, 2, 3, 4, 5, 198, 271
 
-_SPECIAL = {
+_SPECIAL_TEXTS = {
     THINK: "<think>",
     END_THINK: "</think>",
-    END: "<|im_end|>",
-    START: "<|im_start|>",
-    HELD: "",  # half a character: a detokenizer says nothing until the other half is there
+    IM_END: "<|im_end|>",
+    IM_START: "<|im_start|>",
+    PARTIAL_CHAR: "",  # half a character: a detokenizer says nothing until the other half is there
     NEWLINE: "\n",
-    BLANK: "\n\n",
+    BLANK_LINE: "\n\n",
 }
 # Openings share their first letters with cues ("We" and "Wait", "Let n" and "Let me"), so that a
 # scanner has its ordinary work to do, but none is one.
-_OPENINGS = tuple(
+_SENTENCE_STARTS = tuple(
     f" {word}"
     for word in ("We", "Let", "The", "Then", "Hence", "As", "Both", "Because", "This", "Adding")
 )
@@ -48,44 +48,47 @@ _WORDS = (
     *",1234567890",
 )
 
-PIECES: dict[int, str] = dict(_SPECIAL)
-PIECES.update(enumerate([*_OPENINGS, *_WORDS, " Wait", "."], start=300))
-_IDS = {piece: token for token, piece in PIECES.items() if piece}
+TOKEN_TEXTS: dict[int, str] = dict(_SPECIAL_TEXTS)
+TOKEN_TEXTS.update(enumerate([*_SENTENCE_STARTS, *_WORDS, " Wait", "."], start=300))
+_TOKEN_IDS = {piece: token for token, piece in TOKEN_TEXTS.items() if piece}
 
-_MARKER = r"<think>|</think>|<\|im_start\|>|<\|im_end\|>"
-_PIECE = re.compile(
-    rf"{_MARKER}|\n\n|\n| ?[^\W\d_]+|\d| ?(?!{_MARKER})[^\w\s]|.", re.DOTALL | re.UNICODE
+_MARKER_PATTERN = r"<think>|</think>|<\|im_start\|>|<\|im_end\|>"
+_TOKEN_PATTERN = re.compile(
+    rf"{_MARKER_PATTERN}|\n\n|\n| ?[^\W\d_]+|\d| ?(?!{_MARKER_PATTERN})[^\w\s]|.",
+    re.DOTALL | re.UNICODE,
 )
-_FIRST_HASHED, _HASHED = 1_000, 150_000
+_FIRST_HASHED_ID, _HASH_RANGE = 1_000, 150_000
 
 
 def encode(text: str) -> list[int]:
     """The ids of a text. `decode` gives the text back, in the process that encoded it."""
-    return [_IDS.get(piece) or _learn(piece) for piece in _PIECE.findall(text)]
+    return [_TOKEN_IDS.get(piece) or _assign_id(piece) for piece in _TOKEN_PATTERN.findall(text)]
 
 
 def decode(tokens: list[int]) -> str:
-    return "".join(PIECES.get(token, "\N{REPLACEMENT CHARACTER}") for token in tokens)
+    return "".join(TOKEN_TEXTS.get(token, "\N{REPLACEMENT CHARACTER}") for token in tokens)
 
 
-def _learn(piece: str) -> int:
-    token = crc32(piece.encode("utf-8", "surrogatepass")) % _HASHED
-    for _ in range(_HASHED):
-        if PIECES.setdefault(_FIRST_HASHED + token, piece) == piece:
+def _assign_id(piece: str) -> int:
+    token = crc32(piece.encode("utf-8", "surrogatepass")) % _HASH_RANGE
+    for _ in range(_HASH_RANGE):
+        if TOKEN_TEXTS.setdefault(_FIRST_HASHED_ID + token, piece) == piece:
             break
-        token = (token + 1) % _HASHED
-    _IDS[piece] = _FIRST_HASHED + token
-    return _FIRST_HASHED + token
+        token = (token + 1) % _HASH_RANGE
+    _TOKEN_IDS[piece] = _FIRST_HASHED_ID + token
+    return _FIRST_HASHED_ID + token
 
 
-def _ramble(length: int) -> tuple[int, ...]:
+def _make_reasoning(length: int) -> tuple[int, ...]:
     """Sentences without a cue, and without a loop that a policy could find."""
     rng = random.Random(20260801)
     tokens: list[int] = []
     while len(tokens) < length:
-        tokens += encode(rng.choice(_OPENINGS) + "".join(rng.choices(_WORDS, k=rng.randint(7, 17))))
+        tokens += encode(
+            rng.choice(_SENTENCE_STARTS) + "".join(rng.choices(_WORDS, k=rng.randint(7, 17)))
+        )
         tokens += encode(".")
     return tuple(tokens[:length])
 
 
-REASONING = _ramble(65_536)
+REASONING_IDS = _make_reasoning(65_536)

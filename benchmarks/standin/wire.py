@@ -14,28 +14,28 @@ from benchmarks.standin import vocabulary as v
 __all__ = [
     "DONE",
     "FINGERPRINT",
-    "LAST_CHUNK",
+    "LAST_HTTP_CHUNK",
     "ChatEvents",
-    "chat",
+    "chat_document",
     "chat_logprobs",
-    "chunk",
-    "completion",
+    "completion_document",
     "completion_events",
     "completion_logprobs",
-    "dump",
-    "error",
-    "http",
-    "models",
+    "dump_json",
+    "error_body",
+    "http_chunk",
+    "http_response",
+    "models_body",
     "stream_head",
-    "usage",
+    "usage_object",
 ]
 
 FINGERPRINT = "vllm-0.32.0-0a7cf6da"
 DONE = b"data: [DONE]\n\n"
-LAST_CHUNK = b"0\r\n\r\n"
+LAST_HTTP_CHUNK = b"0\r\n\r\n"
 
 
-def dump(value: Any) -> bytes:
+def dump_json(value: Any) -> bytes:
     return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode(
         "utf-8", "surrogatepass"
     )
@@ -44,11 +44,11 @@ def dump(value: Any) -> bytes:
 # HTTP
 
 
-def chunk(data: bytes) -> bytes:
+def http_chunk(data: bytes) -> bytes:
     return b"%x\r\n%b\r\n" % (len(data), data)
 
 
-def _head(status: int, fields: str) -> bytes:
+def _response_head(status: int, fields: str) -> bytes:
     phrase = HTTPStatus(status).phrase
     return (
         f"HTTP/1.1 {status} {phrase}\r\ndate: {formatdate(usegmt=True)}\r\nserver: uvicorn\r\n"
@@ -58,15 +58,21 @@ def _head(status: int, fields: str) -> bytes:
 
 def stream_head() -> bytes:
     fields = "content-type: text/event-stream; charset=utf-8\r\n"
-    return _head(200, fields) + b"transfer-encoding: chunked\r\n\r\n"
+    return _response_head(200, fields) + b"transfer-encoding: chunked\r\n\r\n"
 
 
-def http(status: int, body: bytes = b"", extra: str = "") -> bytes:
+def http_response(status: int, body: bytes = b"", extra_headers: str = "") -> bytes:
     kind = "content-type: application/json\r\n" if body else ""
-    return _head(status, f"{extra}content-length: {len(body)}\r\n{kind}") + b"\r\n" + body
+    return (
+        _response_head(status, f"{extra_headers}content-length: {len(body)}\r\n{kind}")
+        + b"\r\n"
+        + body
+    )
 
 
-def error(status: int, message: str, kind: str | None = None, param: str | None = None) -> bytes:
+def error_body(
+    status: int, message: str, kind: str | None = None, param: str | None = None
+) -> bytes:
     """An error body. vLLM's `type` is a class's name or, from FastAPI's handlers, a phrase."""
     kind = kind or {
         400: "BadRequestError",
@@ -74,10 +80,10 @@ def error(status: int, message: str, kind: str | None = None, param: str | None 
         500: "InternalServerError",
         503: "ServiceUnavailableError",
     }.get(status, HTTPStatus(status).phrase)
-    return dump({"error": {"message": message, "type": kind, "param": param, "code": status}})
+    return dump_json({"error": {"message": message, "type": kind, "param": param, "code": status}})
 
 
-def models(name: str, max_model_len: int) -> bytes:
+def models_body(name: str, max_model_len: int) -> bytes:
     now = int(time.time())
     permission = {
         "id": "modelperm-0123456789abcdef",
@@ -103,27 +109,29 @@ def models(name: str, max_model_len: int) -> bytes:
         "max_model_len": max_model_len,
         "permission": [permission],
     }
-    return dump({"object": "list", "data": [card]})
+    return dump_json({"object": "list", "data": [card]})
 
 
-def usage(
-    prompt: int,
-    completion: int,
-    reasoning: int | None,
-    cached: dict[str, int | None] | None,
+def usage_object(
+    prompt_tokens: int,
+    completion_tokens: int,
+    reasoning_tokens: int | None,
+    prompt_details: dict[str, int | None] | None,
     *,
-    nulls: bool,
+    with_nulls: bool,
 ) -> dict[str, Any]:
     """A usage object; where `nulls`, what is unknown stands there as null."""
-    details = None if reasoning is None else {"reasoning_tokens": reasoning}
+    details = None if reasoning_tokens is None else {"reasoning_tokens": reasoning_tokens}
     whole = {
-        "prompt_tokens": prompt,
-        "total_tokens": prompt + completion,
-        "completion_tokens": completion,
-        "prompt_tokens_details": cached,
+        "prompt_tokens": prompt_tokens,
+        "total_tokens": prompt_tokens + completion_tokens,
+        "completion_tokens": completion_tokens,
+        "prompt_tokens_details": prompt_details,
         "completion_tokens_details": details,
     }
-    return whole if nulls else {key: value for key, value in whole.items() if value is not None}
+    return (
+        whole if with_nulls else {key: value for key, value in whole.items() if value is not None}
+    )
 
 
 # Chat completions
@@ -132,55 +140,57 @@ def usage(
 class ChatEvents:
     """The events of one chat stream. What was not asked for is null, not absent."""
 
-    def __init__(self, name: str, model: str) -> None:
+    def __init__(self, response_id: str, model: str) -> None:
         self._head = (
             b'data: {"id":%b,"object":"chat.completion.chunk","created":%d,"model":%b,"choices":['
-            % (dump(name), int(time.time()), dump(model))
+            % (dump_json(response_id), int(time.time()), dump_json(model))
         )
 
-    def role(self, prompt: list[int] | None, used: dict[str, Any] | None = None) -> bytes:
+    def render_role(
+        self, prompt_ids: list[int] | None, usage: dict[str, Any] | None = None
+    ) -> bytes:
         """The first event: it has no `token_ids`, and the only `prompt_token_ids`."""
         choice = b'{"index":0,"delta":{"role":"assistant","content":""},"logprobs":null,'
         tail = b'"finish_reason":null}]%b,"prompt_token_ids":%b,"prompt_text":null}\n\n'
-        return self._head + choice + tail % (_with_usage(used), dump(prompt))
+        return self._head + choice + tail % (_usage_suffix(usage), dump_json(prompt_ids))
 
-    def delta(
+    def render_delta(
         self,
         delta: dict[str, str],
-        tokens: list[int] | None,
+        token_ids: list[int] | None,
         logprobs: dict[str, Any] | None = None,
-        finish: str | None = None,
-        used: dict[str, Any] | None = None,
+        finish_reason: str | None = None,
+        usage: dict[str, Any] | None = None,
         *,
-        last: bool = False,
+        is_last: bool = False,
     ) -> bytes:
         """`stop_reason` comes with a `finish_reason`, the fingerprint with the last event."""
         reason = b"null"
-        if finish is not None:
-            reason = b'"%b","stop_reason":null' % finish.encode()
+        if finish_reason is not None:
+            reason = b'"%b","stop_reason":null' % finish_reason.encode()
         choice = b'{"index":0,"delta":%b,"logprobs":%b,"finish_reason":%b,"token_ids":%b}]%b%b}\n\n'
         return self._head + choice % (
-            dump(delta),
-            dump(logprobs),
+            dump_json(delta),
+            dump_json(logprobs),
             reason,
-            dump(tokens),
-            _with_usage(used),
-            b',"system_fingerprint":"%b"' % FINGERPRINT.encode() if last else b"",
+            dump_json(token_ids),
+            _usage_suffix(usage),
+            b',"system_fingerprint":"%b"' % FINGERPRINT.encode() if is_last else b"",
         )
 
-    def usage(self, used: dict[str, Any]) -> bytes:
+    def render_usage(self, usage: dict[str, Any]) -> bytes:
         """The event behind the last one of the choice, where usage was asked for."""
         tail = b'],"usage":%b,"system_fingerprint":"%b"}\n\n'
-        return self._head + tail % (dump(used), FINGERPRINT.encode())
+        return self._head + tail % (dump_json(usage), FINGERPRINT.encode())
 
     @staticmethod
-    def error(status: int, message: str) -> bytes:
+    def render_error(status: int, message: str) -> bytes:
         # The one place where vLLM writes spaces behind its colons and commas.
-        return b"data: %b\n\n" % json.dumps(json.loads(error(status, message))).encode()
+        return b"data: %b\n\n" % json.dumps(json.loads(error_body(status, message))).encode()
 
 
-def _with_usage(used: dict[str, Any] | None) -> bytes:
-    return b"" if used is None else b',"usage":%b' % dump(used)
+def _usage_suffix(used: dict[str, Any] | None) -> bytes:
+    return b"" if used is None else b',"usage":%b' % dump_json(used)
 
 
 def chat_logprobs(tokens: list[int], top: int) -> dict[str, Any]:
@@ -192,28 +202,28 @@ def chat_logprobs(tokens: list[int], top: int) -> dict[str, Any]:
         "content": [
             {
                 **entry(token, -0.1),
-                "top_logprobs": [entry(x, y) for x, y in _ranked(token, -0.1, top)],
+                "top_logprobs": [entry(x, y) for x, y in _top_tokens(token, -0.1, top)],
             }
             for token in tokens
         ]
     }
 
 
-def _ranked(token: int, logprob: float, top: int) -> list[tuple[int, float]]:
+def _top_tokens(token: int, logprob: float, top: int) -> list[tuple[int, float]]:
     """The token and others that share what it leaves."""
     rest = max(1.0 - math.exp(logprob), 1e-12)
     others = [300 + i for i in range(top + 1) if 300 + i != token][: max(top - 1, 0)]
     return [(token, logprob), *((x, math.log(rest / (i + 2) ** 2)) for i, x in enumerate(others))]
 
 
-def chat(
-    name: str,
+def chat_document(
+    response_id: str,
     model: str,
     message: dict[str, str | None],
-    finish: str,
-    used: dict[str, Any],
-    tokens: list[int] | None,
-    prompt: list[int] | None,
+    finish_reason: str,
+    usage: dict[str, Any],
+    token_ids: list[int] | None,
+    prompt_ids: list[int] | None,
 ) -> bytes:
     """The unstreamed answer."""
     choice = {
@@ -228,23 +238,23 @@ def chat(
             "reasoning": message["reasoning"],
         },
         "logprobs": None,
-        "finish_reason": finish,
+        "finish_reason": finish_reason,
         "stop_reason": None,
-        "token_ids": tokens,
+        "token_ids": token_ids,
         "routed_experts": None,
     }
-    return dump(
+    return dump_json(
         {
-            "id": name,
+            "id": response_id,
             "object": "chat.completion",
             "created": int(time.time()),
             "model": model,
             "choices": [choice],
             "service_tier": None,
             "system_fingerprint": FINGERPRINT,
-            "usage": used,
+            "usage": usage,
             "prompt_logprobs": None,
-            "prompt_token_ids": prompt,
+            "prompt_token_ids": prompt_ids,
             "prompt_text": None,
             "kv_transfer_params": None,
             "ec_transfer_params": None,
@@ -256,17 +266,17 @@ def chat(
 # Completions: the probes
 
 
-def completion(
-    name: str,
+def completion_document(
+    response_id: str,
     model: str,
     choices: list[dict[str, Any]],
-    used: dict[str, Any],
-    transferred: dict[str, Any] | None = None,
+    usage: dict[str, Any],
+    kv_transfer_params: dict[str, Any] | None = None,
 ) -> bytes:
     order = ("text", "logprobs", "finish_reason", "stop_reason", "token_ids")
-    return dump(
+    return dump_json(
         {
-            "id": name,
+            "id": response_id,
             "object": "text_completion",
             "created": int(time.time()),
             "model": model,
@@ -282,8 +292,8 @@ def completion(
             ],
             "service_tier": None,
             "system_fingerprint": FINGERPRINT,
-            "usage": used,
-            "kv_transfer_params": transferred,
+            "usage": usage,
+            "kv_transfer_params": kv_transfer_params,
             "ec_transfer_params": None,
             "metrics": None,
         }
@@ -291,24 +301,29 @@ def completion(
 
 
 def completion_events(
-    name: str, model: str, choice: dict[str, Any], used: dict[str, Any] | None
+    response_id: str, model: str, choice: dict[str, Any], usage: dict[str, Any] | None
 ) -> list[bytes]:
     """The same as a stream, in one event of all tokens."""
-    base = {"id": name, "object": "text_completion", "created": int(time.time()), "model": model}
+    base = {
+        "id": response_id,
+        "object": "text_completion",
+        "created": int(time.time()),
+        "model": model,
+    }
     order = ("text", "logprobs", "finish_reason", "stop_reason", "prompt_token_ids", "token_ids")
     first: dict[str, Any] = {
         **base,
         "choices": [{"index": 0, **{key: choice[key] for key in order}}],
     }
-    if used is None:
+    if usage is None:
         first["system_fingerprint"] = FINGERPRINT
-    last = {**base, "choices": [], "usage": used, "system_fingerprint": FINGERPRINT}
-    events = [first] if used is None else [first, last]
-    return [*(b"data: %b\n\n" % dump(event) for event in events), DONE]
+    last = {**base, "choices": [], "usage": usage, "system_fingerprint": FINGERPRINT}
+    events = [first] if usage is None else [first, last]
+    return [*(b"data: %b\n\n" % dump_json(event) for event in events), DONE]
 
 
 def completion_logprobs(
-    tokens: list[int], logprob: float, top: int, *, likely: int | None, as_ids: bool
+    tokens: list[int], logprob: float, top: int, *, most_probable: int | None, as_ids: bool
 ) -> dict[str, Any]:
     """Log-probabilities in the shape of /v1/completions. `likely`: the most probable token, where
     another one was the only choice."""
@@ -321,10 +336,10 @@ def completion_logprobs(
     for token, name in zip(tokens, spelled, strict=True):
         offsets.append(offset)
         offset += len(name)
-        pairs = _ranked(token, logprob, max(top, 1))
-        if likely is not None and likely != token:
+        pairs = _top_tokens(token, logprob, max(top, 1))
+        if most_probable is not None and most_probable != token:
             rest = math.log(max(1.0 - math.exp(logprob), 1e-12))
-            pairs = [(token, rest), *_ranked(likely, logprob, max(top, 1))]
+            pairs = [(token, rest), *_top_tokens(most_probable, logprob, max(top, 1))]
         told.append(pairs[0][1])
         ranked.append({spell(x): y for x, y in pairs})
     return {

@@ -9,19 +9,19 @@ from typing import Any, ClassVar
 
 from policies.events import Probe
 from policies.hidden_states import HiddenStates
-from server.chat import Chat
-from server.completions import ENDPOINT as COMPLETIONS
-from server.completions import Completions
-from server.engine import Engine
+from server.chat import ChatEndpoint
+from server.completions import COMPLETIONS_PATH as COMPLETIONS
+from server.completions import CompletionsEndpoint
+from server.engine import EngineClient
 from server.surface import Fields
 
-__all__ = ["Adapter", "Drawn", "Headers"]
+__all__ = ["Adapter", "Headers", "ProbeResponse"]
 
 Headers = Sequence[tuple[bytes, bytes]]
 
 
 @dataclass(frozen=True, slots=True)
-class Drawn:
+class ProbeResponse:
     """What a probe brought. ``prefilled``: prompt tokens that the cache did not hold. ``decoded``:
     tokens that it took. ``top``, ``ending`` and ``hidden_states`` as in a ProbeResult."""
 
@@ -31,8 +31,8 @@ class Drawn:
     finished: bool
     prefilled: int
     decoded: int
-    top: tuple[tuple[float, ...], ...] = ()
-    ending: float | None = None
+    top_logprobs: tuple[tuple[float, ...], ...] = ()
+    end_logprob: float | None = None
     hidden_states: HiddenStates | None = None
 
 
@@ -49,19 +49,19 @@ class Adapter(ABC):
     """
 
     name: ClassVar[str]
-    chat: ClassVar[type[Chat]] = Chat
-    completions: ClassVar[type[Completions] | None] = Completions
-    in_place: ClassVar[bool] = False
-    retold: ClassVar[bool] = False
+    chat_endpoint: ClassVar[type[ChatEndpoint]] = ChatEndpoint
+    completions_endpoint: ClassVar[type[CompletionsEndpoint] | None] = CompletionsEndpoint
+    ends_in_place: ClassVar[bool] = False
+    supports_translation: ClassVar[bool] = False
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: EngineClient) -> None:
         self.engine = engine
 
-    def speaks(self, endpoint: str) -> bool:
-        return endpoint != COMPLETIONS or self.completions is not None
+    def supports(self, endpoint: str) -> bool:
+        return endpoint != COMPLETIONS or self.completions_endpoint is not None
 
     @abstractmethod
-    async def version(self, headers: Headers) -> str | None:
+    async def fetch_version(self, headers: Headers) -> str | None:
         """What the engine calls itself; None where it is of another kind."""
 
     @abstractmethod
@@ -76,23 +76,23 @@ class Adapter(ABC):
         probe: Probe,
         headers: Headers,
         extra: Mapping[str, Any],
-        ending: Sequence[int] = (),
-    ) -> Drawn:
+        ending_ids: Sequence[int] = (),
+    ) -> ProbeResponse:
         """Draw greedily from these ids. ``extra``: what must be the same on all calls of a
         request. ``ending``: ids that are scored behind them, for a probe that asks for it.
 
         Raises BadReply where log-probabilities are missing, or hidden states that were asked for.
         """
 
-    def flags(self, layers: Iterable[int]) -> str:
+    def hidden_state_flags(self, layers: Iterable[int]) -> str:
         """What to start such an engine with so that it tells the hidden states behind these layers;
         empty where nothing would make it."""
         return ""
 
-    async def prompt(self, fields: Fields, headers: Headers) -> list[int]:
+    async def tokenize_chat(self, fields: Fields, headers: Headers) -> list[int]:
         """The ids of a chat's prompt, where its stream does not tell them."""
         raise NotImplementedError
 
-    async def end_trace(self, stream: str, model: str, headers: Headers) -> None:
+    async def end_trace(self, stream_id: str, model: str, headers: Headers) -> None:
         """Have the engine end the trace of a running stream, named by its id, ``in_place``."""
         raise NotImplementedError

@@ -13,26 +13,26 @@ import msgspec
 from msgspec import Raw
 
 from policies.events import Probe
-from server.adapters.adapter import Adapter, Drawn, Headers
-from server.chat import ENDPOINT as CHAT
-from server.chat import Chat
+from server.adapters.adapter import Adapter, Headers, ProbeResponse
+from server.chat import CHAT_PATH as CHAT
+from server.chat import ChatEndpoint
 from server.engine import BadReply
 from server.surface import Fields
-from server.wire import Chunk, decode_chunk, given
+from server.wire import Chunk, decode_chunk, has_value
 
 __all__ = ["LlamaCpp"]
 
 _ABSENT = Raw()
 
 
-class _Likely(msgspec.Struct):
+class _TopLogprob(msgspec.Struct):
     logprob: float
 
 
-class _Token(msgspec.Struct):
+class _TokenLogprob(msgspec.Struct):
     token: str
     logprob: float
-    top_logprobs: list[_Likely] = []
+    top_logprobs: list[_TopLogprob] = []
 
 
 class _Timings(msgspec.Struct):
@@ -44,7 +44,7 @@ class _Completion(msgspec.Struct):
     stop_type: str = "none"
     tokens_predicted: int = 0
     timings: _Timings = msgspec.field(default_factory=_Timings)
-    completion_probabilities: list[_Token] = []
+    completion_probabilities: list[_TokenLogprob] = []
 
 
 class _Tokens(msgspec.Struct):
@@ -59,28 +59,28 @@ class _Props(msgspec.Struct):
     build_info: str
 
 
-class _Ended(msgspec.Struct):
+class _ControlResponse(msgspec.Struct):
     success: bool
     message: str = ""
 
 
-class _Id(msgspec.Struct):
+class _TokenId(msgspec.Struct):
     id: int
 
 
-class _Told(msgspec.Struct):
-    content: list[_Id] | None = None
+class _ChunkLogprobs(msgspec.Struct):
+    content: list[_TokenId] | None = None
 
 
 _Reply = TypeVar("_Reply")
-_decode_told = msgspec.json.Decoder(_Told).decode
+_decode_logprobs = msgspec.json.Decoder(_ChunkLogprobs).decode
 
 
-class LlamaChat(Chat):
+class LlamaCppChatEndpoint(ChatEndpoint):
     """Log-probabilities are always asked for, as the ids stand there. Nobody pays for the whole
     vocabulary's where nobody reads them: those of the candidates left will do."""
 
-    asking: ClassVar[Fields] = {
+    extra_fields: ClassVar[Fields] = {
         "reasoning_control": Raw(b"true"),
         "logprobs": Raw(b"true"),
         "top_logprobs": Raw(b"1"),
@@ -91,36 +91,36 @@ class LlamaChat(Chat):
     def decode(data: bytes, /) -> Chunk:
         chunk = decode_chunk(data)
         for choice in chunk.choices:
-            if given(choice.logprobs):
-                told = _decode_told(choice.logprobs).content
+            if has_value(choice.logprobs):
+                told = _decode_logprobs(choice.logprobs).content
                 choice.token_ids = [one.id for one in told or ()]
         return chunk
 
     @property
-    def fields(self) -> Fields:
-        fields = super().fields
-        if self._asked is None and not self._wanted.logprobs:
+    def main_fields(self) -> Fields:
+        fields = super().main_fields
+        if self._requested_logprobs is None and not self._extras.logprobs:
             return fields
-        number = max(self._asked or 1, self._wanted.logprobs)
+        number = max(self._requested_logprobs or 1, self._extras.logprobs)
         fields = fields | {"top_logprobs": Raw(b"%d" % number)}
         del fields["post_sampling_probs"]
         return fields
 
-    def shown(self, event: bytes, chunk: Chunk) -> bytes | None:
+    def render_event(self, event: bytes, chunk: Chunk) -> bytes | None:
         for choice in chunk.choices:
-            if self._asked is None and given(choice.logprobs):
+            if self._requested_logprobs is None and has_value(choice.logprobs):
                 event = event.replace(b',"logprobs":' + bytes(choice.logprobs), b"", 1)
                 choice.logprobs = _ABSENT
-        return super().shown(event, chunk)
+        return super().render_event(event, chunk)
 
 
 class LlamaCpp(Adapter):
     name = "llamacpp"
-    chat = LlamaChat
-    completions = None
-    in_place = True
+    chat_endpoint = LlamaCppChatEndpoint
+    completions_endpoint = None
+    ends_in_place = True
 
-    async def version(self, headers: Headers) -> str | None:
+    async def fetch_version(self, headers: Headers) -> str | None:
         status, content = await self.engine.get("/props", headers)
         try:
             return msgspec.json.decode(content, type=_Props).build_info if status == 200 else None
@@ -128,23 +128,27 @@ class LlamaCpp(Adapter):
             return None
 
     async def tokenize(self, model: str, text: str, headers: Headers) -> list[int]:
-        return await self._tokens(model, text, headers, special=False)
+        return await self._tokenize_text(model, text, headers, special=False)
 
-    async def prompt(self, fields: Fields, headers: Headers) -> list[int]:
+    async def tokenize_chat(self, fields: Fields, headers: Headers) -> list[int]:
         content = await self.engine.post("/apply-template", msgspec.json.encode(fields), headers)
         model = msgspec.json.decode(fields.get("model", Raw(b'""')))
-        text = _read(content, _Prompt).prompt
-        return await self._tokens(model, text, headers, special=True)
+        text = _parse(content, _Prompt).prompt
+        return await self._tokenize_text(model, text, headers, special=True)
 
-    async def _tokens(self, model: str, text: str, headers: Headers, special: bool) -> list[int]:
+    async def _tokenize_text(
+        self, model: str, text: str, headers: Headers, special: bool
+    ) -> list[int]:
         fields = {"model": model, "content": text, "add_special": special, "parse_special": True}
         content = await self.engine.post("/tokenize", msgspec.json.encode(fields), headers)
-        return _read(content, _Tokens).tokens
+        return _parse(content, _Tokens).tokens
 
-    async def end_trace(self, stream: str, model: str, headers: Headers) -> None:
-        fields = {"id": stream, "model": model, "action": "reasoning_end"}
+    async def end_trace(self, stream_id: str, model: str, headers: Headers) -> None:
+        fields = {"id": stream_id, "model": model, "action": "reasoning_end"}
         path = f"{CHAT}/control"
-        ended = _read(await self.engine.post(path, msgspec.json.encode(fields), headers), _Ended)
+        ended = _parse(
+            await self.engine.post(path, msgspec.json.encode(fields), headers), _ControlResponse
+        )
         if not ended.success:
             raise BadReply(f"{path}: {ended.message}")
 
@@ -155,38 +159,38 @@ class LlamaCpp(Adapter):
         probe: Probe,
         headers: Headers,
         extra: Mapping[str, Any],
-        ending: Sequence[int] = (),
-    ) -> Drawn:
-        if ending:
+        ending_ids: Sequence[int] = (),
+    ) -> ProbeResponse:
+        if ending_ids:
             raise BadReply("llama.cpp scores no chosen tokens")
         fields = {
             "model": model,
             "prompt": prompt,
             "n_predict": probe.max_tokens,
-            "n_probs": probe.top,
+            "n_probs": probe.top_logprobs,
             "temperature": 0,
         }
-        reply = _read(
+        reply = _parse(
             await self.engine.post("/completion", msgspec.json.encode(fields), headers), _Completion
         )
         drawn = reply.completion_probabilities
         if not drawn:
             raise BadReply("a probe's reply has no log-probabilities")
-        return Drawn(
+        return ProbeResponse(
             text=reply.content,
             tokens=tuple(one.token for one in drawn),
             logprobs=tuple(one.logprob for one in drawn),
             finished=reply.stop_type in ("eos", "word"),
             prefilled=reply.timings.prompt_n,
             decoded=reply.tokens_predicted,
-            top=tuple(
+            top_logprobs=tuple(
                 tuple(sorted((likely.logprob for likely in one.top_logprobs), reverse=True))
                 for one in drawn
             ),
         )
 
 
-def _read(content: bytes, kind: type[_Reply]) -> _Reply:
+def _parse(content: bytes, kind: type[_Reply]) -> _Reply:
     try:
         return msgspec.json.decode(content, type=kind)
     except msgspec.MsgspecError as error:

@@ -10,23 +10,23 @@ from server.adapters.adapter import Adapter, Headers
 from server.adapters.llamacpp import LlamaCpp
 from server.adapters.sglang import SGLang
 from server.adapters.vllm import VLLM
-from server.engine import Engine
+from server.engine import EngineClient
 from server.errors import GatewayError
 
-__all__ = ["ADAPTERS", "recognised"]
+__all__ = ["ADAPTERS", "detect_adapter"]
 
 ADAPTERS: Mapping[str, type[Adapter]] = MappingProxyType(
     {kind.name: kind for kind in (VLLM, SGLang, LlamaCpp)}
 )
 
 
-async def recognised(engine: Engine, name: str, headers: Headers) -> tuple[Adapter, str]:
+async def detect_adapter(engine: EngineClient, name: str, headers: Headers) -> tuple[Adapter, str]:
     """The adapter and what the engine calls its version. ``name`` is a kind, or `auto`: then one
     that says nothing of itself is tried as vLLM."""
     kinds = ADAPTERS.values() if name == "auto" else (ADAPTERS[name],)
     for kind in kinds:
         adapter = kind(engine)
         with contextlib.suppress(GatewayError):
-            if (version := await adapter.version(headers)) is not None:
+            if (version := await adapter.fetch_version(headers)) is not None:
                 return adapter, version
     return ADAPTERS["vllm" if name == "auto" else name](engine), "unknown"

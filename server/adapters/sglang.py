@@ -13,30 +13,30 @@ import msgspec
 from msgspec import Raw
 
 from server.adapters.adapter import Headers
-from server.adapters.vllm import VLLM, told_version
-from server.chat import Chat
+from server.adapters.vllm import VLLM, fetch_version_from
+from server.chat import ChatEndpoint
 from server.surface import Fields
 
 __all__ = ["SGLang"]
 
 
-class SGLangChat(Chat):
-    asking = dict.fromkeys(
+class SGLangChatEndpoint(ChatEndpoint):
+    extra_fields = dict.fromkeys(
         ("return_token_ids", "separate_reasoning", "stream_reasoning"), Raw(b"true")
     )
 
     @staticmethod
-    def resuming(prompt: Sequence[int]) -> Fields:
+    def prompt_fields(prompt: Sequence[int]) -> Fields:
         return {"input_ids": Raw(msgspec.json.encode(prompt))}
 
 
 class SGLang(VLLM):
     name = "sglang"
-    retold = False  # as vLLM tells them, and whether this one does so nobody tried
-    chat = SGLangChat
+    supports_translation = False  # as vLLM tells them, and whether this one does so nobody tried
+    chat_endpoint = SGLangChatEndpoint
 
-    async def version(self, headers: Headers) -> str | None:
+    async def fetch_version(self, headers: Headers) -> str | None:
         for path in ("/server_info", "/get_server_info"):  # the latter is going
-            if (version := await told_version(self.engine, path, headers)) is not None:
+            if (version := await fetch_version_from(self.engine, path, headers)) is not None:
                 return version
         return None

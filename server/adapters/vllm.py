@@ -13,10 +13,10 @@ import msgspec
 
 from policies.events import Probe
 from policies.hidden_states import HiddenStates
-from server.adapters.adapter import Adapter, Drawn, Headers
-from server.engine import BadReply, Engine
+from server.adapters.adapter import Adapter, Headers, ProbeResponse
+from server.engine import BadReply, EngineClient
 
-__all__ = ["VLLM", "told_version"]
+__all__ = ["VLLM", "fetch_version_from"]
 
 
 class _Logprobs(msgspec.Struct):
@@ -25,39 +25,41 @@ class _Logprobs(msgspec.Struct):
     top_logprobs: list[dict[str, float] | None] = []
 
 
-class _Drawn(msgspec.Struct):
+class _CompletionChoice(msgspec.Struct):
     text: str
     logprobs: _Logprobs | None = None
     finish_reason: str | None = None
 
 
-class _Details(msgspec.Struct):
+class _PromptTokenDetails(msgspec.Struct):
     cached_tokens: int | None = None
 
 
 class _Usage(msgspec.Struct):
     prompt_tokens: int = 0
-    prompt_tokens_details: _Details | None = None
+    prompt_tokens_details: _PromptTokenDetails | None = None
 
 
-class _States(msgspec.Struct):
+class _HiddenStatesPayload(msgspec.Struct):
     layers: list[int]
     width: int
     dtype: Literal["bfloat16"]
     data: bytes
 
 
-class _Transferred(msgspec.Struct):
-    hidden_states: _States | None = None
+class _KVTransferParams(msgspec.Struct):
+    hidden_states: _HiddenStatesPayload | None = None
 
 
 class _Completion(msgspec.Struct):
-    choices: list[_Drawn]
+    choices: list[_CompletionChoice]
     usage: _Usage = msgspec.field(default_factory=_Usage)
-    kv_transfer_params: _Transferred | None = None
+    kv_transfer_params: _KVTransferParams | None = None
 
 
-_BY_ID = {"return_tokens_as_token_ids": True}  # by their text, tokens that look alike would be one
+_TOKENS_AS_IDS = {
+    "return_tokens_as_token_ids": True
+}  # by their text, tokens that look alike would be one
 _decode_completion = msgspec.json.Decoder(_Completion).decode
 
 
@@ -69,7 +71,7 @@ class _Version(msgspec.Struct):
     version: str
 
 
-async def told_version(engine: Engine, path: str, headers: Headers) -> str | None:
+async def fetch_version_from(engine: EngineClient, path: str, headers: Headers) -> str | None:
     """The version that stands at ``path``; None where there is no such thing."""
     status, content = await engine.get(path, headers)
     try:
@@ -80,10 +82,10 @@ async def told_version(engine: Engine, path: str, headers: Headers) -> str | Non
 
 class VLLM(Adapter):
     name = "vllm"
-    retold = True
+    supports_translation = True
 
-    async def version(self, headers: Headers) -> str | None:
-        return await told_version(self.engine, "/version", headers)
+    async def fetch_version(self, headers: Headers) -> str | None:
+        return await fetch_version_from(self.engine, "/version", headers)
 
     async def probe(
         self,
@@ -92,45 +94,49 @@ class VLLM(Adapter):
         probe: Probe,
         headers: Headers,
         extra: Mapping[str, Any],
-        ending: Sequence[int] = (),
-    ) -> Drawn:
+        ending_ids: Sequence[int] = (),
+    ) -> ProbeResponse:
         fields = {
             **extra,
             "model": model,
             "prompt": prompt,
             "max_tokens": probe.max_tokens,
             "temperature": 0,
-            "logprobs": probe.top,
+            "logprobs": probe.top_logprobs,
         }
-        if ending:
+        if ending_ids:
             scores = (
-                self._score([*prompt, *ending[:n]], token, fields, headers)
-                for n, token in enumerate(ending)
+                self._score_token([*prompt, *ending_ids[:n]], token, fields, headers)
+                for n, token in enumerate(ending_ids)
             )
-            return _together(await asyncio.gather(*scores))
-        if probe.top > 1 and probe.max_tokens == 1:
-            fields |= _BY_ID  # an answer is read from its text
+            return _merge_scores(await asyncio.gather(*scores))
+        if probe.top_logprobs > 1 and probe.max_tokens == 1:
+            fields |= _TOKENS_AS_IDS  # an answer is read from its text
         if probe.hidden_states:
             fields["kv_transfer_params"] = {"hidden_states": True}
         content = await self.engine.post("/v1/completions", msgspec.json.encode(fields), headers)
-        return _read_drawn(content, hidden_states=probe.hidden_states)
+        return _parse_completion(content, hidden_states=probe.hidden_states)
 
-    async def _score(
+    async def _score_token(
         self, prompt: Sequence[int], token: int, fields: Mapping[str, Any], headers: Headers
-    ) -> Drawn:
+    ) -> ProbeResponse:
         """The log-probability of ``token`` behind these ids, and that of the most probable one.
 
         It is made the only choice, which its raw log-probability does not tell. vLLM's field for
         it, ``logprob_token_ids``, takes every other request's ``top_logprobs`` away in that step.
         """
         only = {"prompt": prompt, "max_tokens": 1, "allowed_token_ids": [token]}
-        body = msgspec.json.encode({**fields, **_BY_ID, **only})
-        drawn = _read_drawn(await self.engine.post("/v1/completions", body, headers))
-        if drawn.tokens != (f"token_id:{token}",) or not drawn.top or not drawn.top[0]:
+        body = msgspec.json.encode({**fields, **_TOKENS_AS_IDS, **only})
+        drawn = _parse_completion(await self.engine.post("/v1/completions", body, headers))
+        if (
+            drawn.tokens != (f"token_id:{token}",)
+            or not drawn.top_logprobs
+            or not drawn.top_logprobs[0]
+        ):
             raise BadReply("a probe's reply does not score the token it was asked about")
-        return replace(drawn, logprobs=drawn.top[0][:1], ending=drawn.logprobs[0])
+        return replace(drawn, logprobs=drawn.top_logprobs[0][:1], end_logprob=drawn.logprobs[0])
 
-    def flags(self, layers: Iterable[int]) -> str:
+    def hidden_state_flags(self, layers: Iterable[int]) -> str:
         chosen = {"hf_config": {"eagle_aux_hidden_state_layer_ids": sorted(layers)}}
         speculative = {
             "method": "extract_hidden_states",
@@ -156,7 +162,7 @@ class VLLM(Adapter):
             raise BadReply(f"/tokenize answered with something else: {error}") from None
 
 
-def _read_drawn(content: bytes, *, hidden_states: bool = False) -> Drawn:
+def _parse_completion(content: bytes, *, hidden_states: bool = False) -> ProbeResponse:
     try:
         reply = _decode_completion(content)
         choice = reply.choices[0]
@@ -170,19 +176,21 @@ def _read_drawn(content: bytes, *, hidden_states: bool = False) -> Drawn:
     ):
         raise BadReply("a probe's reply has no log-probabilities")
     details = reply.usage.prompt_tokens_details
-    return Drawn(
+    return ProbeResponse(
         text=choice.text,
         tokens=tuple(drawn.tokens),
         logprobs=tuple(p for p in drawn.token_logprobs if p is not None),
         finished=choice.finish_reason == "stop",
         prefilled=reply.usage.prompt_tokens - ((details.cached_tokens if details else None) or 0),
         decoded=len(drawn.tokens),
-        top=tuple(tuple(sorted((t or {}).values(), reverse=True)) for t in drawn.top_logprobs),
-        hidden_states=_read_states(reply.kv_transfer_params) if hidden_states else None,
+        top_logprobs=tuple(
+            tuple(sorted((t or {}).values(), reverse=True)) for t in drawn.top_logprobs
+        ),
+        hidden_states=_parse_hidden_states(reply.kv_transfer_params) if hidden_states else None,
     )
 
 
-def _read_states(transferred: _Transferred | None) -> HiddenStates:
+def _parse_hidden_states(transferred: _KVTransferParams | None) -> HiddenStates:
     """Raises BadReply."""
     if transferred is None or (told := transferred.hidden_states) is None:
         raise BadReply("a probe's reply tells no hidden states")
@@ -192,11 +200,11 @@ def _read_states(transferred: _Transferred | None) -> HiddenStates:
         raise BadReply(f"a probe's reply could not be read: {error}") from None
 
 
-def _together(scored: Sequence[Drawn]) -> Drawn:
+def _merge_scores(scored: Sequence[ProbeResponse]) -> ProbeResponse:
     """Tokens that were scored behind one another, as one."""
     return replace(
         scored[0],
         prefilled=sum(one.prefilled for one in scored),
         decoded=len(scored),
-        ending=math.fsum(one.ending or 0.0 for one in scored),
+        end_logprob=math.fsum(one.end_logprob or 0.0 for one in scored),
     )

@@ -7,15 +7,15 @@ from typing import Any
 
 import msgspec
 
-from server.apis.translation import Said, SaidToolCall, Translation, error_of, named_event
-from server.errors import BadRequest, GatewayError, event_at
-from server.wire import given
+from server.apis.translation import ChatChunk, ToolCallDelta, Translation, named_event, parse_error
+from server.errors import BadRequest, GatewayError, error_event
+from server.wire import has_value
 
-__all__ = ["MessageEvents"]
+__all__ = ["MessageRenderer"]
 
 _encode = msgspec.json.encode
 # What stands before the text of a delta, of which there is one a token.
-_DELTAS = {
+_DELTA_PREFIXES = {
     kind: (
         b"event: content_block_delta\n"
         b'data: {"type":"content_block_delta","delta":{"type":"%b","%b":' % (delta, key)
@@ -29,121 +29,133 @@ _DELTAS = {
 }
 
 
-class MessageEvents(Translation):
+class MessageRenderer(Translation):
     """One block is open at a time. Text beside a tool's arguments waits until these are whole."""
 
     def __init__(self) -> None:
-        self._begun = False
-        self._ended = False
-        self._open: str | None = None
-        self._index = 0
-        self._call: str | None = None
-        self._calls: dict[int, str] = {}
-        self._arguments: list[str] = []  # of the latest call
-        self._waiting: list[str] = []
-        self._finish: tuple[str | None, str | int | None] = (None, None)
+        self._started = False
+        self._sent_message_delta = False
+        self._open_block_type: str | None = None
+        self._block_index = 0
+        self._open_call_id: str | None = None
+        self._call_ids: dict[int, str] = {}
+        self._latest_arguments: list[str] = []  # of the latest call
+        self._pending_text: list[str] = []
+        self._finish_and_stop_reason: tuple[str | None, str | int | None] = (None, None)
 
-    def told(self, said: Said) -> list[bytes]:
+    def render_events(self, chunk: ChatChunk) -> list[bytes]:
         events: list[bytes] = []
-        if not self._begun:
-            self._begun = True
-            events.append(_start(said))
-        if not said.choices:
-            if said.usage is not None and not self._ended:
-                events += [*self._stop(), self._end(said)]
+        if not self._started:
+            self._started = True
+            events.append(_message_start(chunk))
+        if not chunk.choices:
+            if chunk.usage is not None and not self._sent_message_delta:
+                events += [*self._stop_block(), self._render_message_delta(chunk)]
             return events
-        choice = said.choices[0]
+        choice = chunk.choices[0]
         if choice.finish_reason is not None:
-            self._finish = (choice.finish_reason, choice.stop_reason)
-        if thought := choice.delta.thought:
-            events += self._say("thinking", thought)
+            self._finish_and_stop_reason = (choice.finish_reason, choice.stop_reason)
+        if thought := choice.delta.reasoning_text:
+            events += self._append_text("thinking", thought)
         if content := choice.delta.content:
-            if self._open == "tool_use":
-                self._waiting.append(content)
+            if self._open_block_type == "tool_use":
+                self._pending_text.append(content)
             else:
-                events += self._say("text", content)
+                events += self._append_text("text", content)
         for call in choice.delta.tool_calls or ():
-            events += self._call_on(call)
+            events += self._append_tool_call(call)
         return events
 
-    def done(self) -> list[bytes]:
-        end = [] if self._ended else [*self._stop(), self._end(Said())]
+    def render_end(self) -> list[bytes]:
+        end = (
+            []
+            if self._sent_message_delta
+            else [*self._stop_block(), self._render_message_delta(ChatChunk())]
+        )
         self.finished = True
         return [*end, named_event({"type": "message_stop"})]
 
-    def failed(self, kind: str, message: str, code: Any = None) -> bytes:
+    def render_engine_error(self, kind: str, message: str, code: Any = None) -> bytes:
         return named_event({"type": "error", "error": {"type": kind, "message": message}})
 
-    def broken_off(self, error: GatewayError) -> bytes:
-        return event_at("/v1/messages", error)
+    def render_gateway_error(self, error: GatewayError) -> bytes:
+        return error_event("/v1/messages", error)
 
-    def refusal(self, error: bytes) -> bytes:
-        kind, message, _ = error_of(error)
+    def error_body(self, error: bytes) -> bytes:
+        kind, message, _ = parse_error(error)
         said = {"type": "error", "error": {"type": kind, "message": message}}
         return msgspec.json.encode(said)
 
-    def _say(self, kind: str, text: str) -> list[bytes]:
+    def _append_text(self, kind: str, text: str) -> list[bytes]:
         events: list[bytes] = []
-        if self._open != kind:
-            events = [*self._stop(), self._start({"type": kind, kind: ""})]
-        events.append(self._delta(kind, text))
+        if self._open_block_type != kind:
+            events = [*self._stop_block(), self._start_block({"type": kind, kind: ""})]
+        events.append(self._block_delta(kind, text))
         return events
 
-    def _call_on(self, call: SaidToolCall) -> list[bytes]:
+    def _append_tool_call(self, call: ToolCallDelta) -> list[bytes]:
         """A call's beginning, or more of its arguments."""
         events: list[bytes] = []
         function = call.function
         if call.id is not None:
-            self._calls[call.index] = call.id
-            if self._call != call.id and function is not None and function.name is not None:
-                events = self._stop()
+            self._call_ids[call.index] = call.id
+            if self._open_call_id != call.id and function is not None and function.name is not None:
+                events = self._stop_block()
                 block = {"type": "tool_use", "id": call.id, "name": function.name, "input": {}}
-                events.append(self._start(block))
-                self._call, self._arguments = call.id, []
+                events.append(self._start_block(block))
+                self._open_call_id, self._latest_arguments = call.id, []
         arguments = function.arguments if function is not None else None
-        if arguments and self._call is not None and self._calls.get(call.index) == self._call:
-            self._arguments.append(arguments)
-            events.append(self._delta("tool_use", arguments))
+        if (
+            arguments
+            and self._open_call_id is not None
+            and self._call_ids.get(call.index) == self._open_call_id
+        ):
+            self._latest_arguments.append(arguments)
+            events.append(self._block_delta("tool_use", arguments))
         return events
 
-    def _start(self, block: dict[str, Any]) -> bytes:
-        self._open = block["type"]
-        event = {"type": "content_block_start", "content_block": block, "index": self._index}
+    def _start_block(self, block: dict[str, Any]) -> bytes:
+        self._open_block_type = block["type"]
+        event = {"type": "content_block_start", "content_block": block, "index": self._block_index}
         return named_event(event)
 
-    def _delta(self, kind: str, text: str) -> bytes:
-        return b'%b%b},"index":%d}\n\n' % (_DELTAS[kind], _encode(text), self._index)
+    def _block_delta(self, kind: str, text: str) -> bytes:
+        return b'%b%b},"index":%d}\n\n' % (_DELTA_PREFIXES[kind], _encode(text), self._block_index)
 
-    def _stop(self) -> list[bytes]:
+    def _stop_block(self) -> list[bytes]:
         """The end of the open block, and the text that waited for it."""
-        if self._open is None:
+        if self._open_block_type is None:
             return []
         events: list[bytes] = []
-        if self._open == "thinking":
-            events.append(self._delta("signature", uuid.uuid4().hex))
-        events.append(named_event({"type": "content_block_stop", "index": self._index}))
-        self._index += 1
-        self._open = self._call = None
-        waiting, self._waiting = "".join(self._waiting), []
-        return [*events, *self._say("text", waiting), *self._stop()] if waiting else events
+        if self._open_block_type == "thinking":
+            events.append(self._block_delta("signature", uuid.uuid4().hex))
+        events.append(named_event({"type": "content_block_stop", "index": self._block_index}))
+        self._block_index += 1
+        self._open_block_type = self._open_call_id = None
+        waiting, self._pending_text = "".join(self._pending_text), []
+        return (
+            [*events, *self._append_text("text", waiting), *self._stop_block()]
+            if waiting
+            else events
+        )
 
-    def _end(self, said: Said) -> bytes:
-        self._ended = True
-        finish, stop = self._finish
-        called = bool(self._calls)
+    def _render_message_delta(self, said: ChatChunk) -> bytes:
+        self._sent_message_delta = True
+        finish, stop = self._finish_and_stop_reason
+        called = bool(self._call_ids)
         reason, sequence = _stop_reason(
-            finish or "stop", stop, called, called and _is_json("".join(self._arguments))
+            finish or "stop", stop, called, called and _is_json("".join(self._latest_arguments))
         )
         event: dict[str, Any] = {
             "type": "message_delta",
             "delta": {"stop_reason": reason, "stop_sequence": sequence},
             "usage": _usage(said.usage),
         }
-        if given(said.adjourn):
+        if has_value(said.adjourn):
             event["adjourn"] = said.adjourn
         return named_event(event)
 
-    def document(self, reply: dict[str, Any]) -> dict[str, Any]:
+    def build_document(self, reply: dict[str, Any]) -> dict[str, Any]:
         choice = reply["choices"][0]
         message = choice["message"]
         calls = message.get("tool_calls") or []
@@ -152,7 +164,7 @@ class MessageEvents(Translation):
             content.append({"type": "thinking", "thinking": thought, "signature": uuid.uuid4().hex})
         if text := message.get("content"):
             content.append({"type": "text", "text": text})
-        content += [_tool_use(call) for call in calls]
+        content += [_tool_use_block(call) for call in calls]
         called = bool(calls)
         reason, sequence = _stop_reason(
             choice.get("finish_reason"), choice.get("stop_reason"), called, called
@@ -171,7 +183,7 @@ class MessageEvents(Translation):
         return {key: value for key, value in document.items() if value is not None}
 
 
-def _start(said: Said) -> bytes:
+def _message_start(said: ChatChunk) -> bytes:
     message: dict[str, Any] = {
         "id": said.id,
         "type": "message",
@@ -219,7 +231,7 @@ def _usage(usage: dict[str, Any] | None) -> dict[str, Any]:
     return told
 
 
-def _tool_use(call: dict[str, Any]) -> dict[str, Any]:
+def _tool_use_block(call: dict[str, Any]) -> dict[str, Any]:
     """Raises BadRequest, as the engine's own endpoint does, where there is no telling it."""
     function = call["function"]
     try:

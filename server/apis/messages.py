@@ -9,19 +9,25 @@ from typing import Any
 
 import msgspec
 
-from server.apis.habits import Habits
-from server.apis.message_events import MessageEvents
-from server.apis.translation import ASKED_OF_CHAT, Untranslatable, encoded, read, withheld
+from server.apis.habits import EngineDefaults
+from server.apis.message_events import MessageRenderer
+from server.apis.translation import (
+    ADDED_CHAT_FIELDS,
+    Untranslatable,
+    decode_field,
+    encode_fields,
+    untranslated_fields,
+)
 from server.wire import Fields
 
-__all__ = ["ENDPOINT", "Messages"]
+__all__ = ["MESSAGES_PATH", "MessagesTranslation"]
 
-ENDPOINT = "/v1/messages"
-_TRANSLATED = frozenset(
+MESSAGES_PATH = "/v1/messages"
+_TRANSLATED_FIELDS = frozenset(
     {"messages", "metadata", "output_config", "stop_sequences", "system", "thinking"}
     | {"tool_choice", "tools"}
 )
-_BILLING = "x-anthropic-billing-header"
+_BILLING_PREFIX = "x-anthropic-billing-header"
 """Claude Code's attribution, another with each request: the prefix cache would never be hit."""
 
 
@@ -61,49 +67,55 @@ class _Thinking(msgspec.Struct):
     budget_tokens: int | None = None
 
 
-class _Format(msgspec.Struct):
+class _OutputFormat(msgspec.Struct):
     type: str = "json_schema"
     schema: dict[str, Any] | None = None
 
 
 class _OutputConfig(msgspec.Struct):
     effort: str | None = None
-    format: _Format | None = None
+    format: _OutputFormat | None = None
 
 
-class Messages(MessageEvents):
+class MessagesTranslation(MessageRenderer):
     """Raises Untranslatable."""
 
-    def __init__(self, fields: Fields, habits: Habits) -> None:
+    def __init__(self, fields: Fields, engine_defaults: EngineDefaults) -> None:
         super().__init__()
         if not {"messages", "max_tokens"} <= fields.keys():
             raise Untranslatable("unreadable")
-        self.chat = withheld(fields, _TRANSLATED) | ASKED_OF_CHAT
-        self.chat |= encoded(messages=list(_messages(fields, habits.merges_system)))
-        self.chat["max_completion_tokens"] = fields["max_tokens"]
+        self.chat_request = untranslated_fields(fields, _TRANSLATED_FIELDS) | ADDED_CHAT_FIELDS
+        self.chat_request |= encode_fields(
+            messages=list(_translate_messages(fields, engine_defaults.merges_system_messages))
+        )
+        self.chat_request["max_completion_tokens"] = fields["max_tokens"]
         if "stop_sequences" in fields:
-            self.chat["stop"] = fields["stop_sequences"]
-        self.chat |= _thinking(fields) | _tools(fields)
+            self.chat_request["stop"] = fields["stop_sequences"]
+        self.chat_request |= _output_options(fields) | _tool_fields(fields)
 
 
-def _messages(fields: Fields, merges_system: bool | None) -> Iterator[dict[str, Any]]:
-    messages = read(fields["messages"], list[_Message])
-    system = _texts(read(fields["system"], str | list[_Block] | None) if "system" in fields else "")
+def _translate_messages(fields: Fields, merges_system: bool | None) -> Iterator[dict[str, Any]]:
+    messages = decode_field(fields["messages"], list[_Message])
+    system = _system_texts(
+        decode_field(fields["system"], str | list[_Block] | None) if "system" in fields else ""
+    )
     inline = any(message.role == "system" for message in messages)
     if inline and merges_system is None:
         raise Untranslatable("inline-system")  # what the engine makes of it is not known
     if inline and merges_system:
-        system += [text for m in messages if m.role == "system" for text in _texts(m.content)]
+        system += [
+            text for m in messages if m.role == "system" for text in _system_texts(m.content)
+        ]
     if system:
         yield {"role": "system", "content": "".join(system)}
     for message in messages:
         if message.role != "system":
-            yield from _turn(message)
-        elif not merges_system and (texts := _texts(message.content)):
+            yield from _translate_message(message)
+        elif not merges_system and (texts := _system_texts(message.content)):
             yield {"role": "system", "content": "".join(texts)}
 
 
-def _texts(content: str | list[_Block] | None) -> list[str]:
+def _system_texts(content: str | list[_Block] | None) -> list[str]:
     """A system prompt's texts."""
     if isinstance(content, str):
         parts = [content]
@@ -112,10 +124,10 @@ def _texts(content: str | list[_Block] | None) -> list[str]:
         if any(block.type in ("tool_addition", "tool_removal") for block in blocks):
             raise Untranslatable("tool-changes")
         parts = [block.text or "" for block in blocks if block.type == "text"]
-    return [part for part in parts if part and not part.startswith(_BILLING)]
+    return [part for part in parts if part and not part.startswith(_BILLING_PREFIX)]
 
 
-def _turn(message: _Message) -> Iterator[dict[str, Any]]:
+def _translate_message(message: _Message) -> Iterator[dict[str, Any]]:
     """What the tools brought, each as a message of its own, and what is left of the turn."""
     if message.role not in ("user", "assistant"):
         raise Untranslatable("unreadable")
@@ -135,9 +147,9 @@ def _turn(message: _Message) -> Iterator[dict[str, Any]]:
                 if block.thinking is not None:
                     thought.append(block.thinking)
             case "tool_use":
-                calls.append(_call(block))
+                calls.append(_chat_tool_call(block))
             case "tool_result" if message.role == "user":
-                yield _result(block)
+                yield _tool_message(block)
             case "redacted_thinking" | "tool_reference":
                 pass  # opaque, and a name that stands in a result
             case "image":
@@ -154,7 +166,7 @@ def _turn(message: _Message) -> Iterator[dict[str, Any]]:
         yield turn
 
 
-def _call(block: _Block) -> dict[str, Any]:
+def _chat_tool_call(block: _Block) -> dict[str, Any]:
     return {
         "id": block.id or f"call_{int(time.time())}",
         "type": "function",
@@ -162,7 +174,7 @@ def _call(block: _Block) -> dict[str, Any]:
     }
 
 
-def _result(block: _Block) -> dict[str, Any]:
+def _tool_message(block: _Block) -> dict[str, Any]:
     content = block.content or ""
     if not isinstance(content, str):
         if any(item.get("type") != "text" for item in content):
@@ -171,43 +183,43 @@ def _result(block: _Block) -> dict[str, Any]:
     return {"role": "tool", "tool_call_id": block.tool_use_id or "", "content": content}
 
 
-def _thinking(fields: Fields) -> Fields:
+def _output_options(fields: Fields) -> Fields:
     """How long to think, and in what form to answer."""
     config = None
     if "output_config" in fields:
-        config = read(fields["output_config"], _OutputConfig | None)
-    chat = encoded(reasoning_effort=config.effort if config else None)
+        config = decode_field(fields["output_config"], _OutputConfig | None)
+    chat = encode_fields(reasoning_effort=config.effort if config else None)
     if config and config.format and config.format.schema:
         kind = config.format.type
         schema = {"name": kind, "schema": config.format.schema}
-        chat |= encoded(response_format={"type": kind, "json_schema": schema})
+        chat |= encode_fields(response_format={"type": kind, "json_schema": schema})
     thinking = None
     if "thinking" in fields:
-        thinking = read(fields["thinking"], _Thinking | None)
+        thinking = decode_field(fields["thinking"], _Thinking | None)
     if thinking is None or thinking.type == "adaptive":
         return chat
     if thinking.type == "disabled":
         raise Untranslatable("no-thinking")  # how the engine keeps from it, it alone knows
-    if thinking.type != "enabled" or not _allowed(thinking.budget_tokens, fields):
+    if thinking.type != "enabled" or not _is_budget_allowed(thinking.budget_tokens, fields):
         raise Untranslatable("unreadable")
-    return chat | encoded(thinking_token_budget=thinking.budget_tokens)
+    return chat | encode_fields(thinking_token_budget=thinking.budget_tokens)
 
 
-def _allowed(budget: int | None, fields: Fields) -> bool:
+def _is_budget_allowed(budget: int | None, fields: Fields) -> bool:
     """Whether the engine lets a request have this budget."""
-    return budget is not None and 1024 <= budget < int(read(fields["max_tokens"], int))
+    return budget is not None and 1024 <= budget < int(decode_field(fields["max_tokens"], int))
 
 
-def _tools(fields: Fields) -> Fields:
-    tools = read(fields["tools"], list[_Tool] | None) if "tools" in fields else None
+def _tool_fields(fields: Fields) -> Fields:
+    tools = decode_field(fields["tools"], list[_Tool] | None) if "tools" in fields else None
     choice = None
     if "tool_choice" in fields:
-        choice = read(fields["tool_choice"], _ToolChoice | None)
+        choice = decode_field(fields["tool_choice"], _ToolChoice | None)
     if not tools:
         if choice is not None and choice.type not in ("auto", "none"):
             raise Untranslatable("unreadable")
         return {}
-    chat = encoded(tools=[_function(tool) for tool in tools], tool_choice="auto")
+    chat = encode_fields(tools=[_function_tool(tool) for tool in tools], tool_choice="auto")
     if choice is not None:
         chosen: Any = {"auto": "auto", "any": "required", "none": "none"}.get(choice.type)
         if choice.type == "tool" and choice.name:
@@ -215,11 +227,11 @@ def _tools(fields: Fields) -> Fields:
         if chosen is None:
             raise Untranslatable("unreadable")
         apart = not choice.disable_parallel_tool_use
-        chat |= encoded(tool_choice=chosen, parallel_tool_calls=apart)
+        chat |= encode_fields(tool_choice=chosen, parallel_tool_calls=apart)
     return chat
 
 
-def _function(tool: _Tool) -> dict[str, Any]:
+def _function_tool(tool: _Tool) -> dict[str, Any]:
     function = {
         "name": tool.name,
         "description": tool.description,

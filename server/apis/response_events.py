@@ -9,198 +9,222 @@ from typing import Any
 import msgspec
 from msgspec import Raw
 
-from server.apis.habits import Habits
-from server.apis.translation import Said, SaidToolCall, Translation, named_event
+from server.apis.habits import EngineDefaults
+from server.apis.translation import ChatChunk, ToolCallDelta, Translation, named_event
 from server.errors import GatewayError
-from server.wire import given
+from server.wire import has_value
 
-__all__ = ["ResponseEvents"]
+__all__ = ["ResponseRenderer"]
 
 _encode = msgspec.json.encode
 
 
-class ResponseEvents(Translation):
+class ResponseRenderer(Translation):
     """One item is open at a time. ``echo`` is the response before it has begun."""
 
-    def __init__(self, echo: dict[str, Any], name: str | None, habits: Habits) -> None:
-        self.echo = echo
-        self._name = name
-        self._habits = habits
-        self._number = 0
-        self._begun = False
-        self._item: _Item | None = None
-        self._call: int | None = None
-        self._output: list[dict[str, Any]] = []
-        self._finish: str | None = None
+    def __init__(
+        self,
+        initial_response: dict[str, Any],
+        response_id: str | None,
+        engine_defaults: EngineDefaults,
+    ) -> None:
+        self.initial_response = initial_response
+        self._response_id = response_id
+        self._engine_defaults = engine_defaults
+        self._sequence_number = 0
+        self._started = False
+        self._current_item: _OutputItem | None = None
+        self._call_index: int | None = None
+        self._output_items: list[dict[str, Any]] = []
+        self._finish_reason: str | None = None
 
-    def told(self, said: Said) -> list[bytes]:
+    def render_events(self, chunk: ChatChunk) -> list[bytes]:
         events: list[bytes] = []
-        if not self._begun:
-            events = self._begin(said)
-        if not said.choices:
-            if said.usage is not None and not self.finished:
-                events += self._end(said.usage, said.adjourn)
+        if not self._started:
+            events = self._start_response(chunk)
+        if not chunk.choices:
+            if chunk.usage is not None and not self.finished:
+                events += self._complete_response(chunk.usage, chunk.adjourn)
             return events
-        choice = said.choices[0]
-        self._finish = choice.finish_reason or self._finish
-        if thought := choice.delta.thought:
-            events += self._say(_Reasoning, thought)
+        choice = chunk.choices[0]
+        self._finish_reason = choice.finish_reason or self._finish_reason
+        if thought := choice.delta.reasoning_text:
+            events += self._append_text(_ReasoningItem, thought)
         if content := choice.delta.content:
-            events += self._say(_Message, content)
+            events += self._append_text(_MessageItem, content)
         for call in choice.delta.tool_calls or ():
-            events += self._call_on(call)
+            events += self._append_tool_call(call)
         return events
 
-    def done(self) -> list[bytes]:
-        return [] if self.finished or not self._begun else self._end(None, Raw())
+    def render_end(self) -> list[bytes]:
+        return [] if self.finished or not self._started else self._complete_response(None, Raw())
 
-    def failed(self, kind: str, message: str, code: Any = None) -> bytes:
+    def render_engine_error(self, kind: str, message: str, code: Any = None) -> bytes:
         code = kind if code is None else str(code)
-        return self._event("error", code=code, message=message, param=None)
+        return self._next_event("error", code=code, message=message, param=None)
 
-    def broken_off(self, error: GatewayError) -> bytes:
-        return self.failed(error.kind, error.message, error.code)
+    def render_gateway_error(self, error: GatewayError) -> bytes:
+        return self.render_engine_error(error.kind, error.message, error.code)
 
-    def _event(self, kind: str, **fields: Any) -> bytes:
-        event = {**fields, "sequence_number": self._number, "type": kind}
-        self._number += 1
+    def _next_event(self, kind: str, **fields: Any) -> bytes:
+        event = {**fields, "sequence_number": self._sequence_number, "type": kind}
+        self._sequence_number += 1
         return named_event(event)
 
-    def _begin(self, said: Said) -> list[bytes]:
-        self._begun = True
+    def _start_response(self, said: ChatChunk) -> list[bytes]:
+        self._started = True
         prompt = len(said.prompt_token_ids or ())
-        self.echo |= self._identity(said.id, said.created, said.model, prompt)
+        self.initial_response |= self._identity_fields(said.id, said.created, said.model, prompt)
         begun = ("response.created", "response.in_progress")
-        return [self._event(kind, response=self.echo) for kind in begun]
+        return [self._next_event(kind, response=self.initial_response) for kind in begun]
 
-    def _identity(self, name: str, created: int, model: str, prompt: int) -> dict[str, Any]:
-        limits = [self.echo["max_output_tokens"], self._habits.longest_output(prompt)]
+    def _identity_fields(self, name: str, created: int, model: str, prompt: int) -> dict[str, Any]:
+        limits = [
+            self.initial_response["max_output_tokens"],
+            self._engine_defaults.output_limit(prompt),
+        ]
         return {
-            "id": self._name or f"resp_{name.removeprefix('chatcmpl-')}",
+            "id": self._response_id or f"resp_{name.removeprefix('chatcmpl-')}",
             "created_at": created,
             "model": model,
             "max_output_tokens": min((limit for limit in limits if limit is not None), default=0),
         }
 
-    def _say(self, kind: type[_Item], text: str) -> list[bytes]:
+    def _append_text(self, kind: type[_OutputItem], text: str) -> list[bytes]:
         events: list[bytes] = []
-        if type(self._item) is not kind:
-            events = [*self._close(), *self._open(kind())]
-        return [*events, *self._add(text)]
+        if type(self._current_item) is not kind:
+            events = [*self._close_item(), *self._open_item(kind())]
+        return [*events, *self._append_delta(text)]
 
-    def _call_on(self, call: SaidToolCall) -> list[bytes]:
+    def _append_tool_call(self, call: ToolCallDelta) -> list[bytes]:
         events: list[bytes] = []
         function = call.function
         if function is None:
             return events
-        if not isinstance(self._item, _Call) or call.index != self._call:
-            self._call = call.index
-            item = _Call(call.id or f"call_{uuid.uuid4().hex}", function.name or "")
-            events = [*self._close(), *self._open(item)]
-        return [*events, *self._add(function.arguments)] if function.arguments else events
+        if not isinstance(self._current_item, _FunctionCallItem) or call.index != self._call_index:
+            self._call_index = call.index
+            item = _FunctionCallItem(call.id or f"call_{uuid.uuid4().hex}", function.name or "")
+            events = [*self._close_item(), *self._open_item(item)]
+        return [*events, *self._append_delta(function.arguments)] if function.arguments else events
 
-    def _open(self, item: _Item) -> list[bytes]:
-        self._item = item
-        place = {"output_index": len(self._output)}
-        events = [self._event("response.output_item.added", item=item.opened, **place)]
-        if item.part is not None:
+    def _open_item(self, item: _OutputItem) -> list[bytes]:
+        self._current_item = item
+        place = {"output_index": len(self._output_items)}
+        events = [self._next_event("response.output_item.added", item=item.item_added, **place)]
+        if item.part_added is not None:
             place |= {"content_index": 0}
-            added = {"item_id": item.id, "part": item.part}
-            events.append(self._event("response.content_part.added", **added, **place))
+            added = {"item_id": item.id, "part": item.part_added}
+            events.append(self._next_event("response.content_part.added", **added, **place))
         return events
 
-    def _add(self, text: str) -> list[bytes]:
-        item = self._item
+    def _append_delta(self, text: str) -> list[bytes]:
+        item = self._current_item
         assert item is not None
         item.texts.append(text)
-        event = item.delta_event % (_encode(text), len(self._output), self._number)
-        self._number += 1
+        event = item.delta_template % (
+            _encode(text),
+            len(self._output_items),
+            self._sequence_number,
+        )
+        self._sequence_number += 1
         return [event]
 
-    def _place(self, item: _Item) -> dict[str, Any]:
-        place = {"item_id": item.id, "output_index": len(self._output)}
-        return place if item.part is None else place | {"content_index": 0}
+    def _position_fields(self, item: _OutputItem) -> dict[str, Any]:
+        place = {"item_id": item.id, "output_index": len(self._output_items)}
+        return place if item.part_added is None else place | {"content_index": 0}
 
-    def _close(self) -> list[bytes]:
-        item, self._item = self._item, None
+    def _close_item(self) -> list[bytes]:
+        item, self._current_item = self._current_item, None
         if item is None:
             return []
-        place = self._place(item)
-        events = [self._event(item.done, **item.said, **place)]
-        if item.part is not None:
+        place = self._position_fields(item)
+        events = [self._next_event(item.done_event_type, **item.done_fields, **place)]
+        if item.part_added is not None:
             part = item.part_done
-            events.append(self._event("response.content_part.done", part=part, **place))
-        place = {"output_index": len(self._output)}
-        self._output.append(item.closed)
-        events.append(self._event("response.output_item.done", item=item.closed, **place))
+            events.append(self._next_event("response.content_part.done", part=part, **place))
+        place = {"output_index": len(self._output_items)}
+        self._output_items.append(item.item_done)
+        events.append(self._next_event("response.output_item.done", item=item.item_done, **place))
         return events
 
-    def _end(self, usage: dict[str, Any] | None, note: Raw) -> list[bytes]:
+    def _complete_response(self, usage: dict[str, Any] | None, note: Raw) -> list[bytes]:
         self.finished = True
-        events = self._close()
-        response = self.echo | _ending(self._output, self._finish, usage)
-        if given(note):
+        events = self._close_item()
+        response = self.initial_response | _final_fields(
+            self._output_items, self._finish_reason, usage
+        )
+        if has_value(note):
             response["adjourn"] = note
-        return [*events, self._event("response.completed", response=response)]
+        return [*events, self._next_event("response.completed", response=response)]
 
-    def document(self, reply: dict[str, Any]) -> dict[str, Any]:
+    def build_document(self, reply: dict[str, Any]) -> dict[str, Any]:
         choice, usage = reply["choices"][0], reply.get("usage") or {}
         message = choice["message"]
-        items: list[_Item] = []
+        items: list[_OutputItem] = []
         if thought := message.get("reasoning") or message.get("reasoning_content"):
-            items.append(_Reasoning(thought))
+            items.append(_ReasoningItem(thought))
         if text := message.get("content"):
-            items.append(_Message(text))
+            items.append(_MessageItem(text))
         for call in message.get("tool_calls") or ():
             function = call["function"]
-            items.append(_Call(call["id"], function["name"], function.get("arguments") or ""))
-        output = [item.closed for item in items]
+            items.append(
+                _FunctionCallItem(call["id"], function["name"], function.get("arguments") or "")
+            )
+        output = [item.item_done for item in items]
         for item in output:
             if item["type"] == "reasoning":
                 item["status"] = None  # which only a stream says
-        identity = self._identity(
+        identity = self._identity_fields(
             reply["id"], reply["created"], reply["model"], usage.get("prompt_tokens") or 0
         )
-        return self.echo | identity | _ending(output, choice.get("finish_reason"), usage)
+        return (
+            self.initial_response
+            | identity
+            | _final_fields(output, choice.get("finish_reason"), usage)
+        )
 
 
-class _Item:
+class _OutputItem:
     """An item of output, as its events show it."""
 
-    prefix: str
-    delta: str
-    done: str
+    id_prefix: str
+    delta_event_type: str
+    done_event_type: str
 
     def __init__(self, text: str = "") -> None:
-        self.id = f"{self.prefix}_{uuid.uuid4().hex[:16]}"
+        self.id = f"{self.id_prefix}_{uuid.uuid4().hex[:16]}"
         self.texts = [text]
-        self.more: dict[str, Any] = {}
+        self.extra_fields: dict[str, Any] = {}
 
     @cached_property
-    def delta_event(self) -> bytes:
+    def delta_template(self) -> bytes:
         """An event of one delta, of which there is one a token: its text, the item's place and the
         event's number are left open."""
-        place = {"item_id": self.id, **self.more}
-        if self.part is not None:
+        place = {"item_id": self.id, **self.extra_fields}
+        if self.part_added is not None:
             place["content_index"] = 0
-        place["type"] = self.delta
+        place["type"] = self.delta_event_type
         open_to = b'{"delta":%b,"output_index":%d,"sequence_number":%d,'
-        return b"event: %b\ndata: %b%b\n\n" % (self.delta.encode(), open_to, _encode(place)[1:])
+        return b"event: %b\ndata: %b%b\n\n" % (
+            self.delta_event_type.encode(),
+            open_to,
+            _encode(place)[1:],
+        )
 
     @property
     def text(self) -> str:
         return "".join(self.texts)
 
     @property
-    def opened(self) -> dict[str, Any]:
+    def item_added(self) -> dict[str, Any]:
         raise NotImplementedError
 
     @property
-    def closed(self) -> dict[str, Any]:
+    def item_done(self) -> dict[str, Any]:
         raise NotImplementedError
 
     @property
-    def part(self) -> dict[str, Any] | None:
+    def part_added(self) -> dict[str, Any] | None:
         """Its content before it says anything, where it has parts."""
         return None
 
@@ -209,86 +233,86 @@ class _Item:
         raise NotImplementedError
 
     @property
-    def said(self) -> dict[str, Any]:
-        return {"text": self.text, **self.more}
+    def done_fields(self) -> dict[str, Any]:
+        return {"text": self.text, **self.extra_fields}
 
 
-class _Reasoning(_Item):
-    prefix = "rs"
-    delta = "response.reasoning_text.delta"
-    done = "response.reasoning_text.done"
+class _ReasoningItem(_OutputItem):
+    id_prefix = "rs"
+    delta_event_type = "response.reasoning_text.delta"
+    done_event_type = "response.reasoning_text.done"
 
     @property
-    def opened(self) -> dict[str, Any]:
+    def item_added(self) -> dict[str, Any]:
         item: dict[str, Any] = {"id": self.id, "summary": [], "type": "reasoning", "content": None}
         return item | {"encrypted_content": None, "status": "in_progress"}
 
     @property
-    def closed(self) -> dict[str, Any]:
-        return self.opened | {"content": [self.part_done], "status": "completed"}
+    def item_done(self) -> dict[str, Any]:
+        return self.item_added | {"content": [self.part_done], "status": "completed"}
 
     @property
-    def part(self) -> dict[str, Any]:
+    def part_added(self) -> dict[str, Any]:
         return {"text": "", "type": "reasoning_text"}
 
     @property
     def part_done(self) -> dict[str, Any]:
-        return self.part | {"text": self.text}
+        return self.part_added | {"text": self.text}
 
 
-class _Message(_Item):
-    prefix = "msg"
-    delta = "response.output_text.delta"
-    done = "response.output_text.done"
+class _MessageItem(_OutputItem):
+    id_prefix = "msg"
+    delta_event_type = "response.output_text.delta"
+    done_event_type = "response.output_text.done"
 
     def __init__(self, text: str = "") -> None:
         super().__init__(text)
-        self.more = {"logprobs": []}
+        self.extra_fields = {"logprobs": []}
 
     @property
-    def opened(self) -> dict[str, Any]:
+    def item_added(self) -> dict[str, Any]:
         item = {"id": self.id, "content": [], "role": "assistant", "status": "in_progress"}
         return item | {"type": "message", "phase": None}
 
     @property
-    def closed(self) -> dict[str, Any]:
-        return self.opened | {"content": [self.part_done], "status": "completed"}
+    def item_done(self) -> dict[str, Any]:
+        return self.item_added | {"content": [self.part_done], "status": "completed"}
 
     @property
-    def part(self) -> dict[str, Any]:
+    def part_added(self) -> dict[str, Any]:
         return {"annotations": [], "text": "", "type": "output_text", "logprobs": []}
 
     @property
     def part_done(self) -> dict[str, Any]:
-        return self.part | {"text": self.text, "logprobs": None}
+        return self.part_added | {"text": self.text, "logprobs": None}
 
 
-class _Call(_Item):
-    prefix = "fc"
-    delta = "response.function_call_arguments.delta"
-    done = "response.function_call_arguments.done"
+class _FunctionCallItem(_OutputItem):
+    id_prefix = "fc"
+    delta_event_type = "response.function_call_arguments.delta"
+    done_event_type = "response.function_call_arguments.done"
 
-    def __init__(self, call: str, name: str, arguments: str = "") -> None:
+    def __init__(self, call_id: str, name: str, arguments: str = "") -> None:
         super().__init__(arguments)
-        self._call = call
+        self._call_id = call_id
         self._name = name
 
     @property
-    def opened(self) -> dict[str, Any]:
-        item = {"arguments": "", "call_id": self._call, "name": self._name, "id": self.id}
+    def item_added(self) -> dict[str, Any]:
+        item = {"arguments": "", "call_id": self._call_id, "name": self._name, "id": self.id}
         item |= {"type": "function_call", "status": "in_progress"}
         return item | {"async": None, "caller": None, "namespace": None}
 
     @property
-    def closed(self) -> dict[str, Any]:
-        return self.opened | {"arguments": self.text, "status": "completed"}
+    def item_done(self) -> dict[str, Any]:
+        return self.item_added | {"arguments": self.text, "status": "completed"}
 
     @property
-    def said(self) -> dict[str, Any]:
+    def done_fields(self) -> dict[str, Any]:
         return {"arguments": self.text, "name": self._name}
 
 
-def _ending(
+def _final_fields(
     output: list[dict[str, Any]], finish: str | None, usage: dict[str, Any] | None
 ) -> dict[str, Any]:
     cut_short = finish == "length"

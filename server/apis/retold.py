@@ -10,27 +10,27 @@ import httpx
 from starlette.types import Send
 
 from server.apis.translation import Translation
-from server.engine import Engine
+from server.engine import EngineClient
 from server.errors import GatewayError
 from server.sinks import Assembler, StreamSink
 
-__all__ = ["Original", "RetoldDocument", "RetoldStream"]
+__all__ = ["OriginalRequest", "TranslatedDocument", "TranslatedStream"]
 
 Headers = Sequence[tuple[bytes, bytes]]
 
 
-class Original:
+class OriginalRequest:
     """A request as it came, for the engine's own endpoint: what a chat is refused is refused in
     that API's words, or not at all. ``status`` is what that endpoint answered; 0: not asked."""
 
-    def __init__(self, engine: Engine, path: str, headers: Headers, body: bytes) -> None:
+    def __init__(self, engine: EngineClient, path: str, headers: Headers, body: bytes) -> None:
         self.status = 0
         self._engine = engine
-        self._call = (path, headers, body)
+        self._request_parts = (path, headers, body)
 
     @contextlib.asynccontextmanager
-    async def answered(self) -> AsyncIterator[httpx.Response]:
-        response = await self._engine.send("POST", *self._call)
+    async def send(self) -> AsyncIterator[httpx.Response]:
+        response = await self._engine.send("POST", *self._request_parts)
         self.status = response.status_code
         try:
             yield response
@@ -38,62 +38,66 @@ class Original:
             await response.aclose()
 
 
-class RetoldStream(StreamSink):
+class TranslatedStream(StreamSink):
     """The client streams."""
 
     def __init__(
-        self, send: Send, extra: Headers, translation: Translation, original: Original
+        self,
+        send: Send,
+        extra_headers: Headers,
+        translation: Translation,
+        original: OriginalRequest,
     ) -> None:
-        super().__init__(send, extra)
+        super().__init__(send, extra_headers)
         self.finished = False
         self._translation = translation
         self._original = original
 
-    async def hand_through(self, response: httpx.Response) -> None:
-        async with self._original.answered() as own:
-            self._extra = _of_original(self._extra, own.status_code)
-            await super().hand_through(own)
+    async def forward_response(self, response: httpx.Response) -> None:
+        async with self._original.send() as own:
+            self._extra_headers = _passed_through_headers(self._extra_headers, own.status_code)
+            await super().forward_response(own)
 
     async def write(self, events: list[bytes]) -> None:
-        tell = self._translation.tell
+        tell = self._translation.translate_event
         told = [one for event in events for one in tell(event)]
         if told:
             await super().write(told)
             self.finished = self._translation.finished
 
     async def fail(self, error: GatewayError) -> None:
-        await self.break_off(self._translation.broken_off(error))
+        await self.abort_with_event(self._translation.render_gateway_error(error))
 
 
-class RetoldDocument(Assembler):
+class TranslatedDocument(Assembler):
     """The client wants one document."""
 
     def __init__(
         self,
         send: Send,
-        extra: Headers,
+        extra_headers: Headers,
         skeleton: Mapping[str, Any],
-        silence: str | None,
+        empty_content: str | None,
         translation: Translation,
-        original: Original,
+        original: OriginalRequest,
     ) -> None:
-        super().__init__(send, extra, skeleton, silence)
+        super().__init__(send, extra_headers, skeleton, empty_content)
         self._translation = translation
         self._original = original
 
-    async def hand_through(self, response: httpx.Response) -> None:
-        async with self._original.answered() as own:
-            self._extra = _of_original(self._extra, own.status_code)
-            await super().hand_through(own)
+    async def forward_response(self, response: httpx.Response) -> None:
+        async with self._original.send() as own:
+            self._extra_headers = _passed_through_headers(self._extra_headers, own.status_code)
+            await super().forward_response(own)
 
-    def document(self) -> dict[str, Any]:
-        return self._translation.document(super().document())
+    def build_document(self) -> dict[str, Any]:
+        return self._translation.build_document(super().build_document())
 
-    def refusal(self, error: bytes) -> bytes:
-        return self._translation.refusal(error)
+    def error_body(self, error: bytes) -> bytes:
+        return self._translation.error_body(error)
 
 
-def _of_original(extra: Headers, status: int) -> list[tuple[bytes, bytes]]:
+def _passed_through_headers(extra: Headers, status: int) -> list[tuple[bytes, bytes]]:
     """The headers of a reply that no policy judged after all."""
     if status >= 400:
         return list(extra)

@@ -11,13 +11,19 @@ import json
 import sys
 from itertools import groupby
 
-from tests.conformance.places import places
-from tests.conformance.results import Result, read, write
-from tests.conformance.suites import BUILT, SUITES, Found, Suite, run
-from tests.conformance.table import PAGE, REASONS, Reasons, document, rows
+from tests.conformance.places import start_targets
+from tests.conformance.results import SuiteResult, load_result, save_result
+from tests.conformance.suites import BUILD_FOLDER, SUITES, ReportsByTarget, Suite, run_suite
+from tests.conformance.table import (
+    PAGE_PATH,
+    REASONS_PATH,
+    Reasons,
+    render_page,
+    verdicts_by_feature,
+)
 
-REPLIES = BUILT / "replies"
-LOGS = BUILT / "logs"
+REPLIES_FOLDER = BUILD_FOLDER / "replies"
+LOGS_FOLDER = BUILD_FOLDER / "logs"
 
 
 def main() -> int:
@@ -31,46 +37,46 @@ def main() -> int:
     options = parser.parse_args()
     if unknown := set(options.suites) - set(names):
         parser.error(f"no such suite: {', '.join(sorted(unknown))}")
-    for folder in (REPLIES, LOGS):
+    for folder in (REPLIES_FOLDER, LOGS_FOLDER):
         folder.mkdir(parents=True, exist_ok=True)
     if not options.page:
         chosen = [s for s in SUITES if s.name in options.suites or not options.suites]
-        _run(chosen, options.only)
-    return _write()
+        _run_suites(chosen, options.only)
+    return _write_page()
 
 
-def _run(suites: list[Suite], only: str) -> None:
+def _run_suites(suites: list[Suite], only: str) -> None:
     """Each suite's results are written as soon as they are there."""
-    for upstream, those in groupby(sorted(suites, key=_upstream), key=_upstream):
-        with places(upstream) as (engine, found):
+    for upstream, those in groupby(sorted(suites, key=_upstream_of), key=_upstream_of):
+        with start_targets(upstream) as (engine, found):
             for suite in those:
                 print(f"{suite.client} …", flush=True)
-                replies = run(suite, found, LOGS, only)
-                _keep(suite, replies)
-                made = Result(engine, suite.version(), rows(replies))
-                write(suite.name, read(suite.name).updated(made) if only else made)
+                replies = run_suite(suite, found, LOGS_FOLDER, only)
+                _save_replies(suite, replies)
+                made = SuiteResult(engine, suite.version(), verdicts_by_feature(replies))
+                save_result(suite.name, load_result(suite.name).merged_with(made) if only else made)
 
 
-def _upstream(suite: Suite) -> str:
+def _upstream_of(suite: Suite) -> str:
     return suite.upstream
 
 
-def _keep(suite: Suite, replies: Found) -> None:
+def _save_replies(suite: Suite, replies: ReportsByTarget) -> None:
     """Who wonders about a cell looks here."""
-    (REPLIES / f"{suite.name}.json").write_text(json.dumps(replies, indent=1))
+    (REPLIES_FOLDER / f"{suite.name}.json").write_text(json.dumps(replies, indent=1))
 
 
-def _write() -> int:
+def _write_page() -> int:
     """The page; 1 where a cell lacks a reason, or a reason its cell."""
-    results = {suite.client: read(suite.name) for suite in SUITES}
-    reasons = Reasons.read(REASONS)
-    page, unexplained = document(results, reasons)
-    PAGE.write_text(page, "utf-8")
+    results = {suite.client: load_result(suite.name) for suite in SUITES}
+    reasons = Reasons.load(REASONS_PATH)
+    page, unexplained = render_page(results, reasons)
+    PAGE_PATH.write_text(page, "utf-8")
     for cell in unexplained:
         print(f"not explained: {cell}", file=sys.stderr)
-    for why in reasons.idle():
+    for why in reasons.unused():
         print(f"a reason that no cell needs: {why}", file=sys.stderr)
-    return 1 if unexplained or reasons.idle() else 0
+    return 1 if unexplained or reasons.unused() else 0
 
 
 if __name__ == "__main__":

@@ -8,36 +8,43 @@ import sys
 import urllib.request
 from collections.abc import Iterator
 
-from benchmarks.services import engine, free_port, gateway, running
+from benchmarks.services import free_port, start_engine, start_gateway, start_process
 
-__all__ = ["DIRECT", "FIRES", "GATEWAYS", "MODELS", "Places", "places"]
+__all__ = [
+    "DIRECT_TARGETS",
+    "FIRING_POLICY",
+    "GATEWAY_POLICIES",
+    "MODEL_NAMES",
+    "TargetUrls",
+    "start_targets",
+]
 
-Places = dict[str, str]
+TargetUrls = dict[str, str]
 """Base URLs by name."""
 
-DIRECT = ("direct", "direct again")
-GATEWAYS = {"off": "off", "never": "never", "fires": "budget(max=6, grace=0)"}
-FIRES = GATEWAYS["fires"]
-MODELS = {"vllm": "pocket", "standin": "standin"}
+DIRECT_TARGETS = ("direct", "direct again")
+GATEWAY_POLICIES = {"off": "off", "never": "never", "fires": "budget(max=6, grace=0)"}
+FIRING_POLICY = GATEWAY_POLICIES["fires"]
+MODEL_NAMES = {"vllm": "pocket", "standin": "standin"}
 # Some clients send no temperature.
 _GREEDY = '--override-generation-config={"temperature": 0}'
 
 
 @contextlib.contextmanager
-def places(upstream: str) -> Iterator[tuple[str, Places]]:
+def start_targets(upstream: str) -> Iterator[tuple[str, TargetUrls]]:
     """What stands behind them, and they. ``upstream`` is `vllm` or `standin`. The engine is asked
     twice: the second time is the control, and the first has filled its cache."""
-    start = engine(free_port(), _GREEDY) if upstream == "vllm" else _standin()
+    start = start_engine(free_port(), _GREEDY) if upstream == "vllm" else _start_standin()
     with contextlib.ExitStack() as stack:
         url = stack.enter_context(start)
-        found = dict.fromkeys(DIRECT, url)
-        for name, policy in GATEWAYS.items():
+        found = dict.fromkeys(DIRECT_TARGETS, url)
+        for name, policy in GATEWAY_POLICIES.items():
             options = ("--policy", policy, "--hold-out", "0")
-            found[name] = stack.enter_context(gateway(url, free_port(), *options))
-        yield _named(upstream, url), found
+            found[name] = stack.enter_context(start_gateway(url, free_port(), *options))
+        yield _describe_engine(upstream, url), found
 
 
-def _named(upstream: str, url: str) -> str:
+def _describe_engine(upstream: str, url: str) -> str:
     if upstream == "standin":
         return "the stand-in"
     with urllib.request.urlopen(f"{url}/version") as reply:
@@ -45,9 +52,9 @@ def _named(upstream: str, url: str) -> str:
 
 
 @contextlib.contextmanager
-def _standin() -> Iterator[str]:
+def _start_standin() -> Iterator[str]:
     port = free_port()
     command = [sys.executable, "-m", "benchmarks.standin", "--port", str(port), "--rate", "400"]
     url = f"http://127.0.0.1:{port}"
-    with running(command, f"{url}/health", within=20):
+    with start_process(command, f"{url}/health", timeout=20):
         yield url

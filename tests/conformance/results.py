@@ -9,45 +9,45 @@ from pathlib import Path
 
 from tests.conformance.compare import Verdict
 
-__all__ = ["Cells", "Result", "read", "write"]
+__all__ = ["SuiteResult", "VerdictsByGateway", "load_result", "save_result"]
 
-FOLDER = Path(__file__).parent / "results"
+RESULTS_FOLDER = Path(__file__).parent / "results"
 
-Cells = Mapping[str, Verdict]
+VerdictsByGateway = Mapping[str, Verdict]
 """A feature's verdicts by gateway."""
 
 
 @dataclass(frozen=True, slots=True)
-class Result:
+class SuiteResult:
     """``engine`` and ``version`` (the client's) say between which two a feature was tried."""
 
     engine: str = ""
-    version: str | None = None
-    features: Mapping[str, Cells] = field(default_factory=dict)
+    client_version: str | None = None
+    features: Mapping[str, VerdictsByGateway] = field(default_factory=dict)
 
-    def updated(self, new: Result) -> Result:
+    def merged_with(self, new: SuiteResult) -> SuiteResult:
         """With what a run of some features found."""
-        return Result(new.engine, new.version, {**self.features, **new.features})
+        return SuiteResult(new.engine, new.client_version, {**self.features, **new.features})
 
 
-def read(suite: str, folder: Path = FOLDER) -> Result:
+def load_result(suite: str, folder: Path = RESULTS_FOLDER) -> SuiteResult:
     """Empty where the suite never ran."""
     file = folder / f"{suite}.json"
     if not file.exists():
-        return Result()
+        return SuiteResult()
     kept = json.loads(file.read_text("utf-8"))
     features = {
         name: {place: Verdict(value) for place, value in cells.items()}
         for name, cells in kept["features"].items()
     }
-    return Result(kept["engine"], kept["version"], features)
+    return SuiteResult(kept["engine"], kept["version"], features)
 
 
-def write(suite: str, result: Result, folder: Path = FOLDER) -> None:
+def save_result(suite: str, result: SuiteResult, folder: Path = RESULTS_FOLDER) -> None:
     features = {
         name: {place: cell.value for place, cell in cells.items()}
         for name, cells in result.features.items()
     }
-    kept = {"engine": result.engine, "version": result.version, "features": features}
+    kept = {"engine": result.engine, "version": result.client_version, "features": features}
     folder.mkdir(exist_ok=True)
     (folder / f"{suite}.json").write_text(json.dumps(kept, indent=1) + "\n", "utf-8")

@@ -12,18 +12,18 @@ from pathlib import Path
 
 from benchmarks.pocket import CHAINS
 from benchmarks.services import ROOT
-from tests.conformance.compare import Line
-from tests.conformance.places import MODELS, Places
+from tests.conformance.compare import FeatureReport
+from tests.conformance.places import MODEL_NAMES, TargetUrls
 
-__all__ = ["BUILT", "SUITES", "Found", "Suite", "run"]
+__all__ = ["BUILD_FOLDER", "SUITES", "ReportsByTarget", "Suite", "run_suite"]
 
-Found = dict[str, list[Line]]
+ReportsByTarget = dict[str, list[FeatureReport]]
 """What a client reported, by place."""
 
-HERE = Path(__file__).parent / "clients"
-BUILT = ROOT / ".bench" / "conformance"
-_NODE = BUILT / "node"
-_LONGEST = 1500  # seconds for one client at one place
+CLIENTS_FOLDER = Path(__file__).parent / "clients"
+BUILD_FOLDER = ROOT / ".bench" / "conformance"
+_NODE_FOLDER = BUILD_FOLDER / "node"
+_TIMEOUT = 1500  # seconds for one client at one place
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,14 +49,14 @@ class Suite:
             "engine": str(ROOT / ".engine" / "bin" / "python"),
             "gateway": str(ROOT / ".venv" / "bin" / "python"),
         }
-        python = BUILT / self.environment / "bin" / "python"
+        python = BUILD_FOLDER / self.environment / "bin" / "python"
         return [programs.get(self.environment, str(python)), self.script]
 
     def version(self) -> str | None:
         """As it is pinned; None where the engine brings the client."""
-        pins = HERE / f"{self.environment}.txt"
+        pins = CLIENTS_FOLDER / f"{self.environment}.txt"
         if self.environment in ("node", "gateway"):
-            pins = HERE / "package.json"
+            pins = CLIENTS_FOLDER / "package.json"
         if not pins.exists():
             return None
         pattern = rf'^\s*"?{re.escape(self.package)}(?:==|": ")([\w.+-]+)'
@@ -82,34 +82,38 @@ SUITES = (
 )
 
 
-def run(suite: Suite, places: Places, logs: Path, only: str) -> Found:
+def run_suite(
+    suite: Suite, target_urls: TargetUrls, log_folder: Path, feature_pattern: str
+) -> ReportsByTarget:
     """What the client reported at each place, in order, of features that ``only`` is found in."""
     found = {}
-    for place, url in places.items():
-        log = logs / f"{suite.name}-{place.replace(' ', '-')}.log"
-        found[place] = list(_reported(suite, url, places["direct"], log, only))
+    for place, url in target_urls.items():
+        log = log_folder / f"{suite.name}-{place.replace(' ', '-')}.log"
+        found[place] = list(_run_client(suite, url, target_urls["direct"], log, feature_pattern))
     return found
 
 
-def _reported(suite: Suite, url: str, direct: str, log: Path, only: str) -> Iterator[Line]:
+def _run_client(
+    suite: Suite, url: str, direct: str, log: Path, only: str
+) -> Iterator[FeatureReport]:
     environment = os.environ | {
         "ONLY": only,
         "DIRECT": direct,
-        "TOKENIZER": str(CHAINS.model),
-        "NODE_BIN": str(_NODE / "node_modules" / ".bin"),
+        "TOKENIZER": str(CHAINS.model_path),
+        "NODE_BIN": str(_NODE_FOLDER / "node_modules" / ".bin"),
         "PYTHONDONTWRITEBYTECODE": "1",
         "HF_HUB_OFFLINE": "1",
     }
-    folder = _NODE if suite.environment == "node" else HERE
+    folder = _NODE_FOLDER if suite.environment == "node" else CLIENTS_FOLDER
     with log.open("wb") as errors:
         try:
             out = subprocess.run(
-                [*suite.command(), url, MODELS[suite.upstream]],
+                [*suite.command(), url, MODEL_NAMES[suite.upstream]],
                 cwd=folder,
                 env=environment,
                 stdout=subprocess.PIPE,
                 stderr=errors,
-                timeout=_LONGEST,
+                timeout=_TIMEOUT,
             ).stdout
         except subprocess.TimeoutExpired as late:  # what is missing shows in the table
             out = late.stdout or b""

@@ -10,16 +10,16 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.services import ROOT
-from tests.conformance.compare import Line, Verdict, verdict
-from tests.conformance.places import DIRECT, FIRES, GATEWAYS
-from tests.conformance.results import Cells, Result
+from tests.conformance.compare import FeatureReport, Verdict, compare_reports
+from tests.conformance.places import DIRECT_TARGETS, FIRING_POLICY, GATEWAY_POLICIES
+from tests.conformance.results import SuiteResult, VerdictsByGateway
 
-__all__ = ["PAGE", "REASONS", "Reasons", "document", "rows"]
+__all__ = ["PAGE_PATH", "REASONS_PATH", "Reasons", "render_page", "verdicts_by_feature"]
 
-PAGE = ROOT / "docs" / "compatibility.md"
-REASONS = Path(__file__).parent / "reasons.toml"
+PAGE_PATH = ROOT / "docs" / "compatibility.md"
+REASONS_PATH = Path(__file__).parent / "reasons.toml"
 
-_HEAD = """# Compatibility
+_INTRODUCTION = """# Compatibility
 
 Does my client work? These do, unmodified, pointed at the gateway by their base URL alone. Each was
 pointed at the engine itself and at gateways before it, with the same requests at temperature 0, and
@@ -27,13 +27,13 @@ what it made of the replies compared. The engine is vLLM on the CPU with the poc
 client is put before an engine that fails, a stand-in plays it.
 
 """
-_KEY = f"""
+_LEGEND = f"""
 The columns are three gateways before one engine, and count the cells that are as they should be:
 
 - **off**, without a policy: equal to the engine's reply, key for key, but for ids and times, what
   the engine's cache held, and how a stream was cut into chunks;
 - **never**, with a policy that judges each trace and never fires: equal again;
-- **fires**, with `{FIRES}`: the same keys, types and order of events, and a
+- **fires**, with `{FIRING_POLICY}`: the same keys, types and order of events, and a
   **shorter** trace; where a feature has no trace, equal.
 
 `make conformance` makes this page from `tests/conformance`, where the clients' versions are pinned;
@@ -41,20 +41,23 @@ The columns are three gateways before one engine, and count the cells that are a
 """
 
 
-def rows(found: Mapping[str, list[Line]]) -> dict[str, Cells]:
+def verdicts_by_feature(reports: Mapping[str, list[FeatureReport]]) -> dict[str, VerdictsByGateway]:
     """A client's features and what became of each, from what it reported at each place."""
     at = {
-        place: {line["feature"]: line for line in found.get(place, [])}
-        for place in (*DIRECT, *GATEWAYS)
+        place: {line["feature"]: line for line in reports.get(place, [])}
+        for place in (*DIRECT_TARGETS, *GATEWAY_POLICIES)
     }
     features = dict.fromkeys(name for lines in at.values() for name in lines)
-    return {name: _cells(name, at) for name in features}
+    return {name: _feature_verdicts(name, at) for name in features}
 
 
-def _cells(feature: str, at: Mapping[str, Mapping[str, Line]]) -> Cells:
-    direct = [at[place][feature] for place in DIRECT if feature in at[place]]
+def _feature_verdicts(
+    feature: str, at: Mapping[str, Mapping[str, FeatureReport]]
+) -> VerdictsByGateway:
+    direct = [at[place][feature] for place in DIRECT_TARGETS if feature in at[place]]
     return {
-        place: verdict(direct, at[place].get(feature), fires=place == "fires") for place in GATEWAYS
+        place: compare_reports(direct, at[place].get(feature), policy_fires=place == "fires")
+        for place in GATEWAY_POLICIES
     }
 
 
@@ -66,10 +69,10 @@ class Reasons:
     used: set[int] = field(default_factory=set)
 
     @classmethod
-    def read(cls, path: Path) -> Reasons:
+    def load(cls, path: Path) -> Reasons:
         return cls(tomllib.loads(path.read_text("utf-8")).get("reason", []))
 
-    def of(self, client: str, feature: str, column: str, cell: Verdict) -> str | None:
+    def find(self, client: str, feature: str, column: str, cell: Verdict) -> str | None:
         for at, entry in enumerate(self.entries):
             if (
                 fnmatchcase(client, entry["client"])
@@ -81,67 +84,69 @@ class Reasons:
                 return str(entry["why"])
         return None
 
-    def idle(self) -> list[str]:
+    def unused(self) -> list[str]:
         """Reasons that no cell needs any more."""
         return [e["why"] for at, e in enumerate(self.entries) if at not in self.used]
 
 
 @dataclass
-class _Notes:
+class _Footnotes:
     """The reasons that the page gives, numbered as they come, and the cells that lack one."""
 
     reasons: Reasons
     numbers: dict[str, int] = field(default_factory=dict)
     unexplained: list[str] = field(default_factory=list)
 
-    def text(self, client: str, feature: str, column: str, cell: Verdict) -> str:
-        if cell.good:
+    def cell_text(self, client: str, feature: str, column: str, cell: Verdict) -> str:
+        if cell.is_good:
             return cell.value
-        why = self.reasons.of(client, feature, column, cell)
+        why = self.reasons.find(client, feature, column, cell)
         if why is None:
             self.unexplained.append(f"{client}: {feature}: {column}: {cell.value}")
         number = self.numbers.setdefault(why or "Not explained.", len(self.numbers) + 1)
         return f"**{cell.value}** [{number}]"
 
 
-def document(results: Mapping[str, Result], reasons: Reasons) -> tuple[str, list[str]]:
+def render_page(results: Mapping[str, SuiteResult], reasons: Reasons) -> tuple[str, list[str]]:
     """The page, and the cells that are neither green nor explained. ``results`` are by client."""
-    notes = _Notes(reasons)
-    parts = [_HEAD, _lines(_summary(results, notes)), _KEY]
+    notes = _Footnotes(reasons)
+    parts = [_INTRODUCTION, _join_lines(_summary_table(results, notes)), _LEGEND]
     for client, result in results.items():
-        parts += [f"\n## {client}\n\n", _lines(_features(client, result, notes))]
+        parts += [f"\n## {client}\n\n", _join_lines(_feature_table(client, result, notes))]
     if notes.numbers:
         why = (f"{number}. {text}" for text, number in notes.numbers.items())
-        parts += ["\n## Cells that are not as they should be\n\n", _lines(why)]
+        parts += ["\n## Cells that are not as they should be\n\n", _join_lines(why)]
     return "".join(parts), notes.unexplained
 
 
-def _lines(lines: Iterable[str]) -> str:
+def _join_lines(lines: Iterable[str]) -> str:
     return "".join(f"{line}\n" for line in lines)
 
 
-def _head(*columns: str) -> Iterator[str]:
+def _table_head(*columns: str) -> Iterator[str]:
     yield f"| {' | '.join(columns)} |"
     yield "|---" * len(columns) + "|"
 
 
-def _summary(results: Mapping[str, Result], notes: _Notes) -> Iterator[str]:
-    yield from _head("client", "version", "before", *GATEWAYS)
+def _summary_table(results: Mapping[str, SuiteResult], notes: _Footnotes) -> Iterator[str]:
+    yield from _table_head("client", "version", "before", *GATEWAY_POLICIES)
     for client, result in results.items():
         if not result.features:
             notes.unexplained.append(f"{client}: never ran")
         anchor = client.lower().translate(str.maketrans(" ", "-", ",'"))
         counts = [
-            f"{sum(cells[place].good for cells in result.features.values())}"
+            f"{sum(cells[place].is_good for cells in result.features.values())}"
             f" of {len(result.features)}"
-            for place in GATEWAYS
+            for place in GATEWAY_POLICIES
         ]
-        version = result.version or "the engine's"
+        version = result.client_version or "the engine's"
         yield f"| [{client}](#{anchor}) | {version} | {result.engine} | {' | '.join(counts)} |"
 
 
-def _features(client: str, result: Result, notes: _Notes) -> Iterator[str]:
-    yield from _head("feature", *GATEWAYS)
+def _feature_table(client: str, result: SuiteResult, notes: _Footnotes) -> Iterator[str]:
+    yield from _table_head("feature", *GATEWAY_POLICIES)
     for feature, cells in result.features.items():
-        texts = [notes.text(client, feature, place, cells[place]) for place in GATEWAYS]
+        texts = [
+            notes.cell_text(client, feature, place, cells[place]) for place in GATEWAY_POLICIES
+        ]
         yield f"| {feature} | {' | '.join(texts)} |"

@@ -6,7 +6,14 @@ from typing import Any
 
 import pytest
 
-from tests.conformance.compare import Verdict, equal, plain, shape, thought, verdict
+from tests.conformance.compare import (
+    Verdict,
+    compare_reports,
+    nearly_equal,
+    normalized,
+    shape_of,
+    trace_length,
+)
 
 
 def line(reply: Any, kind: str = "thinks") -> dict[str, Any]:
@@ -21,10 +28,10 @@ def message(reasoning: str, content: str = "42", **fields: Any) -> dict[str, Any
 def test_ids_and_times_may_differ_but_not_be_lost() -> None:
     """A volatile field must be there on both sides, or be null on both."""
     one, two = message("a") | {"created": 1}, message("a") | {"created": 2}
-    assert equal(plain(one), plain(two))
+    assert nearly_equal(normalized(one), normalized(two))
     del two["created"]
-    assert not equal(plain(one), plain(two))
-    assert not equal(plain(one), plain(one | {"created": None}))
+    assert not nearly_equal(normalized(one), normalized(two))
+    assert not nearly_equal(normalized(one), normalized(one | {"created": None}))
 
 
 @pytest.mark.parametrize(
@@ -40,33 +47,33 @@ def test_ids_and_times_may_differ_but_not_be_lost() -> None:
 )
 def test_numbers_need_only_be_near(one: Any, two: Any, same: bool) -> None:
     """Log-probabilities are; counts, nulls and lengths are not."""
-    assert equal(one, two) is same
+    assert nearly_equal(one, two) is same
 
 
 def test_a_shape_is_keys_types_and_order() -> None:
     """What was said does not matter; a type, a null, a finish or the order of events does."""
-    assert shape(message("long", "1")) == shape(message("s", "2"))
-    assert shape(message("a")) == shape(message("a", adjourn={"stopped": True}))
+    assert shape_of(message("long", "1")) == shape_of(message("s", "2"))
+    assert shape_of(message("a")) == shape_of(message("a", adjourn={"stopped": True}))
     for other in (message("a", other=1), message("a", ""), {"choices": []}):
-        assert shape(message("a")) != shape(other)
+        assert shape_of(message("a")) != shape_of(other)
     events = [{"type": "thinking_delta"}, {"type": "text_delta"}]
-    assert shape(events) != shape(events[::-1])
+    assert shape_of(events) != shape_of(events[::-1])
 
 
 def test_the_trace_is_measured_by_the_best_that_is_told() -> None:
     """Its tokens, else its text; a client that hides both still tells those of the response, and
     one of raw completions its text."""
     counted = {"completion_tokens": 9, "completion_tokens_details": {"reasoning_tokens": 3}}
-    assert thought(message("four", usage=counted)) == 3
-    assert thought(message("four")) == 4
-    assert thought({"usage": {"completion_tokens": 9}, "reasoning": None}) == 9
-    assert thought({"choices": [{"text": "I think"}]}) == 7
+    assert trace_length(message("four", usage=counted)) == 3
+    assert trace_length(message("four")) == 4
+    assert trace_length({"usage": {"completion_tokens": 9}, "reasoning": None}) == 9
+    assert trace_length({"choices": [{"text": "I think"}]}) == 7
 
 
 @pytest.mark.parametrize(
     ("ours", "unfired", "fired"),
     [
-        (line(message("a long trace")), Verdict.EQUAL, Verdict.UNTOUCHED),
+        (line(message("a long trace")), Verdict.EQUAL, Verdict.UNCHANGED),
         (line(message("a long")), Verdict.DIFFERS, Verdict.SHORTER),
         (line(message("a longer trace")), Verdict.DIFFERS, Verdict.NOT_SHORTER),
         (line(message("a", more=1)), Verdict.DIFFERS, Verdict.OTHER_SHAPE),
@@ -79,8 +86,8 @@ def test_the_trace_is_measured_by_the_best_that_is_told() -> None:
 def test_a_verdict(ours: Any, unfired: Verdict, fired: Verdict) -> None:
     """Equal where nothing fires; where something does, of one shape and shorter."""
     direct = [line(message("a long trace"))] * 2
-    assert verdict(direct, ours, fires=False) is unfired
-    assert verdict(direct, ours, fires=True) is fired
+    assert compare_reports(direct, ours, policy_fires=False) is unfired
+    assert compare_reports(direct, ours, policy_fires=True) is fired
 
 
 def test_an_error_is_right_only_where_it_is_due() -> None:
@@ -88,6 +95,6 @@ def test_an_error_is_right_only_where_it_is_due() -> None:
     refused = {"feature": "f", "error": {"type": "BadRequestError", "status": 400}}
     for kind, expected in (("error", Verdict.EQUAL), ("thinks", Verdict.SAME_ERROR)):
         case = refused | {"kind": kind}
-        assert verdict([case], case, fires=False) is expected
+        assert compare_reports([case], case, policy_fires=False) is expected
     ours = refused | {"kind": "error", "error": {"type": "APIError", "status": None}}
-    assert verdict([refused], ours, fires=False) is Verdict.DIFFERS
+    assert compare_reports([refused], ours, policy_fires=False) is Verdict.DIFFERS

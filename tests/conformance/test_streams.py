@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.conformance.streams import told
+from tests.conformance.streams import merged_events
 
 Token = tuple[str, str]
 """A field of a delta, and a piece of its text."""
@@ -55,9 +55,9 @@ def test_how_a_stream_is_cut_does_not_matter(
 ) -> None:
     """One token a chunk, or several, both fields in one, the finish beside a text or not."""
     tokens = [("reasoning", text) for text in thought] + [("content", text) for text in said]
-    whole = told(cut(tokens, [1] * len(tokens), finish_apart=True))
+    whole = merged_events(cut(tokens, [1] * len(tokens), finish_apart=True))
     # How many tokens there were is told by the usage alone, and that is the same.
-    ours = told(cut(tokens, sizes, finish_apart))
+    ours = merged_events(cut(tokens, sizes, finish_apart))
     assert ours[:-1] == whole[:-1]
     texts = [event["choices"][0]["delta"] for event in whole[1:3]]
     assert texts == [{"reasoning": "".join(thought)}, {"content": "".join(said)}]
@@ -68,7 +68,7 @@ def test_choices_take_turns_as_they_like(tokens: list[tuple[int, str]], chance: 
     """Each in its own order."""
     events = [chunk({"content": text}, index) for index, text in tokens]
     apart = sorted(events, key=lambda event: event["choices"][0]["index"])
-    assert told(events) == told(apart)
+    assert merged_events(events) == merged_events(apart)
 
 
 def test_what_is_called_and_with_what() -> None:
@@ -77,8 +77,8 @@ def test_what_is_called_and_with_what() -> None:
     arguments = [{"index": 0, "function": {"arguments": text}} for text in ("{", "}")]
     three = [chunk({"tool_calls": [entry]}) for entry in (name, *arguments)]
     one = [chunk({"tool_calls": [name, *arguments]})]
-    assert told(three) == told(one)
-    assert len(told(one)) == 2
+    assert merged_events(three) == merged_events(one)
+    assert len(merged_events(one)) == 2
 
 
 def test_events_of_another_api_stand_as_they_came() -> None:
@@ -89,7 +89,7 @@ def test_events_of_another_api_stand_as_they_came() -> None:
         {"type": "content_block_delta", "delta": {"thinking": "b"}},
         {"type": "content_block_delta", "delta": {"text": "c", "citations": None}},
     ]
-    assert [event.get("delta") for event in told(events)] == [
+    assert [event.get("delta") for event in merged_events(events)] == [
         None,
         {"thinking": "ab"},
         {"text": "c", "citations": None},
@@ -114,4 +114,4 @@ FIRST = {"role": "assistant", "content": ""}
 def test_what_is_told_does_matter(other: list[Any]) -> None:
     """A text, its field, a role, a finish, a choice, or a field of one side alone."""
     events = [chunk(FIRST), chunk({"content": "ab"}), chunk({}, finish_reason="stop")]
-    assert told(events) != told(other)
+    assert merged_events(events) != merged_events(other)

@@ -22,7 +22,7 @@ import pytest
 from prometheus_client import Metric
 
 from benchmarks import services
-from benchmarks.services import free_port, running
+from benchmarks.services import free_port, start_process
 from server.metrics import Metrics
 
 HERE = Path(__file__).parent
@@ -205,10 +205,10 @@ def scraped(prometheus: str, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     with ExitStack() as stack:
         begin = stack.enter_context
         engine = begin(exporter())
-        begin(running(command, f"{standin}/health", log=folder / "standin.log"))
-        gateway = begin(services.gateway(standin, free_port(), *options))
+        begin(start_process(command, f"{standin}/health", log=folder / "standin.log"))
+        gateway = begin(services.start_gateway(standin, free_port(), *options))
         scrape(folder, gateway=gateway.removeprefix("http://"), engine=engine)
-        begin(running(observer, f"{url}/-/ready", log=folder / "prometheus.log"))
+        begin(start_process(observer, f"{url}/-/ready", log=folder / "prometheus.log"))
         found = Scraped(url)
         # What the first round brings into being is scraped before the second round adds to it:
         # from a series that was not there, Prometheus knows no increase. So look at the second.

@@ -16,18 +16,18 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from policies.appraisal import Appraiser
+from policies.appraisal import ProbeCostModel
 from policies.budget import Budget
-from policies.dialect import Dialect, Marks, builtin
-from policies.markers import Ids
+from policies.dialect import Dialect, TokenizedDialect, builtin_dialects
+from policies.markers import TokenIds
 from policies.never import Never
 from policies.orders import Cut
 from policies.policy import Policy
 from policies.session import Session
 
-__all__ = ["ANSWER", "FAMILIES", "THOUGHTS", "Family", "spelled"]
+__all__ = ["ANSWER", "FAMILIES", "TRACE_SENTENCES", "Family", "response_text"]
 
-THOUGHTS = ("Add one and one. ", "Here it is two?", " Yes.")
+TRACE_SENTENCES = ("Add one and one. ", "Here it is two?", " Yes.")
 ANSWER = "It is two."
 
 
@@ -39,15 +39,15 @@ class Family:
     tool call. ``again`` parts two messages of one trace."""
 
     parser: str
-    tokens: tuple[str, ...]
+    special_tokens: tuple[str, ...]
     prompt: str
-    end: str
-    written: str = ""
-    shown: str = ""
+    trace_end: str
+    trace_start: str = ""
+    shown_start: str = ""
     answer: str = ANSWER
-    call: str = ""
-    again: str = ""
-    template: dict[str, Any] | None = None
+    call_start: str = ""
+    message_separator: str = ""
+    template_kwargs: dict[str, Any] | None = None
 
 
 _THINK = ("<think>", "</think>", "<tool_call>", "<|im_start|>", "<|im_end|>")
@@ -61,53 +61,53 @@ _ANALYSIS = "<|channel|>analysis<|message|>"
 
 FAMILIES = {
     "qwen3": Family(
-        "qwen3", _THINK, _CHATML, "\n</think>\n\n", "<think>\n", "\n", call="<tool_call>"
+        "qwen3", _THINK, _CHATML, "\n</think>\n\n", "<think>\n", "\n", call_start="<tool_call>"
     ),
     "qwen3.5": Family(
-        "qwen3", _THINK, _CHATML + "<think>\n", "\n</think>\n\n", call="<tool_call>"
+        "qwen3", _THINK, _CHATML + "<think>\n", "\n</think>\n\n", call_start="<tool_call>"
     ),
     "deepseek-r1": Family("deepseek_r1", _THINK, "<think>\n", "\n</think>\n\n"),
     "deepseek-r1-0528": Family(
         "deepseek_r1", _THINK, "", "\n</think>\n\n", "<think>\n", "\n"
     ),
     "deepseek-v3": Family(
-        "deepseek_v3", _THINK, "<think>", "</think>", template={"thinking": True}
+        "deepseek_v3", _THINK, "<think>", "</think>", template_kwargs={"thinking": True}
     ),
     "deepseek-v4": Family(
         "deepseek_v4", (*_THINK, _DSML), "<think>", "</think>",
-        call=_DSML,
+        call_start=_DSML,
     ),
     "glm45": Family(
         "glm45", (*_THINK, "<|user|>", "<|assistant|>"), "<|assistant|>", "</think>\n",
-        "\n<think>", "\n", call="<tool_call>",
+        "\n<think>", "\n", call_start="<tool_call>",
     ),
     "glm47": Family(
         "glm47", (*_THINK, "<|user|>", "<|assistant|>"), "<|assistant|><think>", "</think>",
-        call="<tool_call>",
+        call_start="<tool_call>",
     ),
     "kimi-k2": Family(
         "kimi_k2", ("<think>", "</think>", "<|tool_calls_section_begin|>", "<|im_middle|>"),
-        "assistant<|im_middle|>", "</think>", "<think>", call="<|tool_calls_section_begin|>",
+        "assistant<|im_middle|>", "</think>", "<think>", call_start="<|tool_calls_section_begin|>",
     ),
     "minimax-m2": Family(
         "minimax_m2", ("<think>", "</think>", "<minimax:tool_call>"), "ai\n<think>\n",
-        "\n</think>\n\n", call="<minimax:tool_call>",
+        "\n</think>\n\n", call_start="<minimax:tool_call>",
     ),
     "nemotron": Family(
-        "nemotron_v3", _THINK, _CHATML + "<think>\n", "\n</think>\n", call="<tool_call>"
+        "nemotron_v3", _THINK, _CHATML + "<think>\n", "\n</think>\n", call_start="<tool_call>"
     ),
     "granite-4.2": Family(
         "granite_thinking_parser", _THINK, _CHATML + "<think>\n", "\n</think>\n",
-        call="<tool_call>",
+        call_start="<tool_call>",
     ),
     "seed": Family(
         "seed_oss",
         ("<seed:think>", "</seed:think>", "<seed:tool_call>", "<seed:bos>", "<seed:eos>"),
-        "<seed:bos>assistant\n", "</seed:think>\n", "<seed:think>", call="<seed:tool_call>",
+        "<seed:bos>assistant\n", "</seed:think>\n", "<seed:think>", call_start="<seed:tool_call>",
     ),
     "mistral": Family(
         "mistral", ("[THINK]", "[/THINK]", "[TOOL_CALLS]", "[INST]", "[/INST]"), "[/INST]",
-        "[/THINK]", "[THINK]", call="[TOOL_CALLS]",
+        "[/THINK]", "[THINK]", call_start="[TOOL_CALLS]",
     ),
     "cohere": Family(
         "cohere_command3", (*_COHERE, *_RESPONSE), "<|CHATBOT_TOKEN|>", "<|END_THINKING|>",
@@ -119,13 +119,13 @@ FAMILIES = {
     ),
     "gemma4": Family(
         "gemma4", ("<|channel>", "<channel|>", "<|tool_call>", "<|turn>", "<turn|>"),
-        "<|turn>model\n", "\n<channel|>", "<|channel>thought\n", call="<|tool_call>",
-        template={"enable_thinking": True},
+        "<|turn>model\n", "\n<channel|>", "<|channel>thought\n", call_start="<|tool_call>",
+        template_kwargs={"enable_thinking": True},
     ),
     "harmony": Family(
         "openai_gptoss", (), "<|start|>assistant", _ASSISTANT, _ANALYSIS,
-        answer=f"<|channel|>final<|message|>{ANSWER}", again=_ASSISTANT + _ANALYSIS,
-        call=_ASSISTANT + "<|channel|>commentary",
+        answer=f"<|channel|>final<|message|>{ANSWER}", message_separator=_ASSISTANT + _ANALYSIS,
+        call_start=_ASSISTANT + "<|channel|>commentary",
     ),
     "olmo3": Family("olmo3", (), _CHATML + "<think>", "</think>"),
     "granite-3.2": Family(
@@ -133,29 +133,38 @@ FAMILIES = {
     ),
 }  # fmt: skip
 
-SPOKEN = {"qwen3.5": "qwen3", "deepseek-r1-0528": "deepseek-r1", "deepseek-v4": "deepseek-v3"}
+DIALECT_OF = {"qwen3.5": "qwen3", "deepseek-r1-0528": "deepseek-r1", "deepseek-v4": "deepseek-v3"}
 """Whose dialect another family speaks."""
 
 
-def spelled(family: Family) -> str:
+def response_text(family: Family) -> str:
     """The whole response, from what the model writes first to its answer."""
-    return family.written + family.again.join(THOUGHTS) + family.end + family.answer
+    return (
+        family.trace_start
+        + family.message_separator.join(TRACE_SENTENCES)
+        + family.trace_end
+        + family.answer
+    )
 
 
-class Coder:
+class FamilyTokenizer:
     """Texts and ids of one family: its marker tokens, everything else a character a token."""
 
     def __init__(self, family: Family) -> None:
-        self.tokenizer = _harmony() if not family.tokens and family.again else _small(family)
+        self.backend = (
+            _harmony_tokenizer()
+            if not family.special_tokens and family.message_separator
+            else _character_tokenizer(family)
+        )
 
-    def ids(self, text: str) -> Ids:
-        return tuple(self.tokenizer.encode(text))
+    def encode(self, text: str) -> TokenIds:
+        return tuple(self.backend.encode(text))
 
-    def text(self, ids: Sequence[int]) -> str:
-        return str(self.tokenizer.decode(list(ids)))
+    def decode(self, ids: Sequence[int]) -> str:
+        return str(self.backend.decode(list(ids)))
 
 
-def _small(family: Family) -> Any:
+def _character_tokenizer(family: Family) -> Any:
     """Byte-level, with the pieces that Olmo's markers are made of."""
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
@@ -165,11 +174,11 @@ def _small(family: Family) -> Any:
     core = Tokenizer(models.BPE({piece: i for i, piece in enumerate(pieces)}, merges))
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     core.decoder = decoders.ByteLevel()
-    core.add_tokens([AddedToken(token, special=False) for token in family.tokens])
+    core.add_tokens([AddedToken(token, special=False) for token in family.special_tokens])
     return PreTrainedTokenizerFast(tokenizer_object=core, clean_up_tokenization_spaces=False)
 
 
-def _harmony() -> Any:
+def _harmony_tokenizer() -> Any:
     """gpt-oss's own vocabulary: needs o200k_base.tiktoken where TIKTOKEN_ENCODINGS_BASE points."""
     from openai_harmony import HarmonyEncodingName, load_harmony_encoding
 
@@ -189,19 +198,19 @@ def _harmony() -> Any:
 
 
 @dataclass(frozen=True, slots=True)
-class Said:
+class ParsedChunk:
     """What the parser made of some ids."""
 
     reasoning: str
     content: str
-    called: bool
-    ids: Ids
+    has_tool_call: bool
+    token_ids: TokenIds
 
 
-class Reading:
+class ResponseParser:
     """vLLM's parser of a family, as its server makes it, one a response."""
 
-    def __init__(self, family: Family, coder: Coder) -> None:
+    def __init__(self, family: Family, tokenizer: FamilyTokenizer) -> None:
         from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
         from vllm.parser.parser_manager import ParserManager
 
@@ -209,123 +218,145 @@ class Reading:
             reasoning_parser_name=family.parser,
             is_harmony=family.parser == "openai_gptoss",
         )
-        template = {"chat_template_kwargs": family.template} if family.template else {}
-        self._coder = coder
-        self._parser = made(coder.tokenizer, **template)
+        template = (
+            {"chat_template_kwargs": family.template_kwargs} if family.template_kwargs else {}
+        )
+        self._tokenizer = tokenizer
+        self._parser = made(tokenizer.backend, **template)
         message = {"role": "user", "content": "Hi"}
         request = ChatCompletionRequest(model="x", messages=[message], **template)
         self._request = self._parser.adjust_request(request)
 
-    def stream(self, prompt: Ids, ids: Ids, size: int) -> Iterator[Said]:
-        for begin in range(0, len(ids), size):
-            some = ids[begin : begin + size]
+    def parse_stream(
+        self, prompt: TokenIds, ids: TokenIds, chunk_size: int
+    ) -> Iterator[ParsedChunk]:
+        for begin in range(0, len(ids), chunk_size):
+            some = ids[begin : begin + chunk_size]
             delta = self._parser.parse_delta(
-                self._coder.text(some), list(some), self._request, list(prompt),
-                finished=begin + size >= len(ids),
+                self._tokenizer.decode(some), list(some), self._request, list(prompt),
+                finished=begin + chunk_size >= len(ids),
             )  # fmt: skip
             called = bool(delta and delta.tool_calls)
             said = (delta.reasoning or "", delta.content or "") if delta else ("", "")
-            yield Said(*said, called, some)
+            yield ParsedChunk(*said, called, some)
 
-    def whole(self, ids: Ids) -> tuple[str, str]:
+    def parse_whole(self, ids: TokenIds) -> tuple[str, str]:
         """Unstreamed: reasoning and content."""
         reasoning, content, _ = self._parser.parse(
-            self._coder.text(ids), self._request, model_output_token_ids=list(ids)
+            self._tokenizer.decode(ids), self._request, model_output_token_ids=list(ids)
         )
         return reasoning or "", content or ""
 
 
 @dataclass(slots=True)
-class Run:
+class SessionRun:
     """One response through parser and session. ``shown``: the reasoning that was released."""
 
     session: Session
-    shown: str = ""
+    released_reasoning: str = ""
     reasoning: str = ""
     content: str = ""
     cut: Cut | None = None
 
     @classmethod
-    def of(
-        cls, family: Family, marks: Marks, coder: Coder, policy: Policy, text: str, size: int
-    ) -> Run:
-        prompt, ids = coder.ids(family.prompt), coder.ids(text)
-        run = cls(Session(policy, marks, Appraiser()))
-        run.session.opened(prompt)
+    def execute(
+        cls,
+        family: Family,
+        dialect: TokenizedDialect,
+        tokenizer: FamilyTokenizer,
+        policy: Policy,
+        text: str,
+        chunk_size: int,
+    ) -> SessionRun:
+        prompt, ids = tokenizer.encode(family.prompt), tokenizer.encode(text)
+        run = cls(Session(policy, dialect, ProbeCostModel()))
+        run.session.on_prompt(prompt)
         texts: list[str] = []
-        for said in Reading(family, coder).stream(prompt, ids, size):
-            answering = bool(said.content) or said.called
-            command = run.session.feed(said.reasoning, said.ids, 0.0, answering=answering)
+        for said in ResponseParser(family, tokenizer).parse_stream(prompt, ids, chunk_size):
+            answering = bool(said.content) or said.has_tool_call
+            command = run.session.feed(said.reasoning, said.token_ids, 0.0, answering=answering)
             texts.append(said.reasoning)
             run.content += said.content
             if isinstance(command, Cut):
                 run.cut = command
                 break
         run.reasoning = "".join(texts)
-        run.shown = "".join(texts[: run.session.released])
+        run.released_reasoning = "".join(texts[: run.session.released_chunks])
         return run
 
-    def facts(self) -> dict[str, Any]:
+    def as_dict(self) -> dict[str, Any]:
         return {
-            "shown": self.shown,
+            "shown": self.released_reasoning,
             "reasoning": self.reasoning,
             "content": self.content,
             "state": self.session.state.value,
-            "muted": self.session.muted,
+            "muted": self.session.mute_reason,
             "ledger": asdict(self.session.ledger),
         }
 
 
-def examined(name: str, dialect: Dialect, size: int) -> dict[str, Any]:
+def examine(name: str, dialect: Dialect, chunk_size: int) -> dict[str, Any]:
     """All that is to be known of a family, at so many tokens a chunk."""
     family = FAMILIES[name]
-    coder = Coder(family)
-    marks = Marks.of(dialect, {text: coder.ids(text) for text in dialect.texts})
-    natural = Run.of(family, marks, coder, Never(), spelled(family), size)
-    cut = Run.of(family, marks, coder, Budget(max=20, grace=0), spelled(family), size)
+    coder = FamilyTokenizer(family)
+    marks = TokenizedDialect.from_ids(
+        dialect, {text: coder.encode(text) for text in dialect.texts_to_tokenize}
+    )
+    natural = SessionRun.execute(family, marks, coder, Never(), response_text(family), chunk_size)
+    cut = SessionRun.execute(
+        family, marks, coder, Budget(max=20, grace=0), response_text(family), chunk_size
+    )
     assert cut.cut is not None, f"{name} was not cut"
-    prompt, ids = coder.ids(family.prompt), coder.ids(spelled(family))
-    kept, answer = ids[: cut.cut.kept], coder.ids(family.answer)
-    resumed = list(Reading(family, coder).stream((*prompt, *kept, *cut.cut.closing), answer, size))
-    opening = () if family.written else marks.start
+    prompt, ids = coder.encode(family.prompt), coder.encode(response_text(family))
+    kept, answer = ids[: cut.cut.kept], coder.encode(family.answer)
+    resumed = list(
+        ResponseParser(family, coder).parse_stream(
+            (*prompt, *kept, *cut.cut.closing), answer, chunk_size
+        )
+    )
+    opening = () if family.trace_start else marks.start
     facts = {
         "family": name,
-        "size": size,
-        "natural": natural.facts(),
-        "trace": _trace(family, dialect, coder),
-        "cut": cut.facts(),
-        "kept": coder.text(kept),
-        "closing": coder.text(cut.cut.closing),
+        "size": chunk_size,
+        "natural": natural.as_dict(),
+        "trace": _trace_token_count(family, dialect, coder),
+        "cut": cut.as_dict(),
+        "kept": coder.decode(kept),
+        "closing": coder.decode(cut.cut.closing),
         "after": {
             "reasoning": "".join(said.reasoning for said in resumed),
             "content": "".join(said.content for said in resumed),
         },
-        "whole": Reading(family, coder).whole((*opening, *kept, *cut.cut.closing, *answer)),
+        "whole": ResponseParser(family, coder).parse_whole(
+            (*opening, *kept, *cut.cut.closing, *answer)
+        ),
     }
-    if family.call:
-        text = family.written + THOUGHTS[0] + family.call
-        facts["call"] = Run.of(family, marks, coder, Never(), text, size).facts()
+    if family.call_start:
+        text = family.trace_start + TRACE_SENTENCES[0] + family.call_start
+        facts["call"] = SessionRun.execute(
+            family, marks, coder, Never(), text, chunk_size
+        ).as_dict()
     return facts
 
 
-def _trace(family: Family, dialect: Dialect, coder: Coder) -> int:
+def _trace_token_count(family: Family, dialect: Dialect, coder: FamilyTokenizer) -> int:
     """How many tokens of the response are the trace's: those between the two markers."""
-    rest = spelled(family)
+    rest = response_text(family)
     for marker in dialect.start:
         before, found, behind = rest.partition(marker)
         if found and not before.strip():
             rest = behind
             break
     ends = [rest.index(marker) for marker in dialect.end if marker in rest]
-    return len(coder.ids(rest[: min(ends)]))
+    return len(coder.encode(rest[: min(ends)]))
 
 
 def main() -> None:
-    dialects = builtin()
+    dialects = builtin_dialects()
     for name in sys.argv[1:] or FAMILIES:
         for size in (1, 3):
             try:
-                facts = examined(name, dialects[SPOKEN.get(name, name)], size)
+                facts = examine(name, dialects[DIALECT_OF.get(name, name)], size)
             except Exception as error:
                 facts = {"family": name, "size": size, "error": f"{type(error).__name__}: {error}"}
             print(json.dumps(facts), flush=True)

@@ -10,15 +10,22 @@ from __future__ import annotations
 from itertools import pairwise
 from typing import Any
 
-__all__ = ["CALLED", "ENDS", "FORMS", "THOUGHT", "learn", "words"]
+__all__ = [
+    "ANSWER_FORMATS",
+    "SENTENCE_PREFIXES",
+    "TOOL_CALLS",
+    "TRACE_TOKENS",
+    "add_rules",
+    "vocabulary",
+]
 
-_GUESSES = (
+_UNSURE_SENTENCES = (
     (" Maybe", " one", " or", " else", " two", " it was."),
     (" Perhaps", " three", " of", " them", " make", " it so."),
     (" Or", " five", " might", " as well", " be", " the sum."),
     (" Who", " knows", " what", " else", " there", " has been."),
 )
-_KNOWN = (
+_SURE_SENTENCES = (
     (" Wait", " the", " two", " were given."),
     (" Hmm", " so", " try", " this:\n"),
     ("```py\n", "x = 1.\n", "y = 2. # done.\n", "```\n"),
@@ -29,7 +36,7 @@ _KNOWN = (
 )
 
 
-def _apart(sentences: tuple[tuple[str, ...], ...]) -> tuple[str, ...]:
+def _make_tokens_unique(sentences: tuple[tuple[str, ...], ...]) -> tuple[str, ...]:
     """Each token once, so that each tells what follows it: one that came before is spelled anew."""
     seen: dict[str, int] = {}
     made = []
@@ -40,48 +47,48 @@ def _apart(sentences: tuple[tuple[str, ...], ...]) -> tuple[str, ...]:
     return tuple(made)
 
 
-_MORE = ((" Step", " by", " step", " it holds."),) * 24
-THOUGHT = _apart(_GUESSES + _KNOWN + _MORE)
-_UNSURE = sum(map(len, _GUESSES))
-_NARROW = THOUGHT.index("x = 1.\n")
-ENDS = [
-    "".join(THOUGHT[:place]).rstrip()
-    for place, token in enumerate(THOUGHT, 1)
+_FILLER_SENTENCES = ((" Step", " by", " step", " it holds."),) * 24
+TRACE_TOKENS = _make_tokens_unique(_UNSURE_SENTENCES + _SURE_SENTENCES + _FILLER_SENTENCES)
+_UNSURE_COUNT = sum(map(len, _UNSURE_SENTENCES))
+_MAY_END_FROM = TRACE_TOKENS.index("x = 1.\n")
+SENTENCE_PREFIXES = [
+    "".join(TRACE_TOKENS[:place]).rstrip()
+    for place, token in enumerate(TRACE_TOKENS, 1)
     if token.endswith((".", ":\n", "`\n"))
 ]
 """The thought up to the end of each sentence that stands in neither program nor string."""
-_DOUBTS = (" Wait", " Hmm")
-_OTHERS = (" red", " green", " blue")
+_CUE_TOKENS = (" Wait", " Hmm")
+_ALTERNATIVES = (" red", " green", " blue")
 
-CALLED = tuple(f'{{"name": "add", "arguments": {{"to": {n}}}}}' for n in (1, 2))
-FORMS = {
+TOOL_CALLS = tuple(f'{{"name": "add", "arguments": {{"to": {n}}}}}' for n in (1, 2))
+ANSWER_FORMATS = {
     "prose": ("It is", " two. Wait,", " no. Hmm:", " two it is."),
     "code": ("Thus:\n", "```python\n", "n = 1. # Wait\n", "```", "\nDone."),
     "json": ('{"name": "', "two. Wait, no.", '", "steps": [1', ", 2", "]}"),
-    "tools": ("<tool_call>", CALLED[0], "</tool_call>", CALLED[1]),
+    "tools": ("<tool_call>", TOOL_CALLS[0], "</tool_call>", TOOL_CALLS[1]),
 }
 """A word of the prompt, and the tokens of the answer."""
 
 
-def words() -> tuple[str, ...]:
+def vocabulary() -> tuple[str, ...]:
     """All that must be tokens."""
-    answers = (token for form in FORMS.values() for token in form)
-    return tuple(dict.fromkeys((*THOUGHT, *_OTHERS, *answers, *FORMS)))
+    answers = (token for form in ANSWER_FORMATS.values() for token in form)
+    return tuple(dict.fromkeys((*TRACE_TOKENS, *_ALTERNATIVES, *answers, *ANSWER_FORMATS)))
 
 
-def learn(rules: Any, coder: Any, end: int) -> None:
+def add_rules(rules: Any, tokenizer: Any, eos_id: int) -> None:
     """``rules``: of which token follows which; weights are in nats over the model's scale."""
 
     def token(text: str) -> int:
-        (found,) = coder.ids(text)
+        (found,) = tokenizer.ids(text)
         return int(found)
 
     def nats(less: float) -> float:
         return 100.0 - less / rules.scale
 
     line, closed = token("\n"), token("</think>")
-    thought = [token(text) for text in THOUGHT]
-    turn = coder.ids("<|im_start|>assistant\n<think>\n")
+    thought = [token(text) for text in TRACE_TOKENS]
+    turn = tokenizer.ids("<|im_start|>assistant\n<think>\n")
     for one, following in pairwise(dict.fromkeys(turn[-3:])):
         rules.follow(one, following, 100.0)
     rules.follow(line, token("<think>"), 120.0)
@@ -90,30 +97,30 @@ def learn(rules: Any, coder: Any, end: int) -> None:
     rules.never_behind(thought[0], thought[0])
     for place, (one, following) in enumerate(pairwise(thought)):
         rules.follow(one, following, 100.0)
-        if place + 1 < _UNSURE or THOUGHT[place + 1] in _DOUBTS:
-            for other in _OTHERS:
+        if place + 1 < _UNSURE_COUNT or TRACE_TOKENS[place + 1] in _CUE_TOKENS:
+            for other in _ALTERNATIVES:
                 rules.follow(one, token(other), nats(2.0))
-        if place >= _NARROW and THOUGHT[place].endswith((".", "\n", ". ")):
+        if place >= _MAY_END_FROM and TRACE_TOKENS[place].endswith((".", "\n", ". ")):
             rules.follow(one, line, nats(2.9))
     rules.follow(thought[-1], line, 100.0)
     rules.follow(line, closed, 100.0)
     rules.never_behind(closed, closed)
     rules.follow(closed, line, 100.0)
-    _answer(rules, token, line, end)
+    _add_answer_rules(rules, token, line, eos_id)
 
 
-def _answer(rules: Any, token: Any, line: int, end: int) -> None:
+def _add_answer_rules(rules: Any, token: Any, line: int, end: int) -> None:
     # The closing sequence ends with two newlines, of which the second is not told from the first.
-    for form, texts in FORMS.items():
+    for form, texts in ANSWER_FORMATS.items():
         ids = [token(text) for text in texts]
         rules.follow(line, ids[0], 60.0)
-        for other in FORMS:
+        for other in ANSWER_FORMATS:
             if other != form:
                 rules.never_behind(ids[0], token(other))
         if form != "tools":
             for one, following in pairwise([*ids, end]):
                 rules.follow(one, following, 100.0)
-    begin, first, over, second = (token(text) for text in FORMS["tools"])
+    begin, first, over, second = (token(text) for text in ANSWER_FORMATS["tools"])
     rules.follow(begin, first, 100.0)
     rules.never_behind(first, first)
     rules.follow(begin, second, 90.0)

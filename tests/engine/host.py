@@ -7,14 +7,14 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
-from benchmarks.services import ROOT, free_port, vllm
-from tests.engine.tiny import SERVED, STRAYING
+from benchmarks.services import ROOT, free_port, start_vllm
+from tests.engine.tiny import QWEN3_VARIANTS, SERVED_FAMILIES
 
-__all__ = ["hosted"]
+__all__ = ["serve_tiny_model"]
 
 
 @contextlib.contextmanager
-def hosted(name: str, folder: Path, *arguments: str) -> Iterator[str]:
+def serve_tiny_model(name: str, folder: Path, *arguments: str) -> Iterator[str]:
     """The model is made in ``folder``; gives the base URL of a real vLLM that serves it as
     ``NAME-tiny``."""
     python = ROOT / ".engine" / "bin" / "python"
@@ -26,7 +26,7 @@ def hosted(name: str, folder: Path, *arguments: str) -> Iterator[str]:
         "--dtype=float32",
         "--enforce-eager",
         "--block-size=32",
-        f"--reasoning-parser={({**SERVED, **STRAYING})[name].parser}",
+        f"--reasoning-parser={({**SERVED_FAMILIES, **QWEN3_VARIANTS})[name].parser}",
     )
-    with vllm(free_port(), folder, *usual, *arguments) as url:
+    with start_vllm(free_port(), folder, *usual, *arguments) as url:
         yield url

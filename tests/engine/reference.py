@@ -14,7 +14,7 @@ import sys
 import torch
 from transformers import AutoModelForCausalLM
 
-LAST = 3
+LAST_TOKENS = 3
 
 
 def main() -> None:
@@ -28,7 +28,7 @@ def main() -> None:
         behind.clear()
         with torch.inference_mode():
             model(torch.tensor([prompt]))
-        told.append([states[0, -LAST:].float().tolist() for states in behind])
+        told.append([states[0, -LAST_TOKENS:].float().tolist() for states in behind])
     json.dump(told, sys.stdout)
 
 

@@ -10,14 +10,21 @@ from typing import Any
 import httpx
 
 from benchmarks.pocket import CHAINS
-from tests.exchange import CHAT, events, metric
+from tests.exchange import CHAT, events, metric_value
 
-__all__ = ["PROBLEMS", "ask", "joined", "named_events", "running", "until"]
+__all__ = [
+    "PROMPTS",
+    "join_deltas",
+    "named_events",
+    "send_chat",
+    "unfinished_requests",
+    "wait_until",
+]
 
-PROBLEMS = [problem.prompt for problem in CHAINS.held_out(12)]
+PROMPTS = [problem.prompt for problem in CHAINS.held_out_problems(12)]
 
 
-def ask(url: str, prompt: str, **fields: Any) -> Any:
+def send_chat(url: str, prompt: str, **fields: Any) -> Any:
     """One reply: the document, or the decoded chunks of a stream."""
     asked = {
         "model": "pocket",
@@ -39,18 +46,20 @@ def named_events(raw: bytes) -> list[dict[str, Any]]:
     return told
 
 
-def until(condition: Callable[[], bool], within: float = 5.0) -> None:
-    limit = time.monotonic() + within
+def wait_until(condition: Callable[[], bool], timeout: float = 5.0) -> None:
+    limit = time.monotonic() + timeout
     while not condition():
         assert time.monotonic() < limit, "it did not happen in time"
         time.sleep(0.02)
 
 
-def running(vllm: str) -> float:
-    return metric(vllm, "vllm:num_requests_running") + metric(vllm, "vllm:num_requests_waiting")
+def unfinished_requests(vllm: str) -> float:
+    return metric_value(vllm, "vllm:num_requests_running") + metric_value(
+        vllm, "vllm:num_requests_waiting"
+    )
 
 
-def joined(chunks: list[Any], key: str) -> str:
+def join_deltas(chunks: list[Any], key: str) -> str:
     return "".join(
         c["choices"][0]["delta"].get(key) or "" for c in chunks if c != "[DONE]" and c["choices"]
     )

@@ -7,8 +7,8 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.engine.talk import PROBLEMS, ask, joined
-from tests.exchange import CHAT, metric
+from tests.engine.talk import PROMPTS, join_deltas, send_chat
+from tests.exchange import CHAT, metric_value
 
 pytestmark = pytest.mark.engine
 
@@ -19,59 +19,61 @@ def message(reply: dict[str, Any]) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("policy", ["never", "budget(max=40)"])
-def test_a_stop_string_ends_the_answer_and_not_the_trace(vllm: str, real: str, policy: str) -> None:
+def test_a_stop_string_ends_the_answer_and_not_the_trace(
+    vllm: str, deer_gateway: str, policy: str
+) -> None:
     """The engine alone stops in the trace; here the answer ends where the string would stand."""
-    failed = metric(real, "adjourn_fail_open_total")
+    failed = metric_value(deer_gateway, "adjourn_fail_open_total")
     stop = {"stop": [" = ", "boxed"]}
-    assert message(ask(vllm, PROBLEMS[0], **stop))["content"] is None
-    reply = ask(real, PROBLEMS[0], adjourn={"policy": policy}, **stop)
+    assert message(send_chat(vllm, PROMPTS[0], **stop))["content"] is None
+    reply = send_chat(deer_gateway, PROMPTS[0], adjourn={"policy": policy}, **stop)
     choice = reply["choices"][0]
     assert " = " in choice["message"]["reasoning"]
     assert choice["message"]["content"].endswith("\\")
     assert (choice["finish_reason"], choice["stop_reason"]) == ("stop", "boxed")
-    assert metric(real, "adjourn_fail_open_total") == failed
+    assert metric_value(deer_gateway, "adjourn_fail_open_total") == failed
 
 
-def test_a_stop_string_that_never_comes_changes_nothing(vllm: str, real: str) -> None:
+def test_a_stop_string_that_never_comes_changes_nothing(vllm: str, deer_gateway: str) -> None:
     """The same trace and the same answer at temperature 0, though two calls drew them."""
-    for prompt in PROBLEMS[:3]:
-        direct = ask(vllm, prompt)
-        ours = ask(real, prompt, stop=["§"], adjourn={"policy": "never"})
+    for prompt in PROMPTS[:3]:
+        direct = send_chat(vllm, prompt)
+        ours = send_chat(deer_gateway, prompt, stop=["§"], adjourn={"policy": "never"})
         assert message(direct) == message(ours)
         for key in ("prompt_tokens", "completion_tokens", "completion_tokens_details"):
             assert direct["usage"][key] == ours["usage"][key]
 
 
 @pytest.mark.parametrize("streamed", [True, False])
-def test_a_rescue(vllm: str, real: str, streamed: bool) -> None:
+def test_a_rescue(vllm: str, deer_gateway: str, streamed: bool) -> None:
     """Where the engine alone brings no content, there is an answer behind all that was thought."""
-    direct = ask(vllm, PROBLEMS[2], max_tokens=30)
+    direct = send_chat(vllm, PROMPTS[2], max_tokens=30)
     assert message(direct)["content"] is None
-    before = metric(real, "adjourn_rescues_total", reason="length")
-    reply = ask(real, PROBLEMS[2], max_tokens=30, stream=streamed)
-    assert metric(real, "adjourn_rescues_total", reason="length") == before + 1
+    before = metric_value(deer_gateway, "adjourn_rescues_total", reason="length")
+    reply = send_chat(deer_gateway, PROMPTS[2], max_tokens=30, stream=streamed)
+    assert metric_value(deer_gateway, "adjourn_rescues_total", reason="length") == before + 1
     if streamed:
-        thought, content = joined(reply, "reasoning"), joined(reply, "content")
+        thought, content = join_deltas(reply, "reasoning"), join_deltas(reply, "content")
     else:
         thought, content = message(reply)["reasoning"], message(reply)["content"]
     assert thought == message(direct)["reasoning"]
     assert "\\boxed{" in content
 
 
-def test_usage_on_every_chunk(vllm: str, real: str) -> None:
+def test_usage_on_every_chunk(vllm: str, deer_gateway: str) -> None:
     """As the engine sends it where nothing is cut; over a cut it goes on from where it was."""
     options = {"stream": True, "stream_options": {"include_usage": True}}
     options["stream_options"]["continuous_usage_stats"] = True
 
     def counts(url: str, **fields: Any) -> list[int]:
-        chunks = ask(url, PROBLEMS[3], **options, **fields)
+        chunks = send_chat(url, PROMPTS[3], **options, **fields)
         return [c["usage"]["completion_tokens"] for c in chunks[:-1]]
 
     whole = counts(vllm)
-    ours = counts(real, adjourn={"policy": "never"})
+    ours = counts(deer_gateway, adjourn={"policy": "never"})
     assert ours == sorted(ours)
     assert ours[-2:] == whole[-2:]
-    cut = counts(real, adjourn={"policy": "budget", "max": 40})
+    cut = counts(deer_gateway, adjourn={"policy": "budget", "max": 40})
     assert cut == sorted(cut)
     assert cut[-1] < whole[-1]
 
@@ -88,11 +90,11 @@ WORDS = ["alpha", "beta"]
     ],
 )
 def test_a_grammar_holds_behind_a_cut(
-    real: str, fields: dict[str, Any], expected: list[str] | None
+    deer_gateway: str, fields: dict[str, Any], expected: list[str] | None
 ) -> None:
     """And on no token of the trace before it; a field that the engine does not know changes
     nothing."""
-    reply = ask(real, PROBLEMS[0], adjourn={"policy": "budget", "max": 40}, **fields)
+    reply = send_chat(deer_gateway, PROMPTS[0], adjourn={"policy": "budget", "max": 40}, **fields)
     assert reply["adjourn"]["stopped"]
     assert len(message(reply)["reasoning"]) > 40
     content = message(reply)["content"]
@@ -105,31 +107,34 @@ def token(vllm: str, text: str) -> int:
     return int(only)
 
 
-def test_a_bias_holds_behind_a_cut(vllm: str, real: str) -> None:
+def test_a_bias_holds_behind_a_cut(vllm: str, deer_gateway: str) -> None:
     """What the client forbids stands in neither trace nor answer."""
     fields = {"adjourn": {"policy": "budget", "max": 40}, "max_tokens": 300}
-    free = ask(real, PROBLEMS[0], **fields)
-    bound = ask(real, PROBLEMS[0], logit_bias={str(token(vllm, "boxed")): -100}, **fields)
+    free = send_chat(deer_gateway, PROMPTS[0], **fields)
+    bound = send_chat(
+        deer_gateway, PROMPTS[0], logit_bias={str(token(vllm, "boxed")): -100}, **fields
+    )
     assert "boxed" in message(free)["content"]
     assert bound["adjourn"]["stopped"]
     assert "boxed" not in message(bound)["content"] + message(bound)["reasoning"]
 
 
-def test_penalties_hold_behind_a_cut(vllm: str, real: str) -> None:
+def test_penalties_hold_behind_a_cut(vllm: str, deer_gateway: str) -> None:
     """They go to both calls: trace and answer are others than without, and there is an answer."""
     fields = {"adjourn": {"policy": "budget", "max": 150}, "max_tokens": 400}
     free, bound = (
-        ask(real, PROBLEMS[0], frequency_penalty=penalty, **fields) for penalty in (0, -1)
+        send_chat(deer_gateway, PROMPTS[0], frequency_penalty=penalty, **fields)
+        for penalty in (0, -1)
     )
     assert bound["adjourn"]["stopped"]
     assert message(bound)["content"]
     assert message(bound)["reasoning"] != message(free)["reasoning"]
 
 
-def test_a_seed_draws_the_same_trace_again(real: str) -> None:
+def test_a_seed_draws_the_same_trace_again(deer_gateway: str) -> None:
     """As far as both were kept: where a cut falls depends on how many tokens came at once."""
     fields = {"seed": 7, "temperature": 0.9, "adjourn": {"policy": "budget", "max": 40}}
-    first, second = (ask(real, PROBLEMS[1], **fields) for _ in range(2))
+    first, second = (send_chat(deer_gateway, PROMPTS[1], **fields) for _ in range(2))
     assert first["adjourn"]["stopped"]
     traces = sorted((message(first)["reasoning"], message(second)["reasoning"]), key=len)
     assert traces[1].startswith(traces[0])
@@ -138,11 +143,11 @@ def test_a_seed_draws_the_same_trace_again(real: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["image_url", "input_audio"])
-def test_what_a_text_model_says_to_a_picture(vllm: str, real: str, kind: str) -> None:
+def test_what_a_text_model_says_to_a_picture(vllm: str, deer_gateway: str, kind: str) -> None:
     """The engine's own refusal, unmodified."""
     part = {"type": kind, kind: {"url": "data:image/png;base64,AA==", "data": "", "format": "wav"}}
     asked = {"model": "pocket", "messages": [{"role": "user", "content": [part]}]}
-    direct, ours = (httpx.post(url + CHAT, json=asked, timeout=60) for url in (vllm, real))
+    direct, ours = (httpx.post(url + CHAT, json=asked, timeout=60) for url in (vllm, deer_gateway))
     assert 400 <= direct.status_code < 600
     assert (direct.status_code, direct.content) == (ours.status_code, ours.content)
     assert ours.headers["x-adjourn-passed-through"] == "not-text"

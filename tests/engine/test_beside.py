@@ -9,7 +9,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.engine.talk import PROBLEMS, ask
+from tests.engine.talk import PROMPTS, send_chat
 
 pytestmark = pytest.mark.engine
 
@@ -21,7 +21,7 @@ UNTOLD = -9000.0
 def tops(url: str, **fields: Any) -> list[list[float]]:
     """For each token of one stream, the log-probabilities of the most probable ones."""
     asked = {"stream": True, "logprobs": True, "top_logprobs": TOLD, "max_tokens": 400}
-    chunks = ask(url, PROBLEMS[0], **asked, **fields)[:-1]
+    chunks = send_chat(url, PROMPTS[0], **asked, **fields)[:-1]
     told = [c["choices"][0]["logprobs"] for c in chunks if c["choices"]]
     tokens = [token for one in told if one for token in one["content"]]
     return [[top["logprob"] for top in token["top_logprobs"]] for token in tokens]
@@ -46,14 +46,14 @@ def beside(work: Callable[[int], Any], url: str, **fields: Any) -> list[list[flo
 
 @pytest.mark.parametrize("direct", [True, False])
 def test_probes_leave_the_log_probabilities_of_others_alone(
-    vllm: str, real: str, direct: bool
+    vllm: str, deer_gateway: str, direct: bool
 ) -> None:
     """`margin` scores the end of its own trace at every sentence; a client's stream beside it,
     with the gateway or without, is told what it is told when it is alone."""
-    url = vllm if direct else real
+    url = vllm if direct else deer_gateway
     fields = {} if direct else {"adjourn": {"policy": "never"}}
     asked = {"adjourn": {"policy": "margin(threshold=0)"}, "max_tokens": 300}
-    told = beside(lambda n: ask(real, PROBLEMS[n % 12], **asked), url, **fields)
+    told = beside(lambda n: send_chat(deer_gateway, PROMPTS[n % 12], **asked), url, **fields)
     assert len(told) > 200
     assert {len(token) for token in told} == {TOLD}
     assert min(map(min, told)) > UNTOLD

@@ -6,15 +6,15 @@ from typing import Any
 
 import pytest
 
-from tests.engine.talk import PROBLEMS, ask, running, until
-from tests.exchange import metric
+from tests.engine.talk import PROMPTS, send_chat, unfinished_requests, wait_until
+from tests.exchange import metric_value
 
 pytestmark = pytest.mark.engine
 
 SAMPLED = {"n": 3, "seed": 11, "temperature": 0.9}
 
 
-def test_the_choices_are_the_engines_own(vllm: str, real: str) -> None:
+def test_the_choices_are_the_engines_own(vllm: str, deer_gateway: str) -> None:
     """With a seed, each is what the engine's own ``n`` would have brought; usage is the same."""
 
     def plain(document: dict[str, Any]) -> dict[str, Any]:
@@ -22,16 +22,16 @@ def test_the_choices_are_the_engines_own(vllm: str, real: str) -> None:
         document["usage"].pop("prompt_tokens_details")
         return document
 
-    direct = plain(ask(vllm, PROBLEMS[0], **SAMPLED))
-    ours = plain(ask(real, PROBLEMS[0], adjourn={"policy": "never"}, **SAMPLED))
+    direct = plain(send_chat(vllm, PROMPTS[0], **SAMPLED))
+    ours = plain(send_chat(deer_gateway, PROMPTS[0], adjourn={"policy": "never"}, **SAMPLED))
     assert list(direct) == list(ours)
     assert direct == ours
 
 
-def test_each_choice_is_cut_on_its_own(vllm: str, real: str) -> None:
+def test_each_choice_is_cut_on_its_own(vllm: str, deer_gateway: str) -> None:
     """Different traces, different places, an answer each, and nothing is left running."""
-    errors = metric(real, "adjourn_fail_open_total")
-    reply = ask(real, PROBLEMS[1], adjourn={"policy": "budget", "max": 40}, **SAMPLED)
+    errors = metric_value(deer_gateway, "adjourn_fail_open_total")
+    reply = send_chat(deer_gateway, PROMPTS[1], adjourn={"policy": "budget", "max": 40}, **SAMPLED)
     notes, choices = reply["adjourn"]["choices"], reply["choices"]
     assert [note["stopped"] for note in notes] == [True] * 3
     assert len({choice["message"]["reasoning"] for choice in choices}) > 1
@@ -41,5 +41,5 @@ def test_each_choice_is_cut_on_its_own(vllm: str, real: str) -> None:
     kinds = ("reasoning", "marker", "closing", "answer")
     assert usage["completion_tokens"] == sum(tokens[kind] for kind in kinds)
     assert usage["prompt_tokens"] == tokens["prompt"]
-    assert metric(real, "adjourn_fail_open_total") == errors
-    until(lambda: running(vllm) == 0, within=10.0)
+    assert metric_value(deer_gateway, "adjourn_fail_open_total") == errors
+    wait_until(lambda: unfinished_requests(vllm) == 0, timeout=10.0)

@@ -7,8 +7,8 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.engine.talk import PROBLEMS
-from tests.exchange import events, metric
+from tests.engine.talk import PROMPTS
+from tests.exchange import events, metric_value
 
 pytestmark = pytest.mark.engine
 
@@ -36,32 +36,34 @@ def plain(document: dict[str, Any]) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("fields", [{}, {"logprobs": 2}, {"return_token_ids": True}, {"n": 2}])
-def test_an_unstopped_completion_is_vllms(vllm: str, real: str, fields: dict[str, Any]) -> None:
+def test_an_unstopped_completion_is_vllms(
+    vllm: str, deer_gateway: str, fields: dict[str, Any]
+) -> None:
     """The same document, key for key, but for id, time and cache."""
-    prompt = prompt_of(vllm, PROBLEMS[0])
+    prompt = prompt_of(vllm, PROMPTS[0])
     sampled = {"temperature": 0.9, "seed": 5} if "n" in fields else {}
     direct = plain(complete(vllm, prompt, **fields, **sampled))
-    ours = plain(complete(real, prompt, adjourn={"policy": "never"}, **fields, **sampled))
+    ours = plain(complete(deer_gateway, prompt, adjourn={"policy": "never"}, **fields, **sampled))
     assert list(direct) == list(ours)
     assert direct == ours
 
 
 @pytest.mark.parametrize("streamed", [True, False])
-def test_a_cut_is_text(vllm: str, real: str, streamed: bool) -> None:
+def test_a_cut_is_text(vllm: str, deer_gateway: str, streamed: bool) -> None:
     """The trace, the marker and an answer in one text; ids and usage are those of the text."""
-    failed = metric(real, "adjourn_fail_open_total")
-    prompt = prompt_of(vllm, PROBLEMS[1])
+    failed = metric_value(deer_gateway, "adjourn_fail_open_total")
+    prompt = prompt_of(vllm, PROMPTS[1])
     fields: dict[str, Any] = {"return_token_ids": True, "adjourn": {"policy": "budget", "max": 40}}
     if streamed:
         fields |= {"stream": True, "stream_options": {"include_usage": True}}
-        chunks = complete(real, prompt, **fields)
+        chunks = complete(deer_gateway, prompt, **fields)
         choices = [choice for c in chunks[:-1] for choice in c["choices"]]
         text = "".join(choice["text"] for choice in choices)
         ids = [token for choice in choices for token in choice["token_ids"] or ()]
         last = chunks[-2]
         assert choices[-1]["finish_reason"] == "stop"
     else:
-        last = complete(real, prompt, **fields)
+        last = complete(deer_gateway, prompt, **fields)
         text, ids = last["choices"][0]["text"], last["choices"][0]["token_ids"]
     thought, marker, answer = text.partition("</think>")
     assert marker
@@ -71,60 +73,63 @@ def test_a_cut_is_text(vllm: str, real: str, streamed: bool) -> None:
     assert last["usage"]["completion_tokens"] == len(ids)
     told = httpx.post(f"{vllm}/detokenize", json={"model": "pocket", "tokens": ids}).json()
     assert told["prompt"].startswith(text)
-    assert metric(real, "adjourn_fail_open_total") == failed
+    assert metric_value(deer_gateway, "adjourn_fail_open_total") == failed
 
 
 @pytest.mark.parametrize("policy", ["never", "budget(max=40)"])
-def test_a_stop_string_is_for_the_answer(vllm: str, real: str, policy: str) -> None:
+def test_a_stop_string_is_for_the_answer(vllm: str, deer_gateway: str, policy: str) -> None:
     """Where the prompt opens a trace, stop strings wait for its end."""
     marker = {"model": "pocket", "prompt": "<think>\n", "add_special_tokens": False}
     opening = httpx.post(f"{vllm}/tokenize", json=marker).json()["tokens"]
-    prompt = [*prompt_of(vllm, PROBLEMS[0]), *opening]
-    text = complete(real, prompt, stop=[" = ", "boxed"], adjourn={"policy": policy})["choices"][0]
+    prompt = [*prompt_of(vllm, PROMPTS[0]), *opening]
+    text = complete(deer_gateway, prompt, stop=[" = ", "boxed"], adjourn={"policy": policy})[
+        "choices"
+    ][0]
     thought, _, answer = text["text"].partition("</think>")
     assert " = " in thought
     assert answer.endswith("\\")
     assert text["stop_reason"] == "boxed"
 
 
-def test_a_prompt_without_a_trace_keeps_its_stop_strings(vllm: str, real: str) -> None:
+def test_a_prompt_without_a_trace_keeps_its_stop_strings(vllm: str, deer_gateway: str) -> None:
     """They are the engine's: there is no trace to keep them from."""
     fields: dict[str, Any] = {"stop": ["9"], "max_tokens": 40}
     reply = httpx.post(
-        real + PATH, json={"model": "pocket", "prompt": "I start", "temperature": 0, **fields}
+        deer_gateway + PATH,
+        json={"model": "pocket", "prompt": "I start", "temperature": 0, **fields},
     )
     assert reply.headers["x-adjourn-passed-through"] == "stop-strings"
     direct = complete(vllm, "I start", **fields)["choices"]
     assert direct == reply.json()["choices"]
 
 
-def test_no_rescue(vllm: str, real: str) -> None:
+def test_no_rescue(vllm: str, deer_gateway: str) -> None:
     """Who asks for so many tokens of a trace gets them and no more."""
-    prompt = prompt_of(vllm, PROBLEMS[2])
+    prompt = prompt_of(vllm, PROMPTS[2])
     direct = complete(vllm, prompt, max_tokens=20)["choices"]
-    assert direct == complete(real, prompt, max_tokens=20)["choices"]
+    assert direct == complete(deer_gateway, prompt, max_tokens=20)["choices"]
 
 
 @pytest.mark.parametrize("fields", [{}, {"logprobs": 2}])
 def test_log_probabilities_that_only_the_policy_needs(
-    vllm: str, real: str, fields: dict[str, Any]
+    vllm: str, deer_gateway: str, fields: dict[str, Any]
 ) -> None:
     """The client gets those that it asked for, to the last one, though the policy has twenty."""
-    prompt = prompt_of(vllm, PROBLEMS[0])
+    prompt = prompt_of(vllm, PROMPTS[0])
     direct = plain(complete(vllm, prompt, **fields))
     policy = {"policy": "cusum", "min_tokens": 5000}
-    ours = plain(complete(real, prompt, adjourn=policy, **fields))
+    ours = plain(complete(deer_gateway, prompt, adjourn=policy, **fields))
     for document in (direct, ours):  # which of two equally probable ones is told is no matter
         told = document["choices"][0]["logprobs"] or {}
         told["top_logprobs"] = [sorted(one.values()) for one in told.get("top_logprobs", ())]
     assert direct == ours
 
 
-def test_words_that_are_put_in_are_text(vllm: str, real: str) -> None:
+def test_words_that_are_put_in_are_text(vllm: str, deer_gateway: str) -> None:
     """The trace goes on behind "Wait" in one text; ids and usage are those of the text."""
-    prompt = prompt_of(vllm, PROBLEMS[1])
+    prompt = prompt_of(vllm, PROMPTS[1])
     policy = {"policy": "budget", "min": 2000, "waits": 1}
-    reply = complete(real, prompt, return_token_ids=True, adjourn=policy)
+    reply = complete(deer_gateway, prompt, return_token_ids=True, adjourn=policy)
     choice = reply["choices"][0]
     assert reply["adjourn"]["extended"] == 1
     assert "\nWait" in choice["text"]
@@ -134,14 +139,16 @@ def test_words_that_are_put_in_are_text(vllm: str, real: str) -> None:
     assert httpx.post(f"{vllm}/detokenize", json=told).json()["prompt"].startswith(choice["text"])
 
 
-def test_raw_completions_race_too(vllm: str, real: str) -> None:
+def test_raw_completions_race_too(vllm: str, deer_gateway: str) -> None:
     """One trace's text, as the engine would have drawn it with that trace's seed."""
-    prompt = prompt_of(vllm, PROBLEMS[2])
+    prompt = prompt_of(vllm, PROMPTS[2])
     sampled = {"temperature": 0.6, "seed": 21}
-    raced = complete(real, prompt, adjourn={"policy": "first-finish", "traces": 3}, **sampled)
+    raced = complete(
+        deer_gateway, prompt, adjourn={"policy": "first-finish", "traces": 3}, **sampled
+    )
     seed = 21 + raced["adjourn"]["chosen"]
     direct = plain(complete(vllm, prompt, **{**sampled, "seed": seed}))
     assert direct == plain(raced)
     vote = {"policy": "early-consistency", "window": 2, "max": 4}
-    note = complete(real, prompt, adjourn=vote, **sampled)["adjourn"]
+    note = complete(deer_gateway, prompt, adjourn=vote, **sampled)["adjourn"]
     assert all(isinstance(trace.get("answer"), int) for trace in note["traces"])

@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 
 from benchmarks.services import ROOT
-from tests.engine.families import ANSWER, FAMILIES, THOUGHTS
+from tests.engine.families import ANSWER, FAMILIES, TRACE_SENTENCES
 
 pytestmark = pytest.mark.engine
 
-THOUGHT = "".join(THOUGHTS)
+THOUGHT = "".join(TRACE_SENTENCES)
 NEEDS = {
     "cohere": "cohere_melody",
     "cohere-plus": "cohere_melody",
@@ -52,8 +52,10 @@ def facts(request: pytest.FixtureRequest) -> dict[str, Any]:
 def kept(facts: dict[str, Any]) -> str:
     """What the model keeps of its trace at the cut, less markers, headers and outer spaces."""
     family = FAMILIES[facts["family"]]
-    text = facts["kept"].removeprefix(family.written)
-    return str(text.replace(family.again, "") if family.again else text).strip()
+    text = facts["kept"].removeprefix(family.trace_start)
+    return str(
+        text.replace(family.message_separator, "") if family.message_separator else text
+    ).strip()
 
 
 def test_a_natural_trace_is_told_to_the_token(facts: dict[str, Any]) -> None:
@@ -91,5 +93,7 @@ def test_a_tool_call_ends_a_trace(facts: dict[str, Any]) -> None:
     call = facts["call"]
     assert call["state"] == "answering"
     markers = call["ledger"]["marker"] - facts["natural"]["ledger"]["marker"]
-    if not FAMILIES[facts["family"]].again:  # where it is a header's, the header is the marker
+    if not FAMILIES[
+        facts["family"]
+    ].message_separator:  # where it is a header's, the header is the marker
         assert (call["ledger"]["answer"], markers) == (1, -1)

@@ -15,17 +15,17 @@ import httpx
 import jsonschema
 import pytest
 
-from benchmarks.services import free_port, gateway
-from policies.enclosures import Enclosures
-from tests.engine.forms import CALLED, ENDS, FORMS, THOUGHT
-from tests.engine.host import hosted
-from tests.exchange import CHAT, events, metric
+from benchmarks.services import free_port, start_gateway
+from policies.enclosures import FenceScanner
+from tests.engine.forms import ANSWER_FORMATS, SENTENCE_PREFIXES, TOOL_CALLS, TRACE_TOKENS
+from tests.engine.host import serve_tiny_model
+from tests.exchange import CHAT, events, metric_value
 
 pytestmark = pytest.mark.engine
 
 KINDS = ("reasoning", "marker", "closing", "answer")
-WHOLE = "".join(THOUGHT)
-CALLS = [json.loads(call) for call in CALLED]
+WHOLE = "".join(TRACE_TOKENS)
+CALLS = [json.loads(call) for call in TOOL_CALLS]
 SCHEMA = {
     "type": "object",
     "properties": {
@@ -64,17 +64,21 @@ ASKED: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
-CODE = next(place for place, end in enumerate(ENDS) if end.endswith("```"))
+CODE = next(place for place, end in enumerate(SENTENCE_PREFIXES) if end.endswith("```"))
 POLICIES: dict[str, tuple[str, str, list[str]]] = {
     # Sure enough within the program, it waits for the end of it.
-    "cusum": ("cusum(threshold=0.4500{:02}, min_tokens=0)", "sure", [ENDS[CODE]]),
+    "cusum": ("cusum(threshold=0.4500{:02}, min_tokens=0)", "sure", [SENTENCE_PREFIXES[CODE]]),
     "deviation": (
         "deviation(window=20, threshold=1.2000{:02}, min_tokens=0)",
         "deviating",
-        ["".join(THOUGHT[: THOUGHT.index(" Hmm")]).rstrip()],
+        ["".join(TRACE_TOKENS[: TRACE_TOKENS.index(" Hmm")]).rstrip()],
     ),
-    "margin": ("margin(threshold=4.00{:02})", "narrow", ENDS[CODE:]),
-    "entropy": ("entropy(at='sentence', alpha=0.9, delta=0.01{:02})", "settled", ENDS[4:]),
+    "margin": ("margin(threshold=4.00{:02})", "narrow", SENTENCE_PREFIXES[CODE:]),
+    "entropy": (
+        "entropy(at='sentence', alpha=0.9, delta=0.01{:02})",
+        "settled",
+        SENTENCE_PREFIXES[4:],
+    ),
 }
 """What is asked for, why it stops, and the places at which it may: later ones where a probe took
 its time. A number that makes no difference gives each request a price of its own."""
@@ -85,8 +89,8 @@ _fresh = count(1)
 def forms(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     flags = ("--enable-auto-tool-choice", "--tool-call-parser=hermes")
     with (
-        hosted("forms", tmp_path_factory.mktemp("forms"), *flags) as url,
-        gateway(url, free_port(), "--policy", "never", "--hold-out", "0") as ours,
+        serve_tiny_model("forms", tmp_path_factory.mktemp("forms"), *flags) as url,
+        start_gateway(url, free_port(), "--policy", "never", "--hold-out", "0") as ours,
     ):
         yield ours
 
@@ -145,13 +149,13 @@ def check_place(made: dict[str, Any], places: list[str]) -> None:
     kept = made["reasoning"].rstrip()
     if made["sizes"] <= {1}:
         assert kept in places
-    enclosures = Enclosures()
+    enclosures = FenceScanner()
     enclosures.feed(made["reasoning"], 0)
-    assert not enclosures.open
+    assert not enclosures.is_open
     assert WHOLE.startswith(kept)
 
 
-def judged(url: str, form: str, policy: str, **fields: Any) -> dict[str, Any]:
+def run_policy(url: str, form: str, policy: str, **fields: Any) -> dict[str, Any]:
     """What comes of it under the policy. On a busy machine probes may not be worth their price for
     the length of a trace, or much of it comes in one piece, before which there is nothing to keep:
     then it is asked again."""
@@ -175,10 +179,10 @@ def test_the_answer_is_whole(forms: str, name: str, form: str, stream: bool) -> 
     """The trace ends where the policy says, and not within program or string; behind it stands the
     very answer that the model gives by itself, cut nowhere, and counted."""
     policy, reason, places = POLICIES[name]
-    failed = metric(forms, "adjourn_fail_open_total")
+    failed = metric_value(forms, "adjourn_fail_open_total")
     alone = by_itself(forms, form, stream)
-    made = judged(forms, form, policy, stream=stream)
-    assert metric(forms, "adjourn_fail_open_total") == failed
+    made = run_policy(forms, form, policy, stream=stream)
+    assert metric_value(forms, "adjourn_fail_open_total") == failed
     assert alone["reasoning"].rstrip() == WHOLE
     note = made["note"]
     assert (note["stopped"], note["reason"]) == (True, reason)
@@ -189,7 +193,7 @@ def test_the_answer_is_whole(forms: str, name: str, form: str, stream: bool) -> 
         assert (made["calls"], made["finish"]) == (CALLS, "tool_calls")
         assert not made["content"].strip()
     else:
-        assert made["content"].strip() == "".join(FORMS[ASKED[form][0]])
+        assert made["content"].strip() == "".join(ANSWER_FORMATS[ASKED[form][0]])
         assert made["finish"] == "stop"
     if form.startswith("json"):
         jsonschema.validate(json.loads(made["content"]), SCHEMA)
@@ -208,11 +212,11 @@ def test_log_probabilities_that_the_client_asked_for(forms: str, name: str, stre
     policy, _, _ = POLICIES[name]
     fields = {"stream": stream, "logprobs": True, "top_logprobs": 3}
     alone = read(ask(forms, "prose", "never", **fields))
-    made = judged(forms, "prose", policy, **fields)
+    made = run_policy(forms, "prose", policy, **fields)
     assert made["note"]["stopped"]
     assert {len(token["top_logprobs"]) for token in made["logprobs"]} == {3}
     texts = [token["token"] for token in made["logprobs"]]
-    assert "".join(texts).endswith("".join(FORMS["prose"]) + "<|eos|>")
+    assert "".join(texts).endswith("".join(ANSWER_FORMATS["prose"]) + "<|eos|>")
     kept = made["note"]["tokens"]["reasoning"]
     for ours, theirs in zip(made["logprobs"][:kept], alone["logprobs"], strict=False):
         assert ours["token"] == theirs["token"]

@@ -12,13 +12,13 @@ from typing import Any
 import httpx
 import pytest
 
-from benchmarks.services import free_port, gateway
-from tests.engine.talk import PROBLEMS, ask, joined
+from benchmarks.services import free_port, start_gateway
+from tests.engine.talk import PROMPTS, join_deltas, send_chat
 from tests.exchange import CHAT
 
 pytestmark = pytest.mark.engine
 
-USER = {"role": "user", "content": PROBLEMS[0]}
+USER = {"role": "user", "content": PROMPTS[0]}
 NAMES = ("reasoning", "reasoning_content")
 SPELLINGS = {
     "upstream": NAMES[:1],
@@ -36,7 +36,7 @@ def spelt(vllm: str, request: pytest.FixtureRequest) -> Iterator[tuple[str, tupl
     """A gateway with this ``reasoning_field``, and the keys that it makes."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ADJOURN_REASONING_FIELD", request.param)
-        with gateway(vllm, free_port(), "--policy", "never", "--hold-out", "0") as url:
+        with start_gateway(vllm, free_port(), "--policy", "never", "--hold-out", "0") as url:
             yield url, SPELLINGS[request.param]
 
 
@@ -44,13 +44,13 @@ def turn(url: str, policy: str, streamed: bool) -> tuple[dict[str, Any], list[in
     """The assistant's message as a client has it, the ids of prompt and trace, and the answer's."""
     fields: dict[str, Any] = {"return_token_ids": True, "adjourn": {"policy": policy}}
     if not streamed:
-        reply = ask(url, PROBLEMS[0], **fields)
+        reply = send_chat(url, PROMPTS[0], **fields)
         choice = reply["choices"][0]
         said = {key: choice["message"].get(key) for key in ("content", *NAMES)}
         prompt, ids = reply["prompt_token_ids"], choice["token_ids"]
     else:
-        chunks = ask(url, PROBLEMS[0], stream=True, **fields)[:-1]
-        said = {key: joined(chunks, key) for key in ("content", *NAMES)}
+        chunks = send_chat(url, PROMPTS[0], stream=True, **fields)[:-1]
+        said = {key: join_deltas(chunks, key) for key in ("content", *NAMES)}
         prompt = chunks[0]["prompt_token_ids"]
         ids = [i for chunk in chunks for c in chunk["choices"] for i in c.get("token_ids") or ()]
         reply = chunks[-1]

@@ -8,9 +8,9 @@ from typing import Any
 import httpx
 import pytest
 
-from benchmarks.services import LLAMA, free_port, gateway, llama
-from tests.engine.talk import PROBLEMS, ask, joined, until
-from tests.exchange import CHAT, metric
+from benchmarks.services import LLAMA, free_port, start_gateway, start_llama
+from tests.engine.talk import PROMPTS, join_deltas, send_chat, wait_until
+from tests.exchange import CHAT, metric_value
 
 pytestmark = [
     pytest.mark.engine,
@@ -23,18 +23,18 @@ Chunks = list[Any]
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[str]:
-    with llama(free_port()) as url:
+    with start_llama(free_port()) as url:
         yield url
 
 
 @pytest.fixture(scope="module")
 def ours(server: str) -> Iterator[str]:
-    with gateway(server, free_port(), "--policy", "deer", "--hold-out", "0") as url:
+    with start_gateway(server, free_port(), "--policy", "deer", "--hold-out", "0") as url:
         yield url
 
 
 def stream(url: str, prompt: str, **fields: Any) -> Chunks:
-    chunks = ask(url, prompt, stream=True, stream_options={"include_usage": True}, **fields)
+    chunks = send_chat(url, prompt, stream=True, stream_options={"include_usage": True}, **fields)
     assert chunks.pop() == "[DONE]"
     return list(chunks)
 
@@ -55,15 +55,15 @@ def test_it_says_what_it_is_and_what_it_lacks(ours: str) -> None:
 @pytest.mark.parametrize("policy", ["off", "never"])
 def test_an_unstopped_reply_is_llamas(server: str, ours: str, policy: str) -> None:
     """Streamed and not: the same chunks, keys, texts and usage, and no ids left behind."""
-    for prompt in PROBLEMS[:2]:
+    for prompt in PROMPTS[:2]:
         direct = stream(server, prompt)
         judged = stream(ours, prompt, adjourn={"policy": policy})
         assert list(map(plain, direct)) == list(map(plain, judged))
         count = "completion_tokens"
         assert direct[-1]["usage"][count] == judged[-1]["usage"][count]
     whole, reply = (
-        ask(server, PROBLEMS[0]),
-        ask(ours, PROBLEMS[0], adjourn={"policy": policy}),
+        send_chat(server, PROMPTS[0]),
+        send_chat(ours, PROMPTS[0], adjourn={"policy": policy}),
     )
     assert plain(whole) == plain(reply)
 
@@ -72,20 +72,20 @@ def test_an_unstopped_reply_is_llamas(server: str, ours: str, policy: str) -> No
 def test_a_cut_is_one_stream(ours: str, streamed: bool) -> None:
     """The trace ends soon behind the place where the policy said so, and the answer follows: all
     of it the engine's own response, with its own usage."""
-    failed = metric(ours, "adjourn_fail_open_total")
+    failed = metric_value(ours, "adjourn_fail_open_total")
     fields = {"adjourn": {"policy": "budget", "max": 60}}
     if streamed:
-        chunks = stream(ours, PROBLEMS[0], **fields)
+        chunks = stream(ours, PROMPTS[0], **fields)
         assert len({chunk["id"] for chunk in chunks}) == 1
-        thought, content = joined(chunks, "reasoning_content"), joined(chunks, "content")
+        thought, content = join_deltas(chunks, "reasoning_content"), join_deltas(chunks, "content")
         last = chunks[-1]
     else:
-        last = ask(ours, PROBLEMS[0], **fields)
+        last = send_chat(ours, PROMPTS[0], **fields)
         message = last["choices"][0]["message"]
         thought, content = message["reasoning_content"], message["content"]
     note = last["adjourn"]
     assert (note["stopped"], note["action"]) == (True, "carried-out")
-    whole = stream(ours, PROBLEMS[0], adjourn={"policy": "never"})[-1]["adjourn"]["tokens"]
+    whole = stream(ours, PROMPTS[0], adjourn={"policy": "never"})[-1]["adjourn"]["tokens"]
     assert 60 <= note["position"] <= note["tokens"]["reasoning"] < whole["reasoning"]
     assert note["tokens"]["wasted"] == note["tokens"]["closing"] == 0
     assert "\\boxed{" in content
@@ -93,7 +93,7 @@ def test_a_cut_is_one_stream(ours: str, streamed: bool) -> None:
     # The forced marker is in the engine's count alone.
     tokens = note["tokens"]["reasoning"] + note["tokens"]["answer"]
     assert tokens < last["usage"]["completion_tokens"] <= tokens + 8
-    assert metric(ours, "adjourn_fail_open_total") == failed
+    assert metric_value(ours, "adjourn_fail_open_total") == failed
 
 
 def test_probes_beside_the_stream(ours: str) -> None:
@@ -102,7 +102,7 @@ def test_probes_beside_the_stream(ours: str) -> None:
 
     def notes(policy: str) -> list[dict[str, Any]]:
         asked = {"adjourn": {"policy": policy}}
-        return [stream(ours, prompt, **asked)[-1]["adjourn"] for prompt in PROBLEMS[:6]]
+        return [stream(ours, prompt, **asked)[-1]["adjourn"] for prompt in PROMPTS[:6]]
 
     def thought(notes: list[dict[str, Any]]) -> int:
         return sum(note["tokens"]["reasoning"] for note in notes)
@@ -111,8 +111,8 @@ def test_probes_beside_the_stream(ours: str) -> None:
     assert any(note["stopped"] for note in judged)
     # What a model this small thinks on in its answer is not the trace's.
     assert thought(judged) < thought(notes("never"))
-    assert metric(ours, "adjourn_probes_total", outcome="ok") > 0
-    assert metric(ours, "adjourn_fail_open_total") == 0
+    assert metric_value(ours, "adjourn_probes_total", outcome="ok") > 0
+    assert metric_value(ours, "adjourn_fail_open_total") == 0
 
 
 def told(chunks: Chunks) -> list[tuple[list[str], int, int]]:
@@ -131,18 +131,18 @@ def test_logprobs_are_those_that_were_asked_for(server: str, ours: str) -> None:
     """A policy that reads each token's takes nothing from a client that asks for some, and gives
     nothing to one that does not."""
     fields = {"max_tokens": 30, "logprobs": True, "top_logprobs": 2}
-    assert told(stream(server, PROBLEMS[1], **fields)) == told(
-        stream(ours, PROBLEMS[1], adjourn={"policy": "cusum"}, **fields)
+    assert told(stream(server, PROMPTS[1], **fields)) == told(
+        stream(ours, PROMPTS[1], adjourn={"policy": "cusum"}, **fields)
     )
-    bare = stream(ours, PROBLEMS[1], max_tokens=30, adjourn={"policy": "cusum"})
+    bare = stream(ours, PROMPTS[1], max_tokens=30, adjourn={"policy": "cusum"})
     assert not any("logprobs" in choice for chunk in bare for choice in chunk["choices"])
 
 
 def test_several_choices_are_ended_apart(ours: str) -> None:
     """Each in its own stream, unless its trace was over before the word came: this model thinks two
     thousand tokens a second."""
-    reply = ask(
-        ours, PROBLEMS[1], n=2, seed=3, temperature=0.9, adjourn={"policy": "budget", "max": 40}
+    reply = send_chat(
+        ours, PROMPTS[1], n=2, seed=3, temperature=0.9, adjourn={"policy": "budget", "max": 40}
     )
     actions = [note["action"] for note in reply["adjourn"]["choices"]]
     assert set(actions) <= {"carried-out", "refused"}
@@ -175,7 +175,7 @@ def test_leaving_ends_the_engines_work(server: str, ours: str) -> None:
     """llama.cpp itself says that no slot is busy."""
     asked = {
         "model": "pocket",
-        "messages": [{"role": "user", "content": PROBLEMS[3]}],
+        "messages": [{"role": "user", "content": PROMPTS[3]}],
         "stream": True,
         "ignore_eos": True,
         "max_tokens": 3900,
@@ -187,4 +187,4 @@ def test_leaving_ends_the_engines_work(server: str, ours: str) -> None:
 
     with httpx.Client(timeout=60) as client, client.stream("POST", ours + CHAT, json=asked) as got:
         next(got.iter_raw())
-    until(lambda: not busy())
+    wait_until(lambda: not busy())

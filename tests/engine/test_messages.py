@@ -7,14 +7,14 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.engine.talk import PROBLEMS, named_events
-from tests.exchange import metric
+from tests.engine.talk import PROMPTS, named_events
+from tests.exchange import metric_value
 
 pytestmark = pytest.mark.engine
 
 ENDPOINT = "/v1/messages"
 USER = {"role": "user", "content": "Hm?"}  # which the model soon has enough of
-LONG = {"messages": [{"role": "user", "content": PROBLEMS[8]}]}
+LONG = {"messages": [{"role": "user", "content": PROMPTS[8]}]}
 TEXT = {"type": "text", "text": "Why?", "cache_control": {"type": "ephemeral"}}
 THOUGHT = {"type": "thinking", "thinking": "\nEasy.\n", "signature": "x"}
 CALL = {"type": "tool_use", "id": "call_1", "name": "judge", "input": {"even": True, "why": "é"}}
@@ -93,32 +93,32 @@ def joined(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("case", [case for case in CASES if case not in FORCED])
-def test_a_document_is_vllms(vllm: str, idle: str, case: str) -> None:
+def test_a_document_is_vllms(vllm: str, never_gateway: str, case: str) -> None:
     """Equal but for ids, judged by a policy that never stops."""
-    direct, ours = (post(url, **CASES[case]) for url in (vllm, idle))
+    direct, ours = (post(url, **CASES[case]) for url in (vllm, never_gateway))
     assert direct.status_code == ours.status_code == 200, ours.text
     assert same(ours.json()) == same(direct.json())
     assert ("x-adjourn-passed-through" in ours.headers) == (case == "no thinking")
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_a_stream_is_vllms(vllm: str, idle: str, case: str) -> None:
+def test_a_stream_is_vllms(vllm: str, never_gateway: str, case: str) -> None:
     """The same events in the same order."""
     direct, ours = (
         same(joined(named_events(post(url, stream=True, **CASES[case]).content)))
-        for url in (vllm, idle)
+        for url in (vllm, never_gateway)
     )
     assert ours == direct
     assert ours[-1] == {"type": "message_stop"}
 
 
 @pytest.mark.parametrize("streamed", [True, False])
-def test_a_cut(real: str, streamed: bool) -> None:
+def test_a_cut(deer_gateway: str, streamed: bool) -> None:
     """The trace ends early, the answer follows in a block of its own, and the note says so."""
     chosen = LONG | {"adjourn": {"policy": "budget", "max": 40}, "stream": streamed}
-    cut = metric(real, "adjourn_stops_total", policy="budget")
-    reply = post(real, **chosen)
-    assert metric(real, "adjourn_stops_total", policy="budget") == cut + 1
+    cut = metric_value(deer_gateway, "adjourn_stops_total", policy="budget")
+    reply = post(deer_gateway, **chosen)
+    assert metric_value(deer_gateway, "adjourn_stops_total", policy="budget") == cut + 1
     if streamed:
         events = joined(named_events(reply.content))
         deltas = [e["delta"] for e in events if e["type"] == "content_block_delta"]
@@ -139,12 +139,12 @@ def test_a_cut(real: str, streamed: bool) -> None:
     assert sum(usage[key] for key in told) == tokens["prompt"]
 
 
-def test_what_was_thought_hits_the_cache(real: str) -> None:
+def test_what_was_thought_hits_the_cache(deer_gateway: str) -> None:
     """A conversation sent back renders to the tokens that the engine saw."""
-    first = post(real, messages=[{"role": "user", "content": PROBLEMS[4]}]).json()
+    first = post(deer_gateway, messages=[{"role": "user", "content": PROMPTS[4]}]).json()
     said = {"role": "assistant", "content": first["content"]}
-    turns = [{"role": "user", "content": PROBLEMS[4]}, said, {"role": "user", "content": "Sure?"}]
-    again = post(real, messages=turns, max_tokens=5).json()
+    turns = [{"role": "user", "content": PROMPTS[4]}, said, {"role": "user", "content": "Sure?"}]
+    again = post(deer_gateway, messages=turns, max_tokens=5).json()
     assert again["usage"]["cache_read_input_tokens"] > 32
 
 
@@ -160,16 +160,18 @@ def test_what_was_thought_hits_the_cache(real: str) -> None:
         {"messages": [{"role": "user", "content": [{"type": "video"}]}]},
     ],
 )
-def test_an_error_is_vllms(vllm: str, idle: str, wrong: dict[str, Any], streamed: bool) -> None:
+def test_an_error_is_vllms(
+    vllm: str, never_gateway: str, wrong: dict[str, Any], streamed: bool
+) -> None:
     """Status, shape and wording."""
-    direct, ours = (post(url, **wrong, stream=streamed) for url in (vllm, idle))
+    direct, ours = (post(url, **wrong, stream=streamed) for url in (vllm, never_gateway))
     assert direct.status_code >= 400
     assert (ours.status_code, ours.json()) == (direct.status_code, direct.json())
 
 
-def test_arguments_that_are_no_object(vllm: str, idle: str) -> None:
+def test_arguments_that_are_no_object(vllm: str, never_gateway: str) -> None:
     """A document cannot say them: an error there as here."""
     for case in FORCED:
-        direct, ours = (post(url, **CASES[case]) for url in (vllm, idle))
+        direct, ours = (post(url, **CASES[case]) for url in (vllm, never_gateway))
         assert direct.status_code == ours.status_code == 400
         assert ours.json()["type"] == "error"

@@ -6,18 +6,20 @@ from typing import Any
 
 import pytest
 
-from tests.engine.talk import PROBLEMS, ask, joined
-from tests.exchange import metric
+from tests.engine.talk import PROMPTS, join_deltas, send_chat
+from tests.exchange import metric_value
 
 pytestmark = pytest.mark.engine
 
 KINDS = ("reasoning", "marker", "closing", "answer")
 
 
-def judged(url: str, prompt: str, policy: str, **fields: Any) -> tuple[list[Any], dict[str, Any]]:
+def run_policy(
+    url: str, prompt: str, policy: str, **fields: Any
+) -> tuple[list[Any], dict[str, Any]]:
     """A stream's chunks, and the gateway's note."""
     asked = {"stream": True, "stream_options": {"include_usage": True}, **fields}
-    chunks = ask(url, prompt, adjourn={"policy": policy}, **asked)
+    chunks = send_chat(url, prompt, adjourn={"policy": policy}, **asked)
     assert chunks.pop() == "[DONE]"
     return chunks, chunks[-1]["adjourn"]
 
@@ -35,29 +37,35 @@ def judged(url: str, prompt: str, policy: str, **fields: Any) -> tuple[list[Any]
         ("utility(patience=1)", {"no-gain"}),
     ],
 )
-def test_a_policy_stops_and_the_model_answers(real: str, policy: str, reasons: set[str]) -> None:
+def test_a_policy_stops_and_the_model_answers(
+    deer_gateway: str, policy: str, reasons: set[str]
+) -> None:
     """Over some problems it stops at least one, for its own reasons, and nothing fails open."""
-    failed = metric(real, "adjourn_fail_open_total")
+    failed = metric_value(deer_gateway, "adjourn_fail_open_total")
     stops = []
-    for prompt in PROBLEMS[:6]:
-        chunks, note = judged(real, prompt, policy)
+    for prompt in PROMPTS[:6]:
+        chunks, note = run_policy(deer_gateway, prompt, policy)
         usage = chunks[-1]["usage"]
         assert usage["completion_tokens"] == sum(note["tokens"][kind] for kind in KINDS)
         # A model this small may think on inside the answer, but it gives one.
-        assert "\\boxed{" in joined(chunks, "content")
-        assert "</think>" not in joined(chunks, "reasoning")
+        assert "\\boxed{" in join_deltas(chunks, "content")
+        assert "</think>" not in join_deltas(chunks, "reasoning")
         stops += [note["reason"]] if note["stopped"] else []
     assert stops
     assert set(stops) <= reasons
-    assert metric(real, "adjourn_fail_open_total") == failed
+    assert metric_value(deer_gateway, "adjourn_fail_open_total") == failed
 
 
 @pytest.mark.parametrize("policy", ["cusum", "deviation"])
-def test_log_probabilities_that_only_the_policy_needs(vllm: str, real: str, policy: str) -> None:
+def test_log_probabilities_that_only_the_policy_needs(
+    vllm: str, deer_gateway: str, policy: str
+) -> None:
     """A client that asked for none sees a stream with vLLM's own keys and no log-probabilities."""
-    direct = ask(vllm, PROBLEMS[0], stream=True)
-    ours, _ = judged(real, PROBLEMS[0], f"{policy}(min_tokens=5000)")
-    texts = [(joined(each, "reasoning"), joined(each, "content")) for each in (direct, ours)]
+    direct = send_chat(vllm, PROMPTS[0], stream=True)
+    ours, _ = run_policy(deer_gateway, PROMPTS[0], f"{policy}(min_tokens=5000)")
+    texts = [
+        (join_deltas(each, "reasoning"), join_deltas(each, "content")) for each in (direct, ours)
+    ]
     assert texts[0] == texts[1]
     shapes = [
         {tuple(chunk["choices"][0]) for chunk in chunks if chunk != "[DONE]" and chunk["choices"]}
@@ -67,17 +75,17 @@ def test_log_probabilities_that_only_the_policy_needs(vllm: str, real: str, poli
     assert {str(c["choices"][0]["logprobs"]) for c in ours if c["choices"]} == {"None"}
 
 
-def test_a_trace_that_is_extended(vllm: str, real: str) -> None:
+def test_a_trace_that_is_extended(vllm: str, deer_gateway: str) -> None:
     """It thinks on behind "Wait", in one response, from the very ids that the client got."""
-    prompt = PROBLEMS[0]
-    short, note = judged(real, prompt, "never", return_token_ids=True)
+    prompt = PROMPTS[0]
+    short, note = run_policy(deer_gateway, prompt, "never", return_token_ids=True)
     least = note["tokens"]["reasoning"] + 20
-    chunks, note = judged(real, prompt, f"budget(min={least})", return_token_ids=True)
+    chunks, note = run_policy(deer_gateway, prompt, f"budget(min={least})", return_token_ids=True)
     assert note["extended"] >= 1
     assert note["tokens"]["reasoning"] >= least or note["extended"] == 4
-    before, after = joined(short, "reasoning"), joined(chunks, "reasoning")
+    before, after = join_deltas(short, "reasoning"), join_deltas(chunks, "reasoning")
     assert after.startswith(before + "Wait")
-    assert "\\boxed{" in joined(chunks, "content")
+    assert "\\boxed{" in join_deltas(chunks, "content")
     assert len({c["id"] for c in chunks}) == 1
     assert sum("role" in c["choices"][0]["delta"] for c in chunks if c["choices"]) == 1
     usage = chunks[-1]["usage"]
@@ -88,7 +96,7 @@ def test_a_trace_that_is_extended(vllm: str, real: str) -> None:
     # The engine itself goes on from a prefix of those ids as the client saw it go on.
     kept = len(ids) - 40
     resumed = [*chunks[0]["prompt_token_ids"], *ids[:kept]]
-    direct = ask(
+    direct = send_chat(
         vllm, prompt, stream=True, return_token_ids=True, max_tokens=40,
         kv_transfer_params={"prompt_token_ids": resumed},
     )  # fmt: skip
@@ -96,27 +104,27 @@ def test_a_trace_that_is_extended(vllm: str, real: str) -> None:
     assert said == ids[kept:]
 
 
-def test_an_unstreamed_extension(real: str) -> None:
+def test_an_unstreamed_extension(deer_gateway: str) -> None:
     """One document, whose reasoning holds what was put in."""
-    reply = ask(real, PROBLEMS[1], adjourn={"policy": "budget(min=2000, waits=1)"})
+    reply = send_chat(deer_gateway, PROMPTS[1], adjourn={"policy": "budget(min=2000, waits=1)"})
     assert reply["adjourn"]["extended"] == 1
     assert "\nWait" in reply["choices"][0]["message"]["reasoning"]
     assert "\\boxed{" in reply["choices"][0]["message"]["content"]
 
 
-def test_no_thinking_says_so(real: str) -> None:
+def test_no_thinking_says_so(deer_gateway: str) -> None:
     """What stands in the trace's place is what the client gets as reasoning, and counts as such."""
-    chunks, note = judged(real, PROBLEMS[2], "no-thinking")
-    assert joined(chunks, "reasoning").strip() == "Okay, I think I have finished thinking."
+    chunks, note = run_policy(deer_gateway, PROMPTS[2], "no-thinking")
+    assert join_deltas(chunks, "reasoning").strip() == "Okay, I think I have finished thinking."
     assert (note["stopped"], note["reason"]) == (True, "no-thinking")
     usage = chunks[-1]["usage"]
     assert usage["completion_tokens"] == sum(note["tokens"][kind] for kind in KINDS)
 
 
-def test_a_tilted_model_ends_by_itself(real: str) -> None:
+def test_a_tilted_model_ends_by_itself(deer_gateway: str) -> None:
     """With a bias that rises it ends sooner, in its own way: nothing is stopped or put in."""
     whole, tilted = (
-        [judged(real, prompt, policy)[1] for prompt in PROBLEMS[:6]]
+        [run_policy(deer_gateway, prompt, policy)[1] for prompt in PROMPTS[:6]]
         for policy in ("never", "tilt(bias=1, slope=20, every=100)")
     )
     assert not any(note["stopped"] or note.get("extended") or note.get("muted") for note in tilted)

@@ -9,13 +9,13 @@ import openai
 import pytest
 from pydantic import BaseModel
 
-from tests.engine.talk import PROBLEMS, named_events
-from tests.exchange import metric
+from tests.engine.talk import PROMPTS, named_events
+from tests.exchange import metric_value
 
 pytestmark = pytest.mark.engine
 
 ENDPOINT = "/v1/responses"
-LONG = {"input": PROBLEMS[8]}
+LONG = {"input": PROMPTS[8]}
 USER = {"role": "user", "content": "Hm?"}
 PARTS = {"type": "message", "role": "user", "content": [{"type": "input_text", "text": "Why?"}]}
 SAID = {"type": "message", "role": "assistant", "id": "msg_1", "status": "completed"}
@@ -92,9 +92,9 @@ def joined(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_a_document_is_vllms(vllm: str, idle: str, case: str) -> None:
+def test_a_document_is_vllms(vllm: str, never_gateway: str, case: str) -> None:
     """Equal but for ids and times, judged by a policy that never stops."""
-    direct, ours = (post(url, **CASES[case]) for url in (vllm, idle))
+    direct, ours = (post(url, **CASES[case]) for url in (vllm, never_gateway))
     assert direct.status_code == ours.status_code == 200, ours.text
     assert same(ours.json()) == same(direct.json())
     assert ours.headers["x-adjourn-policy"] == "never"
@@ -103,19 +103,19 @@ def test_a_document_is_vllms(vllm: str, idle: str, case: str) -> None:
 # While it holds back what may be a stop string, vLLM's stream counts a token of reasoning less
 # than its document.
 @pytest.mark.parametrize("case", [case for case in CASES if case != "stop string"])
-def test_a_stream_is_vllms(vllm: str, idle: str, case: str) -> None:
+def test_a_stream_is_vllms(vllm: str, never_gateway: str, case: str) -> None:
     """The same events in the same order, under numbers without a gap."""
     direct, ours = (
         same(joined(named_events(post(url, stream=True, **CASES[case]).content)))
-        for url in (vllm, idle)
+        for url in (vllm, never_gateway)
     )
     assert ours == direct
     assert ours[-1]["type"] == "response.completed"
 
 
-def test_an_items_name_is_one(idle: str) -> None:
+def test_an_items_name_is_one(never_gateway: str) -> None:
     """The events of an item bear its id, and the last one the ids of all."""
-    events = named_events(post(idle, stream=True).content)
+    events = named_events(post(never_gateway, stream=True).content)
     output = events[-1]["response"]["output"]
     for index, item in enumerate(output):
         own = [event for event in events if event.get("output_index") == index]
@@ -125,12 +125,12 @@ def test_an_items_name_is_one(idle: str) -> None:
 
 
 @pytest.mark.parametrize("streamed", [True, False])
-def test_a_cut(real: str, streamed: bool) -> None:
+def test_a_cut(deer_gateway: str, streamed: bool) -> None:
     """The trace ends early, the answer follows in an item of its own, and the note says so."""
     chosen = LONG | {"adjourn": {"policy": "budget", "max": 40}, "stream": streamed}
-    cut = metric(real, "adjourn_stops_total", policy="budget")
-    reply = post(real, **chosen)
-    assert metric(real, "adjourn_stops_total", policy="budget") == cut + 1
+    cut = metric_value(deer_gateway, "adjourn_stops_total", policy="budget")
+    reply = post(deer_gateway, **chosen)
+    assert metric_value(deer_gateway, "adjourn_stops_total", policy="budget") == cut + 1
     response = named_events(reply.content)[-1]["response"] if streamed else reply.json()
     thought, message = response["output"]
     note, usage = response["adjourn"], response["usage"]
@@ -156,10 +156,10 @@ def test_a_cut(real: str, streamed: bool) -> None:
     ],
 )
 def test_what_is_the_engines_alone(
-    vllm: str, idle: str, asked: dict[str, Any], reason: str
+    vllm: str, never_gateway: str, asked: dict[str, Any], reason: str
 ) -> None:
     """It is handed through, the reply says why, and it is vLLM's."""
-    direct, ours = (post(url, **asked) for url in (vllm, idle))
+    direct, ours = (post(url, **asked) for url in (vllm, never_gateway))
     assert ours.headers["x-adjourn-passed-through"] == reason
     assert (ours.status_code, same(ours.json())) == (direct.status_code, same(direct.json()))
 
@@ -176,9 +176,11 @@ def test_what_is_the_engines_alone(
         {"top_p": 7},
     ],
 )
-def test_an_error_is_vllms(vllm: str, idle: str, wrong: dict[str, Any], streamed: bool) -> None:
+def test_an_error_is_vllms(
+    vllm: str, never_gateway: str, wrong: dict[str, Any], streamed: bool
+) -> None:
     """Status, shape and wording."""
-    direct, ours = (post(url, **wrong, stream=streamed) for url in (vllm, idle))
+    direct, ours = (post(url, **wrong, stream=streamed) for url in (vllm, never_gateway))
     assert direct.status_code >= 400
     assert (ours.status_code, ours.json()) == (direct.status_code, direct.json())
 
@@ -187,10 +189,10 @@ class Number(BaseModel):
     n: int
 
 
-def test_the_official_client(real: str) -> None:
+def test_the_official_client(deer_gateway: str) -> None:
     """openai-python: a response, its stream put together, and one that is parsed."""
-    client = openai.OpenAI(base_url=f"{real}/v1", api_key="none", max_retries=0)
-    asked: Any = {"model": "pocket:budget(max=40)", "input": PROBLEMS[8], "temperature": 0}
+    client = openai.OpenAI(base_url=f"{deer_gateway}/v1", api_key="none", max_retries=0)
+    asked: Any = {"model": "pocket:budget(max=40)", "input": PROMPTS[8], "temperature": 0}
     whole = client.responses.create(**asked)
     assert "\\boxed{" in whole.output_text
     assert [item.type for item in whole.output] == ["reasoning", "message"]
@@ -205,8 +207,8 @@ def test_the_official_client(real: str) -> None:
     assert isinstance(parsed.output_parsed, Number)
 
 
-def test_the_official_client_sees_an_error(real: str) -> None:
+def test_the_official_client_sees_an_error(deer_gateway: str) -> None:
     """Of its own class."""
-    client = openai.OpenAI(base_url=f"{real}/v1", api_key="none", max_retries=0)
+    client = openai.OpenAI(base_url=f"{deer_gateway}/v1", api_key="none", max_retries=0)
     with pytest.raises(openai.NotFoundError):
         client.responses.create(model="nobody", input="x")

@@ -9,18 +9,18 @@ from typing import Any
 import httpx
 import pytest
 
-from benchmarks.services import free_port, gateway
-from tests.engine.host import hosted
-from tests.engine.tiny import ANSWERED, CIRCLE, SERVED
+from benchmarks.services import free_port, start_gateway
+from tests.engine.host import serve_tiny_model
+from tests.engine.tiny import ANSWER_TOKENS, SERVED_FAMILIES, TRACE_LOOP
 from tests.exchange import CHAT, events
 
 pytestmark = pytest.mark.engine
 
 BUDGET = "budget(max=12,grace=0)"
-THOUGHT, ANSWER = "".join(CIRCLE * 4), "".join(ANSWERED)
+THOUGHT, ANSWER = "".join(TRACE_LOOP * 4), "".join(ANSWER_TOKENS)
 
 
-@pytest.fixture(scope="module", params=SERVED)
+@pytest.fixture(scope="module", params=SERVED_FAMILIES)
 def served(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[tuple[str, str]]:
@@ -28,8 +28,8 @@ def served(
     name = request.param
     folder: Path = tmp_path_factory.mktemp(name)
     with (
-        hosted(name, folder) as url,
-        gateway(url, free_port(), "--policy", BUDGET, "--hold-out", "0") as ours,
+        serve_tiny_model(name, folder) as url,
+        start_gateway(url, free_port(), "--policy", BUDGET, "--hold-out", "0") as ours,
     ):
         yield name, ours
 
@@ -85,7 +85,7 @@ def test_a_cut_is_seamless(served: tuple[str, str]) -> None:
     tokens = note["tokens"]
     kinds = ("reasoning", "marker", "closing", "answer")
     assert reply["usage"]["completion_tokens"] == sum(tokens[kind] for kind in kinds)
-    assert tokens["answer"] == len(ANSWERED) + 1  # and the end of the sequence
+    assert tokens["answer"] == len(ANSWER_TOKENS) + 1  # and the end of the sequence
     assert tokens["reasoning"] == note["position"]
 
 

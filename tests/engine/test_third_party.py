@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.services import free_port, gateway
-from tests.engine.talk import PROBLEMS
-from tests.engine.test_policies import judged
-from tests.exchange import metric
+from benchmarks.services import free_port, start_gateway
+from tests.engine.talk import PROMPTS
+from tests.engine.test_policies import run_policy
+from tests.exchange import metric_value
 
 ROOT = Path(__file__).parents[2]
 EXAMPLE = ROOT / "docs" / "examples" / "stale"
@@ -31,7 +31,9 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def stale(vllm: str, installed: dict[str, str]) -> Iterator[str]:
-    with gateway(vllm, free_port(), "--policy", "stale", "--hold-out", "0", env=installed) as url:
+    with start_gateway(
+        vllm, free_port(), "--policy", "stale", "--hold-out", "0", env=installed
+    ) as url:
         yield url
 
 
@@ -52,8 +54,8 @@ def test_it_is_found_and_its_own_tests_pass(installed: dict[str, str]) -> None:
 @pytest.mark.engine
 def test_it_stops_traces_of_a_real_engine(stale: str) -> None:
     """By default, with an option by request, and as a part of a composition."""
-    failed = metric(stale, "adjourn_fail_open_total")
+    failed = metric_value(stale, "adjourn_fail_open_total")
     for policy in ("stale", "stale(stretches=1)", "any_of(stale, loop)"):
-        notes = [judged(stale, prompt, policy)[1] for prompt in PROBLEMS[:6]]
+        notes = [run_policy(stale, prompt, policy)[1] for prompt in PROMPTS[:6]]
         assert {note["reason"] for note in notes if note["stopped"]} == {"stale"}
-    assert metric(stale, "adjourn_fail_open_total") == failed
+    assert metric_value(stale, "adjourn_fail_open_total") == failed

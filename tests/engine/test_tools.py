@@ -9,10 +9,10 @@ from typing import Any
 import httpx
 import pytest
 
-from benchmarks.services import free_port, gateway
-from tests.engine.host import hosted
-from tests.engine.tiny import ANSWERED, CALLED, CIRCLE
-from tests.exchange import CHAT, events, metric
+from benchmarks.services import free_port, start_gateway
+from tests.engine.host import serve_tiny_model
+from tests.engine.tiny import ANSWER_TOKENS, TOOL_CALLS, TRACE_LOOP
+from tests.exchange import CHAT, events, metric_value
 
 pytestmark = pytest.mark.engine
 
@@ -29,8 +29,8 @@ def calls(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Both]:
     flags = ("--enable-auto-tool-choice", "--tool-call-parser=hermes")
     flags = (*flags, "--enable-prompt-tokens-details")
     with (
-        hosted("calls", tmp_path_factory.mktemp("calls"), *flags) as url,
-        gateway(url, free_port(), "--policy", BUDGET, "--hold-out", "0") as ours,
+        serve_tiny_model("calls", tmp_path_factory.mktemp("calls"), *flags) as url,
+        start_gateway(url, free_port(), "--policy", BUDGET, "--hold-out", "0") as ours,
     ):
         yield url, ours
 
@@ -39,8 +39,8 @@ def calls(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Both]:
 def escapes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Both]:
     """One whose model opens another trace behind the first."""
     with (
-        hosted("escapes", tmp_path_factory.mktemp("escapes")) as url,
-        gateway(url, free_port(), "--policy", BUDGET, "--hold-out", "0") as ours,
+        serve_tiny_model("escapes", tmp_path_factory.mktemp("escapes")) as url,
+        start_gateway(url, free_port(), "--policy", BUDGET, "--hold-out", "0") as ours,
     ):
         yield url, ours
 
@@ -82,7 +82,7 @@ def streamed(reply: httpx.Response) -> tuple[dict[str, Any], dict[str, Any]]:
     return message, chunks[-1]
 
 
-CALLS = [json.loads(call) for call in CALLED]
+CALLS = [json.loads(call) for call in TOOL_CALLS]
 
 
 @pytest.mark.parametrize("stream", [True, False])
@@ -100,7 +100,7 @@ def test_tool_calls_behind_a_cut(calls: Both, stream: bool) -> None:
     assert called(message) == CALLS
     assert choice["finish_reason"] == "tool_calls"
     assert not message["content"]
-    assert "".join(CIRCLE * 20).startswith(message["reasoning"].strip())
+    assert "".join(TRACE_LOOP * 20).startswith(message["reasoning"].strip())
 
 
 @pytest.mark.parametrize("stream", [True, False])
@@ -126,11 +126,11 @@ def test_a_trace_is_not_cut_once_a_tool_call_has_begun(calls: Both, stream: bool
 
 
 @pytest.mark.parametrize("choice", ["required", {"type": "function", "function": {"name": "add"}}])
-def test_a_tool_that_must_be_called(real: str, choice: Any) -> None:
+def test_a_tool_that_must_be_called(deer_gateway: str, choice: Any) -> None:
     """Behind a cut too a call is the only answer; the pocket model knows no tool by itself."""
     body = {"model": "pocket", "tools": [TOOL], "tool_choice": choice, "max_tokens": 200}
     reply = httpx.post(
-        real + CHAT,
+        deer_gateway + CHAT,
         json={
             **body,
             "messages": [{"role": "user", "content": "Compute 4: + 3."}],
@@ -174,7 +174,7 @@ def test_a_tool_turn_sent_back_renders_to_what_the_engine_saw(calls: Both, polic
 def test_an_escape_is_ended(escapes: Both, stream: bool) -> None:
     """Behind the cut the model thinks again: that trace is closed, and the answer is clean."""
     _, ours = escapes
-    before = metric(ours, "adjourn_escapes_total", action="ended")
+    before = metric_value(ours, "adjourn_escapes_total", action="ended")
     reply = ask(ours, "escapes-tiny", stream=stream, return_token_ids=True)
     if stream:
         message, last = streamed(reply)
@@ -183,9 +183,9 @@ def test_an_escape_is_ended(escapes: Both, stream: bool) -> None:
     else:
         last = reply.json()
         message, ids = last["choices"][0]["message"], last["choices"][0]["token_ids"]
-    assert metric(ours, "adjourn_escapes_total", action="ended") == before + 1
-    assert metric(ours, "adjourn_fail_open_total") == 0
-    assert message["content"] == "".join(ANSWERED)
+    assert metric_value(ours, "adjourn_escapes_total", action="ended") == before + 1
+    assert metric_value(ours, "adjourn_fail_open_total") == 0
+    assert message["content"] == "".join(ANSWER_TOKENS)
     told = last["adjourn"]["tokens"]
     assert told["closing"] > 4
     assert len(ids) == sum(told[kind] for kind in KINDS)

@@ -17,16 +17,16 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from policies.dialect import builtin
+from policies.dialect import builtin_dialects
 from tests.engine import forms
-from tests.engine.families import Coder, Family
-from tests.engine.forms import CALLED
+from tests.engine.families import Family, FamilyTokenizer
+from tests.engine.forms import TOOL_CALLS
 
-__all__ = ["ANSWERED", "CALLED", "CIRCLE", "SERVED", "STRAYING"]
+__all__ = ["ANSWER_TOKENS", "QWEN3_VARIANTS", "SERVED_FAMILIES", "TOOL_CALLS", "TRACE_LOOP"]
 
-CIRCLE = ("Add", " one", " and", " one more", ",")
-ANSWERED = ("It", " is", " two", "!")
-SERVED = {
+TRACE_LOOP = ("Add", " one", " and", " one more", ",")
+ANSWER_TOKENS = ("It", " is", " two", "!")
+SERVED_FAMILIES = {
     "seed": Family(
         "seed_oss",
         ("<seed:think>", "</seed:think>", "<seed:tool_call>", "<seed:bos>", "<seed:eos>"),
@@ -46,10 +46,10 @@ _QWEN3 = Family(
     "",
     "<think>\n",
 )
-STRAYING = dict.fromkeys(("calls", "escapes", "forms"), _QWEN3)
+QWEN3_VARIANTS = dict.fromkeys(("calls", "escapes", "forms"), _QWEN3)
 """Models of one family that do more than answer."""
 # A turn as Qwen3's template writes it, for who kept its reasoning.
-_TURN = (
+_TURN_TEMPLATE = (
     "{% if message.role == 'assistant' %}"
     "{{ '<|im_start|>assistant\n<think>\n' + message.reasoning.strip('\n') + '\n</think>\n\n' }}"
     "{% endif %}{{ message.content or '' }}"
@@ -58,95 +58,105 @@ _TURN = (
     "{{ '}</tool_call>' }}{% endfor %}"
     "{% if message.role == 'assistant' %}{{ '<|eos|>' }}{% endif %}"
 )
-_SIZES = {"forms": 256}
-_WHISPERS = {"forms": 1e-5}
+_HIDDEN_SIZES = {"forms": 256}
+_ATTENTION_SCALES = {"forms": 1e-5}
 """How loud a layer is that tells what was seen, beside the token that is read."""
 
 
-class Rules:
+class TransitionRules:
     """Which token follows which, as a head over unit vectors."""
 
-    def __init__(self, vocabulary: int, size: int, whisper: float) -> None:
+    def __init__(self, vocabulary: int, size: int, attention_scale: float) -> None:
         import torch
 
-        self.places: dict[int, int] = {}
+        self.columns: dict[int, int] = {}
         self.head = torch.zeros(vocabulary, size)
-        self.whisper = whisper
+        self.attention_scale = attention_scale
         self.scale = math.sqrt(size)  # of a vector whose norm was made that of its size
 
-    def place(self, token: int) -> int:
-        return self.places.setdefault(token, len(self.places))
+    def column_of(self, token: int) -> int:
+        return self.columns.setdefault(token, len(self.columns))
 
-    def follow(self, token: int, following: int, weight: float) -> None:
-        self.head[following, self.place(token)] += weight
+    def add_transition(self, token: int, next_token: int, weight: float) -> None:
+        self.head[next_token, self.column_of(token)] += weight
 
-    def never_behind(self, token: int, seen: int) -> None:
+    def forbid_after(self, token: int, earlier_token: int) -> None:
         """``token`` does not come once ``seen`` is anywhere before."""
-        self.rarely_behind(token, seen, 80_000.0)
+        self.penalize_after(token, earlier_token, 80_000.0)
 
-    def rarely_behind(self, token: int, seen: int, weight: float) -> None:
+    def penalize_after(self, token: int, earlier_token: int, weight: float) -> None:
         """``token`` loses ``weight`` times the share that ``seen`` has of all tokens before."""
-        self.head[token, self.place(seen)] -= weight / (self.scale * self.whisper)
+        self.head[token, self.column_of(earlier_token)] -= weight / (
+            self.scale * self.attention_scale
+        )
 
 
-def _learn(name: str, family: Family, closing: str, coder: Any, vocabulary: int, end: int) -> Rules:
-    rules = Rules(vocabulary, _SIZES.get(name, 64), _WHISPERS.get(name, 1e-3))
+def _build_rules(
+    name: str, family: Family, closing: str, coder: Any, vocabulary: int, end: int
+) -> TransitionRules:
+    rules = TransitionRules(
+        vocabulary, _HIDDEN_SIZES.get(name, 64), _ATTENTION_SCALES.get(name, 1e-3)
+    )
     if name == "forms":
-        forms.learn(rules, coder, end)
+        forms.add_rules(rules, coder, end)
         return rules
     prompt, closed = coder.ids(family.prompt), coder.ids(closing)
-    written = coder.ids(family.written)
-    circle, answer = ([coder.ids(word)[0] for word in words] for words in (CIRCLE, ANSWERED))
+    written = coder.ids(family.trace_start)
+    circle, answer = (
+        [coder.ids(word)[0] for word in words] for words in (TRACE_LOOP, ANSWER_TOKENS)
+    )
     path = [prompt[-1], *written, circle[0]]
     for step, (token, following) in enumerate(pairwise(path)):
-        rules.follow(token, following, 100.0 - step)
+        rules.add_transition(token, following, 100.0 - step)
     for token, following in pairwise([*circle, circle[0]]):
-        rules.follow(token, following, 100.0)
+        rules.add_transition(token, following, 100.0)
     if name == "calls":
-        _call(rules, coder, closed[-1], circle[-1], end)
+        _add_tool_call_rules(rules, coder, closed[-1], circle[-1], end)
     else:
         for token, following in pairwise([closed[-1], *answer, end]):
-            rules.follow(token, following, 90.0)
+            rules.add_transition(token, following, 90.0)
     # A marker is written once, and there are no thoughts behind the closing sequence.
     if name == "escapes":
         # Or twice: one in some 30 tokens is too few to keep it from a second.
-        rules.rarely_behind(written[0], written[0], 280.0)
+        rules.penalize_after(written[0], written[0], 280.0)
     elif written:
-        rules.never_behind(written[0], written[0])
+        rules.forbid_after(written[0], written[0])
     only = next(token for token in closed if token not in (*prompt, *written))
-    rules.never_behind(circle[0], only)
+    rules.forbid_after(circle[0], only)
     return rules
 
 
-def _call(rules: Rules, coder: Any, closed: int, thought: int, end: int) -> None:
+def _add_tool_call_rules(
+    rules: TransitionRules, coder: Any, closed: int, thought: int, end: int
+) -> None:
     """Two calls behind ``closed``, and behind ``thought`` too where its logit is raised by some
     50."""
     begin, over = (coder.ids(marker)[0] for marker in ("<tool_call>", "</tool_call>"))
-    first, second = (coder.ids(call)[0] for call in CALLED)
-    rules.follow(closed, begin, 90.0)
-    rules.follow(thought, begin, 95.0)
-    rules.follow(begin, first, 200.0)
-    rules.follow(begin, second, 190.0)
-    rules.never_behind(first, first)
+    first, second = (coder.ids(call)[0] for call in TOOL_CALLS)
+    rules.add_transition(closed, begin, 90.0)
+    rules.add_transition(thought, begin, 95.0)
+    rules.add_transition(begin, first, 200.0)
+    rules.add_transition(begin, second, 190.0)
+    rules.forbid_after(first, first)
     for call in (first, second):
-        rules.follow(call, over, 200.0)
-    rules.follow(over, begin, 100.0)
-    rules.never_behind(begin, second)
-    rules.follow(over, end, 90.0)
+        rules.add_transition(call, over, 200.0)
+    rules.add_transition(over, begin, 100.0)
+    rules.forbid_after(begin, second)
+    rules.add_transition(over, end, 90.0)
 
 
-def build(name: str, folder: Path) -> None:
+def build_model(name: str, folder: Path) -> None:
     import torch
     from safetensors.torch import save_file
     from transformers import LlamaConfig
 
-    family = {**SERVED, **STRAYING}[name]
-    own = forms.words() if name == "forms" else (*CIRCLE, *ANSWERED, *CALLED)
-    words = tuple(dict.fromkeys((*family.tokens, *own, "<|eos|>")))
-    coder = Coder(Family(family.parser, words, family.prompt, family.end))
-    end, vocabulary = coder.ids("<|eos|>")[0], len(coder.tokenizer)
-    closing = builtin()[name if name in SERVED else family.parser].closing
-    rules = _learn(name, family, closing, coder, vocabulary, end)
+    family = {**SERVED_FAMILIES, **QWEN3_VARIANTS}[name]
+    own = forms.vocabulary() if name == "forms" else (*TRACE_LOOP, *ANSWER_TOKENS, *TOOL_CALLS)
+    words = tuple(dict.fromkeys((*family.special_tokens, *own, "<|eos|>")))
+    coder = FamilyTokenizer(Family(family.parser, words, family.prompt, family.trace_end))
+    end, vocabulary = coder.encode("<|eos|>")[0], len(coder.backend)
+    closing = builtin_dialects()[name if name in SERVED_FAMILIES else family.parser].closing
+    rules = _build_rules(name, family, closing, coder, vocabulary, end)
     size = rules.head.shape[1]
     config = LlamaConfig(
         vocab_size=vocabulary, hidden_size=size, intermediate_size=size, num_hidden_layers=1,
@@ -155,7 +165,7 @@ def build(name: str, folder: Path) -> None:
         architectures=["LlamaForCausalLM"],
     )  # fmt: skip
     embedding = torch.zeros(vocabulary, size)
-    for token, place in rules.places.items():
+    for token, place in rules.columns.items():
         embedding[token, place] = 1.0
     nothing, all_of_it, ones = torch.zeros(size, size), torch.eye(size), torch.ones(size)
     layer = "model.layers.0."
@@ -168,18 +178,18 @@ def build(name: str, folder: Path) -> None:
         f"{layer}self_attn.q_proj.weight": nothing,
         f"{layer}self_attn.k_proj.weight": nothing,
         f"{layer}self_attn.v_proj.weight": all_of_it,
-        f"{layer}self_attn.o_proj.weight": all_of_it * rules.whisper,
+        f"{layer}self_attn.o_proj.weight": all_of_it * rules.attention_scale,
         **{f"{layer}mlp.{part}_proj.weight": nothing for part in ("gate", "up", "down")},
     }
-    coder.tokenizer.eos_token = "<|eos|>"
-    coder.tokenizer.chat_template = (
-        "{% for message in messages %}" + (_TURN if name in STRAYING else "{{ message.content }}")
+    coder.backend.eos_token = "<|eos|>"
+    coder.backend.chat_template = (
+        "{% for message in messages %}" + (_TURN_TEMPLATE if name in QWEN3_VARIANTS else "{{ message.content }}")
         + "{% endfor %}{% if add_generation_prompt %}{{ " + repr(family.prompt) + " }}{% endif %}"
     )  # fmt: skip
-    coder.tokenizer.save_pretrained(folder)
+    coder.backend.save_pretrained(folder)
     config.save_pretrained(folder)
     save_file({key: value.clone() for key, value in weights.items()}, folder / "model.safetensors")
 
 
 if __name__ == "__main__":
-    build(sys.argv[1], Path(sys.argv[2]))
+    build_model(sys.argv[1], Path(sys.argv[2]))

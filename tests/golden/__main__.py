@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import sys
 
-from tests.golden import races, recordings, replay, rerun
+from tests.golden import races, recordings, replay, replay_race
 
 name = sys.argv[1]
-told = rerun(races()[name]) if name in races() else replay(recordings()[name])
+told = replay_race(races()[name]) if name in races() else replay(recordings()[name])
 print(json.dumps(told, indent=1))

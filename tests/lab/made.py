@@ -7,81 +7,101 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.lab import values
-from benchmarks.lab.tape import Tape
+from benchmarks.lab.tape import ReplayTrace
 from benchmarks.lab.traces import (
     VERSION,
-    Appender,
-    Drawn,
-    Event,
-    Opened,
-    Piece,
-    Place,
-    Recording,
+    CheckpointReached,
+    LogEvent,
+    ProbeCompleted,
+    PromptReceived,
+    RecordingHeader,
+    StreamedChunk,
     Trace,
+    TraceAppender,
 )
 from policies.events import Probe
 from policies.policy import Needs
-from tests.policies.lab import END, MARKS, PROMPT, result
+from tests.policies.lab import DIALECT, END, PROMPT, probe_result
 
-__all__ = ["PACE", "RECORDING", "drawn", "file", "pieces", "tape", "trace"]
+__all__ = [
+    "HEADER",
+    "SECONDS_PER_TOKEN",
+    "make_replay_trace",
+    "probe_completed",
+    "stream_events",
+    "trace",
+    "write_log",
+]
 
-PACE = 0.01
+SECONDS_PER_TOKEN = 0.01
 """Seconds a token."""
-RECORDING = Recording(
+HEADER = RecordingHeader(
     version=VERSION,
     model="made",
-    marks=values.write(MARKS),
-    needs=values.write([Needs(cues=True)]),
-    probes=values.write([Probe()]),
+    dialect=values.to_json_value(DIALECT),
+    needs=values.to_json_value([Needs(cues=True)]),
+    probes=values.to_json_value([Probe()]),
     body={"temperature": 0.6},
 )
 
 
-def pieces(texts: Sequence[str], answer: str = "\\boxed{7}") -> list[Event]:
+def stream_events(texts: Sequence[str], answer: str = "\\boxed{7}") -> list[LogEvent]:
     """The prompt, a token a text, the end of the trace, the answer."""
-    events: list[Event] = [Opened(0.0, PROMPT)]
-    events += [Piece(PACE * i, text, (30 + i,)) for i, text in enumerate(texts, start=1)]
-    at = PACE * (len(texts) + 1)
-    events.append(Piece(at, "", (END,)))
-    events.append(Piece(at + PACE, "", (98,), answer))
-    events.append(Piece(at + 2 * PACE, "", (99,), ending="stop"))
+    events: list[LogEvent] = [PromptReceived(0.0, PROMPT)]
+    events += [
+        StreamedChunk(SECONDS_PER_TOKEN * i, text, (30 + i,))
+        for i, text in enumerate(texts, start=1)
+    ]
+    at = SECONDS_PER_TOKEN * (len(texts) + 1)
+    events.append(StreamedChunk(at, "", (END,)))
+    events.append(StreamedChunk(at + SECONDS_PER_TOKEN, "", (98,), answer))
+    events.append(StreamedChunk(at + 2 * SECONDS_PER_TOKEN, "", (99,), finish_reason="stop"))
     return events
 
 
-def drawn(
+def probe_completed(
     position: int,
     answer: str = "7",
-    certainty: float = 0.99,
+    probability: float = 0.99,
     *,
-    after: float = PACE / 2,
+    delay_seconds: float = SECONDS_PER_TOKEN / 2,
     probe: Probe | None = None,
-) -> Drawn:
+) -> ProbeCompleted:
     """A probe at ``position`` of a trace of a token a piece, sent as soon as it could be."""
-    asked = PACE * (position + 1)
-    made = result(position, answer, certainty, probe, seconds=after, at=asked + after)
-    return Drawn(asked + after, asked, position, position, values.write(made))
+    asked = SECONDS_PER_TOKEN * (position + 1)
+    made = probe_result(
+        position, answer, probability, probe, seconds=delay_seconds, at=asked + delay_seconds
+    )
+    return ProbeCompleted(
+        asked + delay_seconds, asked, position, position, values.to_json_value(made)
+    )
 
 
 def trace(
     texts: Sequence[str],
-    draws: Sequence[Drawn] = (),
+    probes: Sequence[ProbeCompleted] = (),
     *,
     prompt: str = "p",
     sample: int = 0,
     gold: str | None = "7",
     **answer: Any,
 ) -> Trace:
-    places = [Place(d.asked, "cue" if d.position else "start", d.kept, d.position) for d in draws]
-    events = sorted([*pieces(texts, **answer), *draws, *places], key=lambda event: event.at)
+    places = [
+        CheckpointReached(d.sent_at, "cue" if d.position else "start", d.kept, d.position)
+        for d in probes
+    ]
+    events = sorted([*stream_events(texts, **answer), *probes, *places], key=lambda event: event.at)
     return Trace(prompt, sample, [{"role": "user", "content": "?"}], gold, events)
 
 
-def tape(texts: Sequence[str], draws: Sequence[Drawn] = (), **options: Any) -> Tape:
-    return Tape(trace(texts, draws, **options), MARKS)
+def make_replay_trace(
+    texts: Sequence[str], draws: Sequence[ProbeCompleted] = (), **options: Any
+) -> ReplayTrace:
+    return ReplayTrace(trace(texts, draws, **options), DIALECT)
 
 
-def file(path: Path, traces: Sequence[Trace], recording: Recording = RECORDING) -> Path:
-    appender = Appender(path, recording)
+def write_log(path: Path, traces: Sequence[Trace], recording: RecordingHeader = HEADER) -> Path:
+    appender = TraceAppender(path, recording)
     for one in traces:
         appender.add(one)
     appender.close()

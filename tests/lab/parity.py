@@ -14,13 +14,20 @@ import httpx
 import pytest
 
 from benchmarks.lab import replay, values
-from benchmarks.lab.replay import play
-from benchmarks.lab.tape import Tape
-from benchmarks.lab.traces import Drawn, Event, Opened, Piece, Served, Trace
-from policies.appraisal import Appraiser
-from policies.dialect import Marks
+from benchmarks.lab.replay import replay_trace
+from benchmarks.lab.tape import ReplayTrace
+from benchmarks.lab.traces import (
+    CutExecuted,
+    LogEvent,
+    ProbeCompleted,
+    PromptReceived,
+    StreamedChunk,
+    Trace,
+)
+from policies.appraisal import ProbeCostModel
+from policies.dialect import TokenizedDialect
 from policies.events import ProbeFailed, ProbeResult
-from policies.orders import Ask, Order
+from policies.orders import Order, SendProbe
 from policies.registry import parse
 from policies.session import Session
 from policies.states import State
@@ -28,92 +35,111 @@ from server.app import create_app
 from server.config import Settings
 from tests.exchange import CHAT
 
-__all__ = ["decisions", "replayed", "served"]
+__all__ = ["decisions", "replay_decisions", "run_through_gateway"]
 
 
 _NEVER = 1e9
 
 
-class Written(Session):
+class RecordingSession(Session):
     """A session that keeps what it is told and what it commands."""
 
-    made: list[Written] = []  # noqa: RUF012
+    instances: list[RecordingSession] = []  # noqa: RUF012
 
     def __init__(self, *values: Any, **options: Any) -> None:
         super().__init__(*values, **options)
-        self.events: list[Event] = []
+        self.events: list[LogEvent] = []
         self.commands: list[Order] = []
-        self.question: Ask | None = None
-        self.asked_at = self.ordered_at = 0.0  # when the last ask, the last command was given
-        self.late = 0  # tokens of probes that the trace's end did not wait for: a race
-        self.made.append(self)
+        self.pending_probe: SendProbe | None = None
+        self.probe_sent_at = self.commanded_at = (
+            0.0  # when the last ask, the last command was given
+        )
+        self.late_probe_tokens = 0  # tokens of probes that the trace's end did not wait for: a race
+        self.instances.append(self)
 
-    def opened(self, prompt: Sequence[int]) -> None:
-        self.events.append(Opened(0.0, tuple(prompt)))
-        super().opened(prompt)
+    def on_prompt(self, prompt: Sequence[int]) -> None:
+        self.events.append(PromptReceived(0.0, tuple(prompt)))
+        super().on_prompt(prompt)
 
     def feed(
         self,
-        thought: str,
+        reasoning: str,
         token_ids: Sequence[int],
         at: float,
         *,
         answering: bool = False,
-        ending: str | None = None,
+        finish_reason: str | None = None,
         logprobs: Sequence[Sequence[float]] = (),
     ) -> Order | None:
         said, told = "." if answering else "", tuple(map(tuple, logprobs))
-        piece = Piece(at, thought, tuple(token_ids), said, ending=ending, logprobs=told)
+        piece = StreamedChunk(
+            at, reasoning, tuple(token_ids), said, finish_reason=finish_reason, logprobs=told
+        )
         self.events.append(piece)
         command = super().feed(
-            thought, token_ids, at, answering=answering, ending=ending, logprobs=logprobs
+            reasoning,
+            token_ids,
+            at,
+            answering=answering,
+            finish_reason=finish_reason,
+            logprobs=logprobs,
         )
-        return self._gave(command, at)
+        return self._record_command(command, at)
 
-    def probed(self, result: ProbeResult, *, prefilled: int = 0, decoded: int = 0) -> Order | None:
-        ask, written = self.question, values.write(result)
+    def on_probe_result(
+        self, result: ProbeResult, *, prefilled: int = 0, decoded: int = 0
+    ) -> Order | None:
+        ask, written = self.pending_probe, values.to_json_value(result)
         assert ask is not None
-        self.question = None
+        self.pending_probe = None
         if self.trigger is None and self.state not in (State.THINKING, State.PROBING):
-            self.late += max(len(result.tokens), decoded)
+            self.late_probe_tokens += max(len(result.tokens), decoded)
         self.events.append(
-            Drawn(result.at, self.asked_at, ask.kept, ask.position, written, prefilled, decoded)
+            ProbeCompleted(
+                result.at, self.probe_sent_at, ask.kept, ask.position, written, prefilled, decoded
+            )
         )
-        command = super().probed(result, prefilled=prefilled, decoded=decoded)
-        return self._gave(command, result.at)
+        command = super().on_probe_result(result, prefilled=prefilled, decoded=decoded)
+        return self._record_command(command, result.at)
 
-    def resumed(self) -> None:
+    def on_resumed(self) -> None:
         cut, now = self.commands[-1], time.perf_counter()
-        began = now - self.ordered_at
-        self.events.append(Served(now, self.ordered_at, began, cut.kept, cut.position, "", 0))
-        super().resumed()
+        began = now - self.commanded_at
+        self.events.append(
+            CutExecuted(now, self.commanded_at, began, cut.kept, cut.position, "", 0)
+        )
+        super().on_resumed()
 
     def close(self) -> None:
         """A probe that never came back is in the log as one that comes too late."""
-        ask = self.question
+        ask = self.pending_probe
         if ask is not None:
             failed = ProbeFailed(ask.probe, ask.position, "timeout", _NEVER)
-            written = values.write(failed)
-            self.events.append(Drawn(_NEVER, self.asked_at, ask.kept, ask.position, written))
+            written = values.to_json_value(failed)
+            self.events.append(
+                ProbeCompleted(_NEVER, self.probe_sent_at, ask.kept, ask.position, written)
+            )
 
-    def _gave(self, command: Order | None, at: float) -> Order | None:
+    def _record_command(self, command: Order | None, at: float) -> Order | None:
         if command is not None:
             self.commands.append(command)
-            self.ordered_at = at
-        if isinstance(command, Ask):
-            self.question, self.asked_at = command, at
+            self.commanded_at = at
+        if isinstance(command, SendProbe):
+            self.pending_probe, self.probe_sent_at = command, at
         return command
 
 
-def served(upstream: str, policy: str, bodies: Sequence[dict[str, Any]]) -> list[Written]:
+def run_through_gateway(
+    upstream: str, policy: str, bodies: Sequence[dict[str, Any]]
+) -> list[RecordingSession]:
     """The sessions of a gateway that served these requests, one after the other."""
-    Written.made = []
+    RecordingSession.instances = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("server.judged.Session", Written)
+        patch.setattr("server.judged.Session", RecordingSession)
         asyncio.run(_serve(upstream, policy, bodies))
-    for session in Written.made:
+    for session in RecordingSession.instances:
         session.close()
-    return Written.made
+    return RecordingSession.instances
 
 
 async def _serve(upstream: str, policy: str, bodies: Sequence[dict[str, Any]]) -> None:
@@ -124,7 +150,7 @@ async def _serve(upstream: str, policy: str, bodies: Sequence[dict[str, Any]]) -
             transport=httpx.ASGITransport(app), base_url="http://gateway", timeout=120
         ) as client,
     ):
-        while not app.state.gateway.ready:  # noqa: ASYNC110
+        while not app.state.gateway.is_ready:  # noqa: ASYNC110
             await asyncio.sleep(0.05)
         for body in bodies:
             reply = await client.post(CHAT, json=body)
@@ -142,19 +168,21 @@ def decisions(session: Any) -> dict[str, Any]:
         "commands": commands,
         "trigger": [trigger.position, trigger.stop.reason, trigger.action] if trigger else None,
         "reasoning": session.ledger.reasoning,
-        "probe": session.ledger.probe - session.late,
+        "probe": session.ledger.probe - session.late_probe_tokens,
         "wasted": session.ledger.wasted,
     }
 
 
-def replayed(policy: str, marks: Marks, traces: Sequence[list[Event]]) -> list[dict[str, Any]]:
+def replay_decisions(
+    policy: str, marks: TokenizedDialect, traces: Sequence[list[LogEvent]]
+) -> list[dict[str, Any]]:
     """The decisions of the laboratory's player on these events, in their order."""
-    Written.made = []
-    appraiser = Appraiser()
+    RecordingSession.instances = []
+    appraiser = ProbeCostModel()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(replay, "Session", Written)
+        patch.setattr(replay, "Session", RecordingSession)
         for events in traces:
-            tape = Tape(Trace("p", 0, [], None, events), marks)
-            resume = tape.served[0].began if tape.served else 0.0
-            play(parse(policy), tape, marks, appraiser, resume=resume)
-    return [decisions(session) for session in Written.made]
+            tape = ReplayTrace(Trace("p", 0, [], None, events), marks)
+            resume = tape.executed_cuts[0].first_chunk_seconds if tape.executed_cuts else 0.0
+            replay_trace(parse(policy), tape, marks, appraiser, resume_seconds=resume)
+    return [decisions(session) for session in RecordingSession.instances]

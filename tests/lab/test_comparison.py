@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from benchmarks.services import ROOT
-from tests.lab.made import drawn, file, trace
+from tests.lab.made import probe_completed, trace, write_log
 
 ADJOURN = Path(sys.executable).with_name("adjourn")
 EVIL = "</script><img src=x onerror=alert(1)><!-- ${x} {{data}} \u2028"
@@ -24,7 +24,7 @@ def traces(count: int = 12) -> list[Any]:
     return [
         trace(
             TEXTS,
-            [drawn(0, "1"), drawn(3, "7" if number % 3 else EVIL, 0.97)],
+            [probe_completed(0, "1"), probe_completed(3, "7" if number % 3 else EVIL, 0.97)],
             prompt=f"{EVIL}{number}",
             gold="7",
         )
@@ -40,7 +40,7 @@ def replay(path: Path, *options: str) -> subprocess.CompletedProcess[str]:
 @pytest.fixture(scope="module")
 def done(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     folder = tmp_path_factory.mktemp("replay")
-    path = file(folder / "traces.jsonl", traces())
+    path = write_log(folder / "traces.jsonl", traces())
     ran = replay(path, "--policies", "deer(threshold={0.9,0.99}, gate=0)", "--policies", "never")
     assert ran.returncode == 0, ran.stderr
     return folder / "traces.replay", ran.stdout
@@ -65,7 +65,7 @@ def test_the_files_that_are_left(done: tuple[Path, str]) -> None:
     deer = next(p for p in points if p["name"] == "deer(threshold=0.9, gate=0)")
     assert deer["accuracy"]["value"] == pytest.approx(8 / 12)
     assert deer["crt"]["value"] < 0.7
-    assert deer["stopped"] == 1.0
+    assert deer["stopped_share"] == 1.0
 
 
 class Elements(HTMLParser):
@@ -144,8 +144,8 @@ def test_why_a_trace_is_wrong(done: tuple[Path, str]) -> None:
 )
 def test_what_cannot_be_replayed_is_said(tmp_path: Path, policies: str, told: str) -> None:
     """One line and a status, no traceback."""
-    many = [trace(TEXTS, [drawn(3)], prompt=str(number)) for number in range(4)]
-    ran = replay(file(tmp_path / "t.jsonl", many), "--policies", policies)
+    many = [trace(TEXTS, [probe_completed(3)], prompt=str(number)) for number in range(4)]
+    ran = replay(write_log(tmp_path / "t.jsonl", many), "--policies", policies)
     assert ran.returncode == 2
     assert told in ran.stderr
     assert "Traceback" not in ran.stderr
@@ -162,7 +162,7 @@ def test_a_file_that_is_no_recording(tmp_path: Path) -> None:
 
 def test_a_missing_library_is_named(tmp_path: Path) -> None:
     """Where the extra is not installed, what would bring it."""
-    file(tmp_path / "t.jsonl", traces(1))
+    write_log(tmp_path / "t.jsonl", traces(1))
     code = (
         "import sys; sys.modules['numpy'] = None\n"
         f"sys.argv = ['adjourn', 'replay', {str(tmp_path / 't.jsonl')!r}, '--policies', 'never']\n"
@@ -175,6 +175,6 @@ def test_a_missing_library_is_named(tmp_path: Path) -> None:
 
 def test_a_policy_over_several_traces_is_refused(tmp_path: Path) -> None:
     """Each trace is replayed by itself, and would pass for a race of one."""
-    said = replay(file(tmp_path / "traces.jsonl", traces(2)), "--policies", "first-finish")
+    said = replay(write_log(tmp_path / "traces.jsonl", traces(2)), "--policies", "first-finish")
     assert said.returncode != 0
     assert "over several traces" in re.sub(r"\s+", " ", said.stderr + said.stdout)

@@ -9,13 +9,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from benchmarks.lab.comparison import compare
-from benchmarks.lab.embedder import packed, unpacked
-from benchmarks.lab.replay import play_all
-from benchmarks.lab.tape import Tapes
-from benchmarks.lab.traces import Place, Represented, load
+from benchmarks.lab.embedder import pack_vector, unpack_vector
+from benchmarks.lab.replay import replay_all
+from benchmarks.lab.tape import ReplayDataset
+from benchmarks.lab.traces import CheckpointReached, EmbeddingCompleted, load
 from policies.registry import BadPolicy, parse
-from policies.similarity import Cosines
-from tests.lab.made import file, trace
+from policies.similarity import CosineSimilarity
+from tests.lab.made import trace, write_log
 from tests.lab.test_record import command, run
 
 POLICY = "redundancy(by='embedding', similarity=0.5, min_steps=2)"
@@ -33,26 +33,28 @@ def test_a_recording_holds_a_vector_a_step(tmp_path: Path, standin: str) -> None
     """Under the embedder's name, two bytes a number; and the policy replays."""
     path = recorded(tmp_path, standin, "--embeddings-url", standin, "--embeddings-model", "standin")
     recording, traces = load(path)
-    assert recording.embedder == "standin"
+    assert recording.embedder_name == "standin"
     for one in traces:
-        steps = [e.position for e in one.events if isinstance(e, Place) and e.kind == "step"]
-        told = [e for e in one.events if isinstance(e, Represented)]
+        steps = [
+            e.position for e in one.events if isinstance(e, CheckpointReached) and e.kind == "step"
+        ]
+        told = [e for e in one.events if isinstance(e, EmbeddingCompleted)]
         assert [e.position for e in told] == steps != []
         assert {len(e.vector) for e in told} == {2 * 64}
-    outcomes = play_all(parse(POLICY), Tapes(path))
+    outcomes = replay_all(parse(POLICY), ReplayDataset(path))
     assert [o.reason for o in outcomes] == ["redundant", "redundant"]
-    assert [(o.missing, o.near) for o in outcomes] == [(0, 0)] * 2
-    unlike = play_all(parse(POLICY.replace("0.5", "1.0")), Tapes(path))
+    assert [(o.missing_probes, o.inexact_probes) for o in outcomes] == [(0, 0)] * 2
+    unlike = replay_all(parse(POLICY.replace("0.5", "1.0")), ReplayDataset(path))
     assert [o.stopped for o in unlike] == [False, False]
 
 
 def test_an_embedder_that_is_not_there_is_replayed_as_such(tmp_path: Path, standin: str) -> None:
     """The traces are kept, and no step is like another."""
     path = recorded(tmp_path, standin, "--embeddings-url", "http://127.0.0.1:9")
-    told = [e for one in load(path)[1] for e in one.events if isinstance(e, Represented)]
+    told = [e for one in load(path)[1] for e in one.events if isinstance(e, EmbeddingCompleted)]
     assert {e.vector for e in told} == {b""}
-    outcomes = play_all(parse(POLICY), Tapes(path))
-    assert [(o.stopped, o.missing) for o in outcomes] == [(False, 0)] * 2
+    outcomes = replay_all(parse(POLICY), ReplayDataset(path))
+    assert [(o.stopped, o.missing_probes) for o in outcomes] == [(False, 0)] * 2
 
 
 def test_without_an_embedder_nothing_is_recorded(tmp_path: Path, standin: str) -> None:
@@ -64,7 +66,7 @@ def test_without_an_embedder_nothing_is_recorded(tmp_path: Path, standin: str) -
 
 def test_a_replay_of_what_was_not_embedded_is_refused(tmp_path: Path) -> None:
     """With the option that would bring it."""
-    path = file(tmp_path / "traces.jsonl", [trace(["One", " two."])])
+    path = write_log(tmp_path / "traces.jsonl", [trace(["One", " two."])])
     with pytest.raises(BadPolicy, match="--embeddings-url"):
         compare(path, [POLICY], tmp_path / "out", 0.01)
 
@@ -76,8 +78,8 @@ vectors = st.lists(numbers, min_size=8, max_size=8).filter(any)
 @given(vectors, vectors)
 def test_a_packed_vector_points_the_same_way(one: list[float], other: list[float]) -> None:
     """Cosines are right to three digits."""
-    exact, halves = Cosines(), Cosines()
-    exact.likest(one)
-    halves.likest(unpacked(packed(one)))
-    told = halves.likest(unpacked(packed(other)))
-    assert told == pytest.approx(exact.likest(other), abs=2e-3)
+    exact, halves = CosineSimilarity(), CosineSimilarity()
+    exact.compare_and_add(one)
+    halves.compare_and_add(unpack_vector(pack_vector(one)))
+    told = halves.compare_and_add(unpack_vector(pack_vector(other)))
+    assert told == pytest.approx(exact.compare_and_add(other), abs=2e-3)

@@ -11,14 +11,14 @@ import pytest
 from typer.testing import CliRunner
 
 from benchmarks.lab import values
-from benchmarks.lab.learn import _looking, fit, looks
-from benchmarks.lab.tape import Tapes
-from benchmarks.lab.traces import Drawn, Trace
+from benchmarks.lab.learn import _with_recorded_entropy, collect_examples, fit
+from benchmarks.lab.tape import ReplayDataset
+from benchmarks.lab.traces import ProbeCompleted, Trace
 from policies.events import Probe
 from policies.learned import Learned
 from policies.registry import build
 from server.cli import add_commands, app
-from tests.lab.made import RECORDING, drawn, file, trace
+from tests.lab.made import HEADER, probe_completed, trace, write_log
 
 TEXTS = [*[" a"] * 30, " Wait", *[" b"] * 30, " Wait", *[" c"] * 30, " Wait", *[" d"] * 9]
 CUES = (30, 61, 92)
@@ -30,7 +30,8 @@ def made(number: int) -> list[Trace]:
     for index in range(number):
         said = ["5", "5", "7"] if index % 3 == 0 else ["5", "7", "7"]
         draws = [
-            drawn(at, answer, rng.choice([0.6, 0.9])) for at, answer in zip(CUES, said, strict=True)
+            probe_completed(at, answer, rng.choice([0.6, 0.9]))
+            for at, answer in zip(CUES, said, strict=True)
         ]
         traces.append(trace(TEXTS, draws, prompt=f"p{index}", answer="\\boxed{7}"))
     return traces
@@ -38,20 +39,20 @@ def made(number: int) -> list[Trace]:
 
 @pytest.fixture
 def recorded(tmp_path: Path) -> Path:
-    return file(tmp_path / "traces.jsonl", made(60))
+    return write_log(tmp_path / "traces.jsonl", made(60))
 
 
 def test_it_sees_what_the_policy_would_see(recorded: Path) -> None:
     """Every place, and whether its answer is the trace's own in the end."""
-    looked = list(looks(Learned(gap=0), Tapes(recorded)))
+    looked = list(collect_examples(Learned(gap=0), ReplayDataset(recorded)))
     assert len(looked) == 60 * len(CUES)
-    assert [one.final for one in looked[:6]] == [False, False, True, False, True, True]
-    assert [one.look.agreement for one in looked[:3]] == [0.0, 1.0, 0.0]
+    assert [one.is_final for one in looked[:6]] == [False, False, True, False, True, True]
+    assert [one.features.agreement for one in looked[:3]] == [0.0, 1.0, 0.0]
 
 
 def test_it_learns_what_matters(recorded: Path) -> None:
     """Here a change of the answer makes it final, and confidence means little."""
-    learned = fit(Learned(gap=0), list(looks(Learned(gap=0), Tapes(recorded))))
+    learned = fit(Learned(gap=0), list(collect_examples(Learned(gap=0), ReplayDataset(recorded))))
     assert learned.changes > 1
     assert abs(learned.confidence) < 0.5
 
@@ -62,21 +63,21 @@ def test_entropy_is_learned_where_it_was_recorded(tmp_path: Path) -> None:
     attentive = Learned(entropy=1.0)
     traces = made(60)
     for one in traces:
-        for place, draw in enumerate([e for e in one.events if isinstance(e, Drawn)]):
+        for place, draw in enumerate([e for e in one.events if isinstance(e, ProbeCompleted)]):
             final = draw.result["text"].startswith("7")
             top = [[-0.1 if final else -0.7, -0.7 - (place % 2) / 10]] * 2
-            result = draw.result | {"probe": values.write(attentive.probe), "top": top}
+            result = draw.result | {"probe": values.to_json_value(attentive.probe), "top_logprobs": top}
             one.events.append(msgspec.structs.replace(draw, result=result))
-    probes = values.write([Probe(), attentive.probe])
-    recording = msgspec.structs.replace(RECORDING, probes=probes)
-    told = Tapes(file(tmp_path / "told.jsonl", traces, recording))
-    policy = _looking(Learned(gap=0), told)
-    looked = list(looks(policy, told))
-    assert {one.look.entropy < 0.6 for one in looked if one.final} == {True}
+    probes = values.to_json_value([Probe(), attentive.probe])
+    recording = msgspec.structs.replace(HEADER, probes=probes)
+    told = ReplayDataset(write_log(tmp_path / "told.jsonl", traces, recording))
+    policy = _with_recorded_entropy(Learned(gap=0), told)
+    looked = list(collect_examples(policy, told))
+    assert {one.features.entropy < 0.6 for one in looked if one.is_final} == {True}
     assert fit(policy, looked).entropy < -1
-    untold = Tapes(file(tmp_path / "untold.jsonl", made(60)))
-    policy = _looking(Learned(gap=0), untold)
-    assert policy.entropy == fit(policy, list(looks(policy, untold))).entropy == 0.0
+    untold = ReplayDataset(write_log(tmp_path / "untold.jsonl", made(60)))
+    policy = _with_recorded_entropy(Learned(gap=0), untold)
+    assert policy.entropy == fit(policy, list(collect_examples(policy, untold))).entropy == 0.0
 
 
 def test_the_command(recorded: Path, tmp_path: Path) -> None:
@@ -95,7 +96,7 @@ def test_the_command(recorded: Path, tmp_path: Path) -> None:
 
 
 def test_too_little_to_learn_from(tmp_path: Path) -> None:
-    few = file(tmp_path / "few.jsonl", made(5))
+    few = write_log(tmp_path / "few.jsonl", made(5))
     add_commands()
     done = CliRunner().invoke(app, ["learn", str(few), "--out", str(tmp_path / "o.json")])
     assert done.exit_code == 2

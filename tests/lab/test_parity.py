@@ -10,7 +10,7 @@ import pytest
 from benchmarks.lab import values
 from tests.exchange import body
 from tests.lab.golden import FOLDER, read
-from tests.lab.parity import decisions, replayed, served
+from tests.lab.parity import decisions, replay_decisions, run_through_gateway
 
 TRIALS = {"trial": ["1", "1", "2", "2", "2"], "trial_logprob": [-0.4, -0.3, -0.2, -0.01]}
 SCENES: list[dict[str, Any]] = [
@@ -39,27 +39,29 @@ POLICIES = (
 def test_a_replay_decides_as_the_gateway_did(standin: str, policy: str) -> None:
     """Every probe, every cut and every wasted token, over requests whose probes come soon, late,
     and later than the next cue; what the gateway learned of prices on the way included."""
-    sessions = served(standin, policy, [body(standin=scene) for scene in SCENES])
+    sessions = run_through_gateway(standin, policy, [body(standin=scene) for scene in SCENES])
     assert len(sessions) == len(SCENES)
     expected = [decisions(session) for session in sessions]
-    assert expected == replayed(policy, sessions[0].marks, [s.events for s in sessions])
+    assert expected == replay_decisions(policy, sessions[0].dialect, [s.events for s in sessions])
 
 
 def test_something_was_decided(standin: str) -> None:
     """Of what is compared above: probes are asked and cuts are made."""
-    sessions = served(standin, POLICIES[1], [body(standin=scene) for scene in SCENES[:4]])
+    sessions = run_through_gateway(
+        standin, POLICIES[1], [body(standin=scene) for scene in SCENES[:4]]
+    )
     assert any(session.stopped for session in sessions)
-    assert sum(session.probes for session in sessions) > 4
+    assert sum(session.probe_count for session in sessions) > 4
 
 
 @pytest.mark.parametrize("path", sorted(FOLDER.glob("*.json")), ids=lambda path: path.stem)
 def test_a_golden_recording(path: Any) -> None:
     """What a gateway did before a real vLLM, kept on disk."""
     recording = json.loads(path.read_text("utf-8"))
-    marks = values.read(recording["marks"])
+    marks = values.from_json_value(recording["dialect"])
     traces = [read(one["events"]) for one in recording["requests"]]
     expected = [one["decisions"] for one in recording["requests"]]
-    assert expected == json.loads(json.dumps(replayed(recording["policy"], marks, traces)))
+    assert expected == json.loads(json.dumps(replay_decisions(recording["policy"], marks, traces)))
 
 
 def test_there_are_golden_recordings() -> None:

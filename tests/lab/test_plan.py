@@ -4,7 +4,14 @@ from __future__ import annotations
 
 import pytest
 
-from benchmarks.lab.plan import BadPlan, Plan, asked_by, needs_of, probe_of, unlike
+from benchmarks.lab.plan import (
+    BadPlan,
+    RecordingPlan,
+    drop_covered_probes,
+    parse_needs,
+    parse_probe,
+    probes_of,
+)
 from policies.events import Probe
 from policies.policy import Needs
 from policies.registry import BadPolicy, parse
@@ -18,9 +25,9 @@ from policies.registry import BadPolicy, parse
         ("convergence", [Probe(max_tokens=20)]),
         ("any_of(deer(max_tokens=30), convergence)", [Probe(max_tokens=n) for n in (1, 30, 20)]),
         ("deer-pro", [Probe(name) for name in ("answer", "answer-2", "answer-3", "answer-4")]),
-        ("margin", [Probe("", 1, closing=False, ending=True)]),
-        ("entropy", [Probe("", 1, top=20)]),
-        ("utility(max_tokens=9)", [Probe(max_tokens=9, top=20)]),
+        ("margin", [Probe("", 1, close_trace=False, score_end=True)]),
+        ("entropy", [Probe("", 1, top_logprobs=20)]),
+        ("utility(max_tokens=9)", [Probe(max_tokens=9, top_logprobs=20)]),
         ("redundancy", [Probe()]),
         ("cusum", []),
         ("budget", []),
@@ -29,38 +36,40 @@ from policies.registry import BadPolicy, parse
 )
 def test_a_rehearsed_policy_shows_what_it_asks(policy: str, expected: list[Probe]) -> None:
     """Every kind of probe that it sends to an engine, found without one."""
-    assert set(expected) == set(asked_by(parse(policy)))
+    assert set(expected) == set(probes_of(parse(policy)))
 
 
 def test_the_longest_probe_stands_for_the_shorter() -> None:
     """Greedy probes with one inducer are one another's beginnings; others are not."""
-    probes = [Probe(max_tokens=1), Probe(max_tokens=20), Probe("other", 5), Probe(top=20)]
-    assert unlike(probes) == [Probe(max_tokens=20), Probe("other", 5), Probe(top=20)]
+    probes = [Probe(max_tokens=1), Probe(max_tokens=20), Probe("other", 5), Probe(top_logprobs=20)]
+    assert drop_covered_probes(probes) == [Probe(max_tokens=20), Probe("other", 5), Probe(top_logprobs=20)]
 
 
 def test_a_token_told_by_its_id_stands_alone() -> None:
     """It is no beginning of a longer probe's texts; nor are other ways to ask."""
-    probes = [Probe(top=20), Probe(max_tokens=1, top=20), Probe(max_tokens=1, ending=True)]
-    assert unlike(probes) == probes
+    probes = [Probe(top_logprobs=20), Probe(max_tokens=1, top_logprobs=20), Probe(max_tokens=1, score_end=True)]
+    assert drop_covered_probes(probes) == probes
 
 
 @pytest.mark.parametrize("policy", ["tilt", "budget(min=20)", "any_of(deer, tilt)"])
 def test_what_leads_the_model_elsewhere_is_refused(policy: str) -> None:
     """Before an engine is asked for anything."""
     with pytest.raises(BadPolicy, match="no recording tells"):
-        Plan.of([parse(policy)], [], [], {})
+        RecordingPlan.build([parse(policy)], [], [], {})
 
 
 def test_nothing_asked_for_is_a_trial_answer_at_every_cue() -> None:
     """The plan that serves most policies."""
-    plan = Plan.of([], [], [], {})
+    plan = RecordingPlan.build([], [], [], {})
     assert (plan.needs, plan.probes) == ((Needs(cues=True),), (Probe(),))
 
 
 def test_a_plan_holds_all_that_is_asked_for_once() -> None:
     """Needs stay apart, since a place depends on what else is looked for."""
     policies = [parse("deer"), parse("convergence"), parse("deer(threshold=0.9)")]
-    plan = Plan.of(policies, [needs_of("interval=16")], [probe_of("probe(max_tokens=50)")], {})
+    plan = RecordingPlan.build(
+        policies, [parse_needs("interval=16")], [parse_probe("probe(max_tokens=50)")], {}
+    )
     assert plan.needs == (
         Needs(cues=True),
         Needs(interval=64),
@@ -75,7 +84,7 @@ def test_a_plan_holds_all_that_is_asked_for_once() -> None:
 def test_a_place_that_is_none(written: str) -> None:
     """Refused with what would be one; nothing is evaluated."""
     with pytest.raises(BadPlan):
-        needs_of(written)
+        parse_needs(written)
 
 
 @pytest.mark.parametrize(
@@ -85,4 +94,4 @@ def test_a_place_that_is_none(written: str) -> None:
 def test_a_probe_that_is_none(written: str) -> None:
     """Only a call of a probe's class with plain values is one."""
     with pytest.raises(BadPlan):
-        probe_of(written)
+        parse_probe(written)

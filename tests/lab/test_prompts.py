@@ -19,7 +19,7 @@ import pyarrow
 import pytest
 from pyarrow import parquet
 
-from benchmarks.lab.prompts import BadPrompts, Prompt, Source, read
+from benchmarks.lab.prompts import BadPrompts, Prompt, PromptSource, read_prompts
 from benchmarks.lab.traces import load
 from benchmarks.services import ROOT, free_port
 
@@ -32,20 +32,20 @@ ROWS = [
 FILES = ("main/train/0000.parquet", "main/test/0000.parquet", "socratic/test/0000.parquet")
 
 
-def lines(path: Path, *rows: dict[str, Any] | str) -> Source:
+def lines(path: Path, *rows: dict[str, Any] | str) -> PromptSource:
     written = (row if isinstance(row, str) else json.dumps(row) for row in rows)
     path.write_text("".join(line + "\n" for line in written))
-    return Source(str(path))
+    return PromptSource(str(path))
 
 
 def test_prompts_are_read(tmp_path: Path) -> None:
     """Texts and conversations, with or without ids and answers; empty lines are none."""
     text, talk = {"prompt": "1+1?", "answer": 2, "id": 5}, {"messages": [{"role": "user"}], "x": 1}
     source = lines(tmp_path / "p.jsonl", text, "", talk)
-    first, second = read(source)
+    first, second = read_prompts(source)
     assert first == Prompt("5", [{"role": "user", "content": "1+1?"}], "2")
     assert second.gold is None
-    assert second.id == read(source)[1].id
+    assert second.id == read_prompts(source)[1].id
 
 
 @pytest.mark.parametrize(
@@ -59,7 +59,7 @@ def test_a_prompt_that_is_none(tmp_path: Path, line: str) -> None:
     """The line is named; so is a second prompt of one id."""
     source = lines(tmp_path / "p.jsonl", {"prompt": "0", "id": "x"}, line)
     with pytest.raises(BadPrompts, match="line 2"):
-        read(source)
+        read_prompts(source)
 
 
 @pytest.mark.parametrize(
@@ -79,7 +79,7 @@ def test_known_columns(
     tmp_path: Path, row: dict[str, Any], expected: tuple[str, str | None] | None
 ) -> None:
     """Of a worked solution only the answer is kept, of an option its letter."""
-    (prompt,) = read(lines(tmp_path / "p.jsonl", row))
+    (prompt,) = read_prompts(lines(tmp_path / "p.jsonl", row))
     expected = expected or (row["input"], row["target"])
     assert (prompt.messages[0]["content"], prompt.gold) == expected
 
@@ -101,14 +101,14 @@ def test_a_table(tmp_path: Path, name: str) -> None:
     """Columns by any name, a part in a random order that is the same each time."""
     rows = [{"asked": f'"{n}",\nwhat?', "reply": n} for n in range(9)]
     path = str(table(tmp_path / name, rows))
-    every = read(Source(path, question="asked", answer="reply"))
+    every = read_prompts(PromptSource(path, question="asked", answer="reply"))
     assert [(p.messages[0]["content"], p.gold) for p in every] == [
         (row["asked"], str(row["reply"])) for row in rows
     ]
-    some = Source(path, question="asked", answer="reply", limit=4, shuffle=3)
-    assert read(some) == read(some)
-    assert read(some) != every[:4]
-    assert {p.id for p in read(some)} < {p.id for p in every}
+    some = PromptSource(path, question="asked", answer="reply", limit=4, shuffle_seed=3)
+    assert read_prompts(some) == read_prompts(some)
+    assert read_prompts(some) != every[:4]
+    assert {p.id for p in read_prompts(some)} < {p.id for p in every}
 
 
 @pytest.mark.parametrize(
@@ -122,19 +122,19 @@ def test_a_table(tmp_path: Path, name: str) -> None:
 def test_a_table_that_is_not_understood(tmp_path: Path, fields: dict[str, Any], told: str) -> None:
     path = table(tmp_path / "p.csv", [{"asked": "1", "reply": "2"}])
     with pytest.raises(BadPrompts, match=told):
-        read(Source(str(path), **fields))
+        read_prompts(PromptSource(str(path), **fields))
 
 
 @pytest.mark.parametrize("name", ["none.jsonl", "none.csv", "none.parquet"])
 def test_a_file_that_is_not_there(tmp_path: Path, name: str) -> None:
     with pytest.raises(BadPrompts, match="none"):
-        read(Source(str(tmp_path / name)))
+        read_prompts(PromptSource(str(tmp_path / name)))
 
 
 def test_a_file_that_is_no_table(tmp_path: Path) -> None:
     (tmp_path / "p.parquet").write_text("no table")
     with pytest.raises(BadPrompts, match=r"p\.parquet"):
-        read(Source(str(tmp_path / "p.parquet")))
+        read_prompts(PromptSource(str(tmp_path / "p.parquet")))
 
 
 class Hub(BaseHTTPRequestHandler):
@@ -201,7 +201,7 @@ def test_a_dataset_by_its_name(standin: str, tmp_path: Path, hub: str) -> None:
     ran = recorded(standin, tmp_path, hub, "hf:owner/sums", "--limit", "3")
     assert ran.returncode == 0, ran.stderr
     _, traces = load(tmp_path / "traces.jsonl")
-    taken = {trace.prompt: trace for trace in traces}
+    taken = {trace.prompt_id: trace for trace in traces}
     assert {name: trace.gold for name, trace in taken.items()} == {
         "test-0": "0", "test-1": "2", "test-2": "4",
     }  # fmt: skip

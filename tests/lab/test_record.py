@@ -11,13 +11,13 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.lab.replay import play_all
-from benchmarks.lab.tape import Tapes
-from benchmarks.lab.traces import Drawn, Place, Served, load
+from benchmarks.lab.replay import replay_all
+from benchmarks.lab.tape import ReplayDataset
+from benchmarks.lab.traces import CheckpointReached, CutExecuted, ProbeCompleted, load
 from benchmarks.services import ROOT
 from policies.events import Probe
 from policies.registry import parse
-from tests.lab.made import file, trace
+from tests.lab.made import trace, write_log
 
 ADJOURN = Path(sys.executable).with_name("adjourn")
 BODY = {"standin": {"tokens": 120, "cues": [30, 70], "rate": 2000, "trial": "42"}}
@@ -44,20 +44,20 @@ def test_every_place_is_asked(tmp_path: Path, standin: str) -> None:
     assert ran.returncode == 0, ran.stderr
     recording, traces = load(tmp_path / "traces.jsonl")
     taken = list(traces)
-    assert sorted((t.prompt, t.sample) for t in taken) == [
+    assert sorted((t.prompt_id, t.sample_index) for t in taken) == [
         (f"p{n}", s) for n in range(6) for s in (0, 1)
     ]
     assert [probe["max_tokens"] for probe in recording.probes] == [20]
     for one in taken:
-        places = {(e.kind, e.position) for e in one.events if isinstance(e, Place)}
+        places = {(e.kind, e.position) for e in one.events if isinstance(e, CheckpointReached)}
         assert places == {("start", 0), ("cue", 30), ("cue", 70)} | {
             ("interval", n) for n in (40, 80, 120)
         }
-        asked = [e.position for e in one.events if isinstance(e, Drawn)]
+        asked = [e.position for e in one.events if isinstance(e, ProbeCompleted)]
         assert sorted(asked) == [0, 30, 40, 70, 80, 120]
-        assert len([e for e in one.events if isinstance(e, Served)]) == 6
-    tape = Tapes(tmp_path / "traces.jsonl").tapes[0]
-    assert (tape.ledger.reasoning, tape.trial(0).answer, tape.gold) == (120, "42", "42")
+        assert len([e for e in one.events if isinstance(e, CutExecuted)]) == 6
+    tape = ReplayDataset(tmp_path / "traces.jsonl").traces[0]
+    assert (tape.ledger.reasoning, tape.trial_answer_at(0).answer, tape.gold) == (120, "42", "42")
 
 
 def test_a_kill_loses_what_was_under_way(tmp_path: Path, standin: str) -> None:
@@ -78,7 +78,7 @@ def test_a_kill_loses_what_was_under_way(tmp_path: Path, standin: str) -> None:
         assert whole[: len(lines)] == lines
         lines = whole
     assert run(slow).returncode == 0
-    taken = [(t.prompt, t.sample) for t in load(path)[1]]
+    taken = [(t.prompt_id, t.sample_index) for t in load(path)[1]]
     assert sorted(taken) == sorted((f"p{n}", 0) for n in range(10))
     assert path.read_bytes().splitlines(keepends=True)[: len(lines)] == lines
     again = path.read_bytes()
@@ -119,7 +119,7 @@ def test_what_cannot_be_recorded_is_said(
 
 def test_another_recording_is_left_alone(tmp_path: Path, standin: str) -> None:
     """A file of other settings is not added to."""
-    file(tmp_path / "traces.jsonl", [trace(["a"])])
+    write_log(tmp_path / "traces.jsonl", [trace(["a"])])
     ran = run(command(tmp_path, standin))
     assert ran.returncode == 2
     assert "was recorded with another model" in ran.stderr
@@ -139,13 +139,13 @@ def test_what_other_policies_need_is_recorded(tmp_path: Path, standin: str) -> N
     line = command(tmp_path, standin, *(f"--for={policy}" for policy in policies), prompts=2)
     ran = run(line)
     assert ran.returncode == 0, ran.stderr
-    tapes = Tapes(tmp_path / "traces.jsonl")
-    assert len(tapes.recording.probes) == 4
+    tapes = ReplayDataset(tmp_path / "traces.jsonl")
+    assert len(tapes.header.probes) == 4
     for policy in policies:
-        outcomes = play_all(parse(policy), tapes, instant=True)
-        assert sum(outcome.missing for outcome in outcomes) == 0
-    for tape in tapes.tapes:
-        assert {len(told) for p in tape.pieces if p.text for told in p.logprobs} == {20}
-        kept = {place.kept for place in tape.places if place.kind == "sentence"}
-        found = [tape.find(Probe("", 1, closing=False, ending=True), n, n) for n in kept]
-        assert [one.decoded for one in found if one is not None] == [2] * len(kept)
+        outcomes = replay_all(parse(policy), tapes, instant=True)
+        assert sum(outcome.missing_probes for outcome in outcomes) == 0
+    for tape in tapes.traces:
+        assert {len(told) for p in tape.chunks if p.text for told in p.logprobs} == {20}
+        kept = {place.kept for place in tape.checkpoints if place.kind == "sentence"}
+        found = [tape.find_probe(Probe("", 1, close_trace=False, score_end=True), n, n) for n in kept]
+        assert [one.decoded_tokens for one in found if one is not None] == [2] * len(kept)

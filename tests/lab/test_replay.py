@@ -9,58 +9,62 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from benchmarks.lab import replay
-from benchmarks.lab.replay import Outcome, play
-from benchmarks.lab.tape import SLACK, Run, Tape
-from benchmarks.lab.traces import Drawn, Piece, Place, Trace
-from policies.answers import final_answer
-from policies.appraisal import Appraiser
+from benchmarks.lab.replay import Outcome, replay_trace
+from benchmarks.lab.tape import MAX_PROBE_OFFSET, ChunkSpan, ReplayTrace
+from benchmarks.lab.traces import CheckpointReached, ProbeCompleted, StreamedChunk, Trace
+from policies.answers import extract_final_answer
+from policies.appraisal import ProbeCostModel
 from policies.events import Probe, ProbeFailed, ProbeResult
 from policies.registry import parse
 from policies.session import Session
-from tests.lab.made import PACE, drawn, pieces, tape
+from tests.lab.made import SECONDS_PER_TOKEN, make_replay_trace, probe_completed, stream_events
 from tests.policies.driver import VOCABULARY
-from tests.policies.lab import CLOSING, END, MARKS, START, Generous
+from tests.policies.lab import CLOSING, DIALECT, END, START, AlwaysProbe
 
 FIVE = [" a", " b", " c", " Wait", ",", " d", " e", " f", " g", " h", " i"]
 
 
-def played(policy: str, on: Tape, **options: Any) -> Outcome:
-    return play(parse(policy), on, MARKS, options.pop("appraiser", Generous()), **options)
+def played(policy: str, on: ReplayTrace, **options: Any) -> Outcome:
+    return replay_trace(
+        parse(policy), on, DIALECT, options.pop("appraiser", AlwaysProbe()), **options
+    )
 
 
 def test_an_instant_probe_wastes_what_shows_the_cue() -> None:
     """The cue is certain with the token behind it; both are behind the cut."""
-    outcome = played("deer(gate=0)", tape(FIVE, [drawn(3)]), instant=True)
-    assert (outcome.stopped, outcome.position, outcome.wasted) == (True, 3, 2)
-    assert (outcome.answer, outcome.right, outcome.reason) == ("7", True, "confident")
-    assert outcome.net == 3 + len(CLOSING) + 2 + 2 + outcome.probe
+    outcome = played("deer(gate=0)", make_replay_trace(FIVE, [probe_completed(3)]), instant=True)
+    assert (outcome.stopped, outcome.kept_tokens, outcome.wasted_tokens) == (True, 3, 2)
+    assert (outcome.answer, outcome.correct, outcome.reason) == ("7", True, "confident")
+    assert outcome.net_tokens == 3 + len(CLOSING) + 2 + 2 + outcome.probe_tokens
 
 
 @pytest.mark.parametrize(("late", "more"), [(0.5, 0), (1.5, 1), (3.5, 3)])
 def test_a_late_probe_wastes_what_came_meanwhile(late: float, more: int) -> None:
     """As many tokens as the stream brought until the result, and until the answer began."""
-    on = tape(FIVE, [drawn(3, after=late * PACE)])
-    assert played("deer(gate=0)", on).wasted == 2 + more
-    assert played("deer(gate=0)", on, resume=2 * PACE).wasted == 2 + more + 2
+    on = make_replay_trace(FIVE, [probe_completed(3, delay_seconds=late * SECONDS_PER_TOKEN)])
+    assert played("deer(gate=0)", on).wasted_tokens == 2 + more
+    assert played("deer(gate=0)", on, resume_seconds=2 * SECONDS_PER_TOKEN).wasted_tokens == 2 + more + 2
 
 
 def test_a_probe_later_than_the_end_stops_nothing() -> None:
     """The model was faster; the probe's tokens were not there to count."""
-    outcome = played("deer(gate=0)", tape(FIVE, [drawn(3, after=99.0)]))
+    outcome = played(
+        "deer(gate=0)", make_replay_trace(FIVE, [probe_completed(3, delay_seconds=99.0)])
+    )
     assert not outcome.stopped
-    assert (outcome.position, outcome.answer) == (len(FIVE), "7")
+    assert (outcome.kept_tokens, outcome.answer) == (len(FIVE), "7")
 
 
 def test_a_gate_is_the_beginning_of_what_was_drawn() -> None:
     """deer's one-token question is answered from the longer probe, in a share of its time."""
-    on = tape(FIVE, [drawn(3)])
+    on = make_replay_trace(FIVE, [probe_completed(3)])
     outcome = played("deer", on, instant=True)
-    assert (outcome.stopped, outcome.probes, outcome.probe) == (True, 2, 1 + 2)
-    gate = on.find(Probe(max_tokens=1), 3, 3)
+    assert (outcome.stopped, outcome.probe_count, outcome.probe_tokens) == (True, 2, 1 + 2)
+    gate = on.find_probe(Probe(max_tokens=1), 3, 3)
     assert gate is not None
     assert isinstance(gate.result, ProbeResult)
     assert (gate.result.tokens, gate.result.text, gate.result.finished) == (("7",), "7", False)
-    assert gate.after == pytest.approx(PACE / 4)
+    assert gate.delay_seconds == pytest.approx(SECONDS_PER_TOKEN / 4)
 
 
 @given(st.integers(1, 30), st.text("0123456789", min_size=1, max_size=12), st.integers(1, 14))
@@ -73,8 +77,8 @@ def test_a_shorter_probe_is_a_beginning(asked: int, answer: str, recorded: int) 
         Probe(max_tokens=recorded), 3, "".join(cut), cut, (-0.1,) * len(cut),
         len(full) <= recorded, 0.1, 0.1,
     )  # fmt: skip
-    event = replace_result(drawn(3), result)
-    found = tape(FIVE, [event]).find(Probe(max_tokens=asked), 3, 3)
+    event = replace_result(probe_completed(3), result)
+    found = make_replay_trace(FIVE, [event]).find_probe(Probe(max_tokens=asked), 3, 3)
     if asked > recorded and len(full) > recorded:
         assert found is None
         return
@@ -85,41 +89,48 @@ def test_a_shorter_probe_is_a_beginning(asked: int, answer: str, recorded: int) 
     assert len(found.result.logprobs) == len(found.result.tokens)
 
 
-def replace_result(event: Drawn, result: ProbeResult | ProbeFailed) -> Drawn:
+def replace_result(event: ProbeCompleted, result: ProbeResult | ProbeFailed) -> ProbeCompleted:
     from benchmarks.lab import values
 
-    return Drawn(event.at, event.asked, event.kept, event.position, values.write(result))
+    return ProbeCompleted(
+        event.at, event.sent_at, event.kept, event.position, values.to_json_value(result)
+    )
 
 
-@pytest.mark.parametrize(("kept", "near"), [(3, True), (3 + SLACK, False), (2, None)])
+@pytest.mark.parametrize(("kept", "near"), [(3, True), (3 + MAX_PROBE_OFFSET, False), (2, None)])
 def test_what_was_drawn_a_little_before_stands_in(kept: int, near: bool | None) -> None:
     """Never what was drawn behind the place, and told from what was drawn at it."""
-    found = tape(FIVE, [drawn(3)]).find(Probe(), kept, kept)
-    assert (None if found is None else found.exact) == near
+    found = make_replay_trace(FIVE, [probe_completed(3)]).find_probe(Probe(), kept, kept)
+    assert (None if found is None else found.is_exact) == near
     assert found is None or found.result.position == kept
-    assert tape(FIVE, [drawn(3)]).find(Probe(), 4 + SLACK, 4 + SLACK) is None
-    assert tape(FIVE, [drawn(3)]).find(Probe("other"), 3, 3) is None
+    assert (
+        make_replay_trace(FIVE, [probe_completed(3)]).find_probe(
+            Probe(), 4 + MAX_PROBE_OFFSET, 4 + MAX_PROBE_OFFSET
+        )
+        is None
+    )
+    assert make_replay_trace(FIVE, [probe_completed(3)]).find_probe(Probe("other"), 3, 3) is None
 
 
 def test_a_probe_that_failed_when_recorded_fails() -> None:
     """The policy is told, and goes on."""
-    failed = replace_result(drawn(3), ProbeFailed(Probe(), 3, "timeout", 0.1))
-    outcome = played("deer(gate=0)", tape(FIVE, [failed]))
-    assert (outcome.stopped, outcome.probes, outcome.missing) == (False, 1, 0)
+    failed = replace_result(probe_completed(3), ProbeFailed(Probe(), 3, "timeout", 0.1))
+    outcome = played("deer(gate=0)", make_replay_trace(FIVE, [failed]))
+    assert (outcome.stopped, outcome.probe_count, outcome.missing_probes) == (False, 1, 0)
 
 
 def test_what_was_not_recorded_is_counted() -> None:
     """A policy that asks for it gets nothing, and its report says so."""
-    outcome = played("deer(gate=0)", tape(FIVE, []))
-    assert (outcome.stopped, outcome.probes, outcome.missing) == (False, 1, 1)
+    outcome = played("deer(gate=0)", make_replay_trace(FIVE, []))
+    assert (outcome.stopped, outcome.probe_count, outcome.missing_probes) == (False, 1, 1)
 
 
 def test_the_answer_at_a_cut_is_the_last_one_drawn() -> None:
     """A budget stops where nobody asked; what was drawn before it is the best that is known."""
-    on = tape([*FIVE, *FIVE], [drawn(3, "6"), drawn(14, "7")])
+    on = make_replay_trace([*FIVE, *FIVE], [probe_completed(3, "6"), probe_completed(14, "7")])
     outcome = played("budget(max=8, grace=0)", on)
-    assert (outcome.position, outcome.answer, outcome.right) == (8, "6", False)
-    assert on.settled() == 14
+    assert (outcome.kept_tokens, outcome.answer, outcome.correct) == (8, "6", False)
+    assert on.settled_position() == 14
 
 
 @pytest.mark.parametrize(
@@ -132,16 +143,16 @@ def test_the_answer_at_a_cut_is_the_last_one_drawn() -> None:
 )
 def test_an_answer_is_its_last_box(text: str, answer: str) -> None:
     """Else all that was said."""
-    assert final_answer(text) == answer
+    assert extract_final_answer(text) == answer
 
 
 def test_a_truncated_trace_is_not_whole() -> None:
     """A token limit tells nothing of the trace; nor does a stream that broke."""
-    whole = pieces(FIVE)
-    assert Tape(Trace("p", 0, [], None, whole), MARKS).whole
-    limited = [*whole[:-1], Piece(1.0, "", (99,), ending="length")]
-    assert not Tape(Trace("p", 0, [], None, limited), MARKS).whole
-    assert not Tape(Trace("p", 0, [], None, whole[:5]), MARKS).whole
+    whole = stream_events(FIVE)
+    assert ReplayTrace(Trace("p", 0, [], None, whole), DIALECT).is_complete
+    limited = [*whole[:-1], StreamedChunk(1.0, "", (99,), finish_reason="length")]
+    assert not ReplayTrace(Trace("p", 0, [], None, limited), DIALECT).is_complete
+    assert not ReplayTrace(Trace("p", 0, [], None, whole[:5]), DIALECT).is_complete
 
 
 # -- leaps -----------------------------------------------------------------------------------
@@ -164,31 +175,33 @@ TEXTS = st.sampled_from(sorted({*VOCABULARY.values(), *ENDS, " x", " y", "7", " 
 
 
 @st.composite
-def tapes(draw: st.DrawFn) -> Tape:
+def tapes(draw: st.DrawFn) -> ReplayTrace:
     """Traces in chunks of several tokens, with and without a marker, probed at random places."""
     texts = draw(st.lists(TEXTS, min_size=1, max_size=60))
     sizes = draw(st.lists(st.integers(1, 4), min_size=len(texts), max_size=len(texts)))
     opened = draw(st.booleans())
-    events = pieces([])[:1]
+    events = stream_events([])[:1]
     at, ids = 0.0, 0
     if not opened:
         events = [replace_prompt(events[0])]
-        events.append(Piece(at, "", (START,)))
+        events.append(StreamedChunk(at, "", (START,)))
         ids = 1
-    events.append(Place(at, "start", ids, 0))
+    events.append(CheckpointReached(at, "start", ids, 0))
     for text, size in zip(texts, sizes, strict=True):
-        at += PACE * draw(st.sampled_from([0.0, 1.0, 1.0, 5.0]))
-        events.append(Piece(at, text, tuple(range(30, 30 + size))))
+        at += SECONDS_PER_TOKEN * draw(st.sampled_from([0.0, 1.0, 1.0, 5.0]))
+        events.append(StreamedChunk(at, text, tuple(range(30, 30 + size))))
         ids += size
         if draw(st.booleans()):
-            lag = PACE * draw(st.sampled_from([0.0, 0.5, 2.5, 20.0]))
-            made = drawn(ids, draw(st.sampled_from("78")), draw(st.sampled_from([0.6, 0.9, 0.99])))
-            events.append(Drawn(at + lag, at, ids, ids, made.result))
+            lag = SECONDS_PER_TOKEN * draw(st.sampled_from([0.0, 0.5, 2.5, 20.0]))
+            made = probe_completed(
+                ids, draw(st.sampled_from("78")), draw(st.sampled_from([0.6, 0.9, 0.99]))
+            )
+            events.append(ProbeCompleted(at + lag, at, ids, ids, made.result))
     events += [
-        Piece(at + PACE, "", (END,)),
-        Piece(at + PACE, "", (98,), "\\boxed{7}", ending="stop"),
+        StreamedChunk(at + SECONDS_PER_TOKEN, "", (END,)),
+        StreamedChunk(at + SECONDS_PER_TOKEN, "", (98,), "\\boxed{7}", finish_reason="stop"),
     ]
-    return Tape(Trace("p", 0, [], None, sorted(events, key=lambda e: e.at)), MARKS)
+    return ReplayTrace(Trace("p", 0, [], None, sorted(events, key=lambda e: e.at)), DIALECT)
 
 
 def replace_prompt(event: Any) -> Any:
@@ -208,8 +221,8 @@ class Logged(Session):
     def feed(self, *values: Any, **options: Any) -> Any:
         return self._note(super().feed(*values, **options))
 
-    def probed(self, *values: Any, **options: Any) -> Any:
-        return self._note(super().probed(*values, **options))
+    def on_probe_result(self, *values: Any, **options: Any) -> Any:
+        return self._note(super().on_probe_result(*values, **options))
 
     def _note(self, command: Any) -> Any:
         if command is not None:
@@ -217,8 +230,13 @@ class Logged(Session):
         return command
 
 
-@given(tapes(), st.sampled_from(POLICIES), st.booleans(), st.sampled_from([0.0, 2.5 * PACE]))
-def test_leaps_change_nothing(on: Tape, policy: str, instant: bool, resume: float) -> None:
+@given(
+    tapes(),
+    st.sampled_from(POLICIES),
+    st.booleans(),
+    st.sampled_from([0.0, 2.5 * SECONDS_PER_TOKEN]),
+)
+def test_leaps_change_nothing(on: ReplayTrace, policy: str, instant: bool, resume: float) -> None:
     """Pieces put together lead to the same probes and cuts at the same tokens as one by one."""
     outcomes = []
     Logged.logs = []
@@ -226,26 +244,30 @@ def test_leaps_change_nothing(on: Tape, policy: str, instant: bool, resume: floa
         patch.setattr(replay, "Session", Logged)
         for alone in (False, True):
             if alone:
-                on.runs = on.fine_runs = [run for whole in on.runs for run in apart(whole)]
-            options = {"resume": resume, "instant": instant, "appraiser": Appraiser()}
+                on.spans = on.boundary_spans = [run for whole in on.spans for run in apart(whole)]
+            options = {"resume_seconds": resume, "instant": instant, "appraiser": ProbeCostModel()}
             outcomes.append(played(policy, on, **options))
     leapt, walked = Logged.logs
     assert walked == leapt
     assert outcomes[1] == outcomes[0]
 
 
-def apart(run: Run) -> list[Run]:
-    begins = [run.ends[0] - len(run.feeds[0][1]), *run.ends]
-    return [Run([feed], before) for feed, before in zip(run.feeds, begins, strict=False)]
+def apart(run: ChunkSpan) -> list[ChunkSpan]:
+    begins = [run.end_positions[0] - len(run.feed_arguments[0][1]), *run.end_positions]
+    return [
+        ChunkSpan([feed], before) for feed, before in zip(run.feed_arguments, begins, strict=False)
+    ]
 
 
 @given(tapes())
-def test_runs_are_the_pieces(on: Tape) -> None:
+def test_runs_are_the_pieces(on: ReplayTrace) -> None:
     """Put together or not, every piece is there once, in order, and ends where it is said to."""
-    assert [feed for run in on.runs for feed in run.feeds] == on.feeds
-    assert [feed for run in on.fine_runs for feed in run.feeds] == on.feeds
-    for run in [*on.runs, *on.fine_runs]:
-        text, ids, at, answering, ending, _ = run.merged(0, len(run.feeds))
-        assert text == "".join(feed[0] for feed in run.feeds)
-        assert len(ids) == run.ends[-1] - run.ends[0] + len(run.feeds[0][1])
-        assert (at, answering, ending) == run.feeds[-1][2:5]
+    assert [feed for run in on.spans for feed in run.feed_arguments] == on.feed_arguments
+    assert [feed for run in on.boundary_spans for feed in run.feed_arguments] == on.feed_arguments
+    for run in [*on.spans, *on.boundary_spans]:
+        text, ids, at, answering, ending, _ = run.merge(0, len(run.feed_arguments))
+        assert text == "".join(feed[0] for feed in run.feed_arguments)
+        assert len(ids) == run.end_positions[-1] - run.end_positions[0] + len(
+            run.feed_arguments[0][1]
+        )
+        assert (at, answering, ending) == run.feed_arguments[-1][2:5]

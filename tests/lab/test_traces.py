@@ -12,18 +12,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from benchmarks.lab import values
-from benchmarks.lab.traces import Appender, BadTraces, load
-from policies.dialect import builtin
+from benchmarks.lab.traces import BadTraces, TraceAppender, load
+from policies.dialect import builtin_dialects
 from policies.events import Checkpoint, Probe, ProbeFailed
 from policies.policy import Needs
-from tests.lab.made import RECORDING, drawn, file, trace
-from tests.policies.lab import MARKS, result
+from tests.lab.made import HEADER, probe_completed, trace, write_log
+from tests.policies.lab import DIALECT, probe_result
 
 TRACES = [
-    trace([" a", " b\n", "Wait"], [drawn(2)], prompt="p", sample=number, gold=gold)
+    trace([" a", " b\n", "Wait"], [probe_completed(2)], prompt="p", sample=number, gold=gold)
     for number, gold in enumerate(["7", None, "é\n{"])
 ]
-WHOLE = b"".join(msgspec.json.encode(line) + b"\n" for line in (RECORDING, *TRACES))
+WHOLE = b"".join(msgspec.json.encode(line) + b"\n" for line in (HEADER, *TRACES))
 
 
 @given(st.integers(0, len(WHOLE)))
@@ -32,12 +32,12 @@ def test_a_file_that_was_torn_anywhere_goes_on(torn: int) -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "traces.jsonl"
         path.write_bytes(WHOLE[:torn])
-        appender = Appender(path, RECORDING)
+        appender = TraceAppender(path, HEADER)
         # A line that lacks nothing but its end is whole; the first is no trace.
         ends = [index for index, byte in enumerate(WHOLE) if byte == ord("\n")]
-        assert len(appender.done) == sum(torn >= end for end in ends[1:])
+        assert len(appender.recorded_samples) == sum(torn >= end for end in ends[1:])
         for one in TRACES:
-            if (one.prompt, one.sample) not in appender.done:
+            if (one.prompt_id, one.sample_index) not in appender.recorded_samples:
                 appender.add(one)
         appender.close()
         assert path.read_bytes() == WHOLE
@@ -59,14 +59,14 @@ def test_a_torn_file_can_be_read(torn: int) -> None:
 
 def test_what_was_written_is_read(tmp_path: Path) -> None:
     """Every field of every event comes back."""
-    recording, traces = load(file(tmp_path / "t.jsonl", TRACES))
-    assert recording == RECORDING
+    recording, traces = load(write_log(tmp_path / "t.jsonl", TRACES))
+    assert recording == HEADER
     assert list(traces) == TRACES
 
 
 def test_damage_in_the_middle_is_named(tmp_path: Path) -> None:
     """A line that was not torn but broken is no trace to pass over."""
-    path = file(tmp_path / "t.jsonl", TRACES)
+    path = write_log(tmp_path / "t.jsonl", TRACES)
     lines = path.read_bytes().splitlines(keepends=True)
     path.write_bytes(b"".join([*lines[:2], b"{}\n", *lines[2:]]))
     with pytest.raises(BadTraces, match="line 3"):
@@ -78,60 +78,62 @@ def test_an_unknown_version_is_refused(tmp_path: Path, version: int) -> None:
     """It says which version it is and which are read, whatever else the line holds."""
     path = tmp_path / "t.jsonl"
     path.write_text(f'{{"type":"recording","version":{version},"new":[]}}\n')
-    with pytest.raises(BadTraces, match=f"version {version}, this laboratory reads 2"):
+    with pytest.raises(BadTraces, match=f"version {version}, this laboratory reads 3"):
         load(path)
 
 
 def test_another_recording_is_not_added_to(tmp_path: Path) -> None:
     """The message names what differs, and the file stays as it is."""
-    path = file(tmp_path / "t.jsonl", TRACES)
+    path = write_log(tmp_path / "t.jsonl", TRACES)
     before = path.read_bytes()
-    other = msgspec.structs.replace(RECORDING, body={"temperature": 1.0})
+    other = msgspec.structs.replace(HEADER, body={"temperature": 1.0})
     with pytest.raises(BadTraces, match="another body"):
-        Appender(path, other)
+        TraceAppender(path, other)
     assert before == path.read_bytes()
 
 
 def test_two_do_not_write_at_once(tmp_path: Path) -> None:
     """The second is told so, and may begin when the first has ended."""
     path = tmp_path / "t.jsonl"
-    first = Appender(path, RECORDING)
+    first = TraceAppender(path, HEADER)
     with pytest.raises(BadTraces, match="another process"):
-        Appender(path, RECORDING)
+        TraceAppender(path, HEADER)
     first.close()
-    Appender(path, RECORDING).close()
+    TraceAppender(path, HEADER).close()
 
 
 @pytest.mark.parametrize(
     "value",
     [
         Probe("answer", 5),
-        result(3, "1/2"),
+        probe_result(3, "1/2"),
         ProbeFailed(Probe(), 4, "timeout", 0.5),
         Checkpoint("cue", 3, 0.1, "Wait"),
         Needs(cues=True, interval=32),
-        result(3, probe=Probe(top=2, ending=True), top=((-0.1, -0.2),), ending=-1.5),
-        next(iter(builtin().values())),
+        probe_result(3, probe=Probe(top_logprobs=2, score_end=True), top_logprobs=((-0.1, -0.2),), end_logprob=-1.5),
+        next(iter(builtin_dialects().values())),
     ],
     ids=lambda value: type(value).__name__,
 )
 def test_a_value_comes_back(value: object) -> None:
     """Through JSON, equal to what it was."""
-    written = msgspec.json.decode(msgspec.json.encode(values.write(value)))
-    assert value == values.read(written)
+    written = msgspec.json.decode(msgspec.json.encode(values.to_json_value(value)))
+    assert value == values.from_json_value(written)
 
 
 @pytest.mark.parametrize("ids", [(5, 1, 9), (5, 6), (1, 2), ()])
 def test_marks_come_back(ids: tuple[int, ...]) -> None:
     """With markers that find what they found."""
-    read = values.read(msgspec.json.decode(msgspec.json.encode(values.write(MARKS))))
-    assert replace(read, markers=MARKS.markers) == MARKS
-    assert read.markers.known == MARKS.markers.known
-    assert read.markers.last(ids) == MARKS.markers.last(ids)
+    read = values.from_json_value(
+        msgspec.json.decode(msgspec.json.encode(values.to_json_value(DIALECT)))
+    )
+    assert replace(read, matcher=DIALECT.matcher) == DIALECT
+    assert read.matcher.markers == DIALECT.matcher.markers
+    assert read.matcher.last_kind(ids) == DIALECT.matcher.last_kind(ids)
 
 
 @pytest.mark.parametrize("document", [{"type": "Nothing"}, {"type": "Probe", "colour": "red"}])
 def test_a_value_that_nobody_knows(document: object) -> None:
     """A class or a field of another version is an error that names it."""
     with pytest.raises(values.BadValue, match=r"Nothing|colour"):
-        values.read(document)
+        values.from_json_value(document)

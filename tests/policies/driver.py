@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from policies.events import Embedded, EmbedFailed
-from policies.orders import Ask, Cut, Order, Reopen, Represent
+from policies.events import EmbeddingFailed, EmbeddingResult
+from policies.orders import Cut, Order, Reopen, RequestEmbedding, SendProbe
 from policies.session import Session
 from policies.states import State
-from tests.policies.lab import START, result
+from tests.policies.lab import START, probe_result
 
 __all__ = ["ANSWER", "END", "EOS", "VOCABULARY", "Chunk", "Driver", "chunks"]
 
@@ -46,10 +46,10 @@ class Chunk:
     text: str
     ids: tuple[int, ...]
     answering: bool = False
-    ending: str | None = None
+    finish_reason: str | None = None
 
 
-def chunks(tokens: Sequence[int], sizes: Sequence[int], ending: str | None) -> list[Chunk]:
+def chunks(tokens: Sequence[int], sizes: Sequence[int], finish_reason: str | None) -> list[Chunk]:
     """These tokens, so many at once; what stands behind the end marker is the answer's."""
     made, rest, turn, ended = [], list(tokens), 0, False
     while rest:
@@ -59,7 +59,7 @@ def chunks(tokens: Sequence[int], sizes: Sequence[int], ending: str | None) -> l
         answer = ended or (END in ids and ids[-1] != END)
         ended = ended or END in ids
         text = "".join(VOCABULARY[token] for token in inside)
-        made.append(Chunk(text, tuple(ids), answer, None if rest else ending))
+        made.append(Chunk(text, tuple(ids), answer, None if rest else finish_reason))
     return made
 
 
@@ -69,16 +69,16 @@ class Driver:
 
     def __init__(self, session: Session) -> None:
         self.session = session
-        self.asked: Ask | Represent | None = None
-        self.cut: Cut | None = None
-        self.reopening: Reopen | None = None
-        self.standing: Cut | None = None
+        self.pending_query: SendProbe | RequestEmbedding | None = None
+        self.pending_cut: Cut | None = None
+        self.pending_reopen: Reopen | None = None
+        self.accepted_cut: Cut | None = None
         self.refused = False
-        self.sizes: list[int] = []
-        self.drawn = 0
-        self.after_cut = 0
-        self.said = 0
-        self.brought = 0
+        self.chunk_sizes: list[int] = []
+        self.probe_tokens = 0
+        self.answer_tokens = 0
+        self.inserted_tokens = 0
+        self.received_tokens = 0
         self._released = 0
         self._ids: list[int] = []
         self._texts: list[str] = []
@@ -86,90 +86,94 @@ class Driver:
     # -- what a driver does ----------------------------------------------------------------
 
     def feed(self, chunk: Chunk, at: float) -> None:
-        self.brought += len(chunk.ids)
-        self.sizes.append(len(chunk.ids))
+        self.received_tokens += len(chunk.ids)
+        self.chunk_sizes.append(len(chunk.ids))
         self._ids.extend(chunk.ids)
         self._texts.append(chunk.text)
         command = self.session.feed(
-            chunk.text, chunk.ids, at, answering=chunk.answering, ending=chunk.ending
+            chunk.text, chunk.ids, at, answering=chunk.answering, finish_reason=chunk.finish_reason
         )
-        self._saw(command)
+        self._handle_order(command)
 
-    def answer(self, certainty: float | None, at: float) -> None:
+    def deliver_result(self, probability: float | None, at: float) -> None:
         """The probe's result: how sure it is, or None where it failed; every text's vector is the
         same."""
-        assert self.asked is not None
-        ask, self.asked = self.asked, None
-        if isinstance(ask, Represent) and certainty is None:
-            command = self.session.embedded(EmbedFailed(ask.embed, ask.position, "error", at))
-        elif isinstance(ask, Represent):
-            command = self.session.embedded(Embedded(ask.embed, (1.0,), ask.position, 0.1, at))
-        elif certainty is None:
-            command = self.session.probe_failed("error", ask, at)
+        assert self.pending_query is not None
+        ask, self.pending_query = self.pending_query, None
+        if isinstance(ask, RequestEmbedding) and probability is None:
+            command = self.session.on_embedding(
+                EmbeddingFailed(ask.embed, ask.position, "error", at)
+            )
+        elif isinstance(ask, RequestEmbedding):
+            command = self.session.on_embedding(
+                EmbeddingResult(ask.embed, (1.0,), ask.position, 0.1, at)
+            )
+        elif probability is None:
+            command = self.session.on_probe_failed("error", ask, at)
         else:
-            told = {"top": ((-0.1,),), "ending": -1.0 if ask.ending else None}
-            event = result(ask.position, "7", certainty, ask.probe, at=at, **told)
-            self.drawn += len(event.tokens)
-            command = self.session.probed(event)
-        self._saw(command)
+            told = {"top_logprobs": ((-0.1,),), "end_logprob": -1.0 if ask.end_ids else None}
+            event = probe_result(ask.position, "7", probability, ask.probe, at=at, **told)
+            self.probe_tokens += len(event.tokens)
+            command = self.session.on_probe_result(event)
+        self._handle_order(command)
 
     def reopen(self, at: float) -> None:
         """The engine goes on with the trace; what it had sent behind the place is nobody's."""
-        assert self.reopening is not None
-        reopen, self.reopening = self.reopening, None
-        self.asked = None  # it came too late
-        pieces = reopen.pieces
-        self.sizes = [*self.sizes[:pieces], len(reopen.said.ids)]
-        self._texts = [*self._texts[:pieces], reopen.said.text]
-        self._ids = [*self._ids[: reopen.kept], *reopen.said.ids]
-        assert sum(self.sizes) == len(self._ids)
-        self.said += len(reopen.said.ids)
-        self._saw(self.session.reopened(at))
+        assert self.pending_reopen is not None
+        reopen, self.pending_reopen = self.pending_reopen, None
+        self.pending_query = None  # it came too late
+        pieces = reopen.chunks
+        self.chunk_sizes = [*self.chunk_sizes[:pieces], len(reopen.inserted.ids)]
+        self._texts = [*self._texts[:pieces], reopen.inserted.text]
+        self._ids = [*self._ids[: reopen.kept], *reopen.inserted.ids]
+        assert sum(self.chunk_sizes) == len(self._ids)
+        self.inserted_tokens += len(reopen.inserted.ids)
+        self._handle_order(self.session.on_reopened(at))
 
-    def resume(self, answers: int) -> None:
+    def resume(self, answer_tokens: int) -> None:
         """The engine took the prefix; ``answers`` tokens follow."""
-        self.standing, self.cut = self.cut, None
-        self.session.resumed()
-        self._check()
-        for _ in range(answers):
-            self.session.answered(1)
-            self.after_cut += 1
-            self._check()
+        self.accepted_cut, self.pending_cut = self.pending_cut, None
+        self.session.on_resumed()
+        self._check_invariants()
+        for _ in range(answer_tokens):
+            self.session.on_answer_tokens(1)
+            self.answer_tokens += 1
+            self._check_invariants()
 
     def refuse(self) -> None:
         """The engine would not; an answer that is drawn apart may be asked for now."""
-        self.refused, self.cut, self.reopening = True, None, None
-        self._saw(self.session.refused("resume-failed"))
+        self.refused, self.pending_cut, self.pending_reopen = True, None, None
+        self._handle_order(self.session.on_refused("resume-failed"))
 
     def end(self) -> None:
-        self.session.ended()
-        self._check()
+        self.session.on_stream_end()
+        self._check_invariants()
         assert self.session.state is State.DONE
-        if self.standing is None and self.cut is None:
-            assert self.session.released == len(self.sizes)
+        if self.accepted_cut is None and self.pending_cut is None:
+            assert self.session.released_chunks == len(self.chunk_sizes)
 
     # -- what must hold --------------------------------------------------------------------
 
-    def _saw(self, command: Order | None) -> None:
-        if isinstance(command, Ask | Represent):
-            assert self.asked is None, "two questions at once"
+    def _handle_order(self, command: Order | None) -> None:
+        if isinstance(command, SendProbe | RequestEmbedding):
+            assert self.pending_query is None, "two questions at once"
             assert self.session.state is State.PROBING
-            self._check_place(command.kept, command.position)
-            self.asked = command
+            self._check_cut_point(command.kept, command.position)
+            self.pending_query = command
         elif isinstance(command, Cut):
-            assert self.cut is None
+            assert self.pending_cut is None
             assert self.session.state is State.CLOSING
-            if not self._drawn_apart(command):
-                self._check_place(command.kept, command.position)
-            self.cut = command
+            if not self._is_separate_answer(command):
+                self._check_cut_point(command.kept, command.position)
+            self.pending_cut = command
         elif isinstance(command, Reopen):
-            assert self.cut is None
+            assert self.pending_cut is None
             assert self.session.state is State.REOPENING
-            assert command.kept == sum(self.sizes[: command.pieces])
-            self.reopening = command
-        self._check()
+            assert command.kept == sum(self.chunk_sizes[: command.chunks])
+            self.pending_reopen = command
+        self._check_invariants()
 
-    def _drawn_apart(self, cut: Cut) -> bool:
+    def _is_separate_answer(self, cut: Cut) -> bool:
         """Whether it is no stop's cut: then it is where the trace ended, or where none began."""
         trigger = self.session.trigger
         if trigger is not None and trigger.action == "abandoned":
@@ -177,36 +181,36 @@ class Driver:
         assert cut.position == self.session.ledger.reasoning
         return True
 
-    def _check_place(self, kept: int, position: int) -> None:
+    def _check_cut_point(self, kept: int, position: int) -> None:
         """A place is where the released pieces end, in ids of whole characters."""
         ids = self._ids
-        before = sum(self.sizes[: self.session.released])
+        before = sum(self.chunk_sizes[: self.session.released_chunks])
         opened = ids[:1] == [START]
         # The first piece's marker is kept even where the rest of that piece is not.
         assert kept == before or (kept == 1 and opened and before == 0)
         assert kept >= opened
         assert position == kept - opened
         # Ids that brought no text are part of a character, and so is what a joiner follows.
-        last = self._texts[: self.session.released][-1:]
+        last = self._texts[: self.session.released_chunks][-1:]
         assert last != [""] or kept == opened
         assert not last or not last[0].endswith("\u200d")
 
-    def _check(self) -> None:
+    def _check_invariants(self) -> None:
         session, ledger = self.session, self.session.ledger
-        assert self._released <= session.released <= len(self.sizes)
-        self._released = session.released
-        cut = self.cut or self.standing
+        assert self._released <= session.released_chunks <= len(self.chunk_sizes)
+        self._released = session.released_chunks
+        cut = self.pending_cut or self.accepted_cut
         if cut is not None:
-            released = sum(self.sizes[: session.released])
-            assert released + cut.edge == cut.kept or (cut.kept == 1 and released == 0)
-            told = ledger.reasoning + ledger.marker + ledger.answer - self.after_cut
-            assert told == cut.kept + len(cut.said.ids)
+            released = sum(self.chunk_sizes[: session.released_chunks])
+            assert released + cut.unreleased_ids == cut.kept or (cut.kept == 1 and released == 0)
+            told = ledger.reasoning + ledger.marker + ledger.answer - self.answer_tokens
+            assert told == cut.kept + len(cut.inserted.ids)
             assert session.closing == cut.closing
         fed = ledger.reasoning + ledger.marker + ledger.answer + ledger.wasted
-        said = self.said + (len(cut.said.ids) if cut else 0)
-        assert fed == self.brought + self.after_cut + said
+        said = self.inserted_tokens + (len(cut.inserted.ids) if cut else 0)
+        assert fed == self.received_tokens + self.answer_tokens + said
         assert ledger.closing == (len(cut.closing) if cut else 0)
-        assert ledger.probe == self.drawn
+        assert ledger.probe == self.probe_tokens
         assert ledger.prompt == len(session.prompt)
         assert ledger.net == ledger.completion + ledger.probe + ledger.wasted
         assert ledger.completion == fed - ledger.wasted + ledger.closing

@@ -7,9 +7,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from policies.appraisal import Appraiser
+from policies.appraisal import ProbeCostModel
 from policies.deer import Deer
-from policies.dialect import Dialect, Marks
+from policies.dialect import Dialect, TokenizedDialect
 from policies.events import (
     Checkpoint,
     CheckpointKind,
@@ -17,45 +17,45 @@ from policies.events import (
     Probe,
     ProbeFailed,
     ProbeResult,
-    Thought,
+    ReasoningChunk,
 )
-from policies.markers import Mark, Markers
+from policies.markers import MarkerKind, MarkerMatcher
 from policies.orders import Order
 from policies.policy import Needs, Policy
 from policies.session import Session
-from policies.states import TABLE, State
+from policies.states import TRANSITIONS, State
 
 __all__ = [
+    "CHUNK_NEEDS",
     "CLOSING",
     "CLOSING_ON_NEWLINE",
-    "CUES",
-    "EAGER",
+    "CUE_NEEDS",
+    "DIALECT",
+    "EAGER_DEER",
     "END",
-    "GATE",
-    "MARKS",
+    "GATE_PROBE",
     "PROMPT",
     "START",
-    "THOUGHTS",
-    "Dear",
-    "Generous",
-    "Scripted",
-    "cue",
-    "ended",
-    "failed",
-    "fed",
-    "interval",
-    "kinds",
-    "result",
-    "session",
-    "thought",
+    "AlwaysProbe",
+    "NeverProbe",
+    "ScriptedPolicy",
+    "boundary_checkpoint",
+    "cue_checkpoint",
+    "feed_all",
+    "interval_checkpoint",
+    "make_session",
+    "probe_failed",
+    "probe_result",
+    "reasoning_chunk",
+    "token_counts",
 ]
 
 START, END = 1, 2
-CUES = Needs(cues=True, probes=True)
+CUE_NEEDS = Needs(cues=True, probes=True)
 CLOSING, CLOSING_ON_NEWLINE = (10, END, 11), (END, 11)
 PROMPT = (5, 6, START)
-MARKS = Marks(
-    dialect=Dialect(
+DIALECT = TokenizedDialect(
+    definition=Dialect(
         name="lab",
         start=("<think>",),
         end=("</think>",),
@@ -68,7 +68,7 @@ MARKS = Marks(
             "finished": "I have finished.",
         },
     ),
-    markers=Markers({(START,): Mark.START, (END,): Mark.END}),
+    matcher=MarkerMatcher({(START,): MarkerKind.START, (END,): MarkerKind.END}),
     start=(START,),
     end=(END,),
     closing=CLOSING,
@@ -82,36 +82,36 @@ MARKS = Marks(
 )
 
 
-class Generous(Appraiser):
+class AlwaysProbe(ProbeCostModel):
     """Every probe is worth its price."""
 
-    def worth(self, position: int, asked: int, looks: int = 1) -> bool:
+    def should_probe(self, position: int, earlier_probes: int, checkpoints: int = 1) -> bool:
         return True
 
 
-class Dear(Appraiser):
+class NeverProbe(ProbeCostModel):
     """No probe is worth its price."""
 
-    def worth(self, position: int, asked: int, looks: int = 1) -> bool:
+    def should_probe(self, position: int, earlier_probes: int, checkpoints: int = 1) -> bool:
         return False
 
 
 @dataclass(frozen=True)
-class Scripted:
+class ScriptedPolicy:
     """Answers each event with what ``script`` says, be it what no policy ought to say."""
 
     script: Callable[[Event], Any]
-    needs: Needs = CUES
+    needs: Needs = CUE_NEEDS
     name: ClassVar[str] = "scripted"
 
-    def start(self) -> Scripted:
+    def start(self) -> ScriptedPolicy:
         return self
 
     def observe(self, event: Event) -> Any:
         return self.script(event)
 
 
-class Watched(Session):
+class CheckedSession(Session):
     """A session whose state may only change along a row of the table, one step at a time."""
 
     _state: State | None = None
@@ -123,77 +123,77 @@ class Watched(Session):
 
     @state.setter
     def state(self, after: State) -> None:
-        allowed = {State.OPENING} if self._state is None else set(TABLE[self._state].values())
+        allowed = {State.OPENING} if self._state is None else set(TRANSITIONS[self._state].values())
         assert after in allowed
         self._state = after
 
 
-def session(policy: Policy, *, prompt: tuple[int, ...] = PROMPT, **options: Any) -> Session:
+def make_session(policy: Policy, *, prompt: tuple[int, ...] = PROMPT, **options: Any) -> Session:
     """A session that has seen its prompt, by default one that opens a trace."""
-    made = Watched(policy, MARKS, options.pop("appraiser", Generous()), **options)
-    made.opened(prompt)
+    made = CheckedSession(policy, DIALECT, options.pop("appraiser", AlwaysProbe()), **options)
+    made.on_prompt(prompt)
     return made
 
 
-def thought(text: str, *ids: int, position: int = 0) -> Thought:
-    return Thought(text, ids, position, at=0.0)
+def reasoning_chunk(text: str, *ids: int, position: int = 0) -> ReasoningChunk:
+    return ReasoningChunk(text, ids, position, at=0.0)
 
 
-def cue(position: int, word: str = "Wait") -> Checkpoint:
+def cue_checkpoint(position: int, word: str = "Wait") -> Checkpoint:
     return Checkpoint("cue", position, at=0.0, cue=word)
 
 
-def interval(position: int) -> Checkpoint:
+def interval_checkpoint(position: int) -> Checkpoint:
     return Checkpoint("interval", position, at=0.0)
 
 
-def ended(kind: CheckpointKind, position: int, text: str = "") -> Checkpoint:
+def boundary_checkpoint(kind: CheckpointKind, position: int, text: str = "") -> Checkpoint:
     """The end of a sentence, a paragraph or a step."""
     return Checkpoint(kind, position, at=0.0, text=text)
 
 
-def result(
+def probe_result(
     position: int,
     answer: str = "7",
-    certainty: float = 0.99,
+    probability: float = 0.99,
     probe: Probe | None = None,
     *,
-    closed: bool = True,
+    finished: bool = True,
     seconds: float = 0.0,
     at: float = 0.0,
     **more: Any,
 ) -> ProbeResult:
     """A probe's result whose tokens are the answer's characters, each with this probability."""
-    tokens = (*answer, "}") if closed else tuple(answer)
-    logprob = math.log(certainty)
+    tokens = (*answer, "}") if finished else tuple(answer)
+    logprob = math.log(probability)
     return ProbeResult(
         probe=probe or Probe(),
         position=position,
         text="".join(tokens),
         tokens=tokens,
         logprobs=(logprob,) * len(tokens),
-        finished=closed,
+        finished=finished,
         seconds=seconds,
         at=at,
         **more,
     )
 
 
-def failed(position: int, probe: Probe | None = None, reason: str = "error") -> ProbeFailed:
+def probe_failed(position: int, probe: Probe | None = None, reason: str = "error") -> ProbeFailed:
     return ProbeFailed(probe or Probe(), position, reason, at=0.0)
 
 
-GATE = Probe(max_tokens=1)
-EAGER = Deer(gate=0, gap=0)
-THOUGHTS = Needs(thoughts=True)
+GATE_PROBE = Probe(max_tokens=1)
+EAGER_DEER = Deer(gate=0, gap=0)
+CHUNK_NEEDS = Needs(reasoning_chunks=True)
 
 
-def fed(made: Session, *pieces: tuple[str, *tuple[int, ...]]) -> list[Order | None]:
+def feed_all(made: Session, *chunks: tuple[str, *tuple[int, ...]]) -> list[Order | None]:
     """What the session says to each piece."""
-    return [made.feed(text, ids, at=0.0) for text, *ids in pieces]
+    return [made.feed(text, ids, at=0.0) for text, *ids in chunks]
 
 
-def kinds(made: Session) -> dict[str, int]:
+def token_counts(made: Session) -> dict[str, int]:
     """The ledger's entries that are not nothing, the prompt's aside."""
     names = ("reasoning", "answer", "marker", "closing", "probe", "wasted")
     return {name: value for name in names if (value := getattr(made.ledger, name))}

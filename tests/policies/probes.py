@@ -8,11 +8,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from policies.hidden_states import HiddenStates
-from policies.readiness import Readiness
+from policies.readiness import ReadinessClassifier
 
-__all__ = ["SMALL", "document", "read", "states"]
+__all__ = ["CLASSIFIER", "classifier_document", "make_classifier", "make_hidden_states"]
 
-SMALL: dict[str, Any] = {
+CLASSIFIER: dict[str, Any] = {
     "version": 1,
     "model": "small",
     "layers": [2, 5],
@@ -28,15 +28,17 @@ SMALL: dict[str, Any] = {
 is not ready below."""
 
 
-def document(**changes: Any) -> bytes:
-    return json.dumps({**SMALL, **changes}).encode()
+def classifier_document(**changes: Any) -> bytes:
+    return json.dumps({**CLASSIFIER, **changes}).encode()
 
 
-def read(**changes: Any) -> Readiness:
-    return Readiness.read(document(**changes))
+def make_classifier(**changes: Any) -> ReadinessClassifier:
+    return ReadinessClassifier.parse(classifier_document(**changes))
 
 
-def states(*values: float, layers: Sequence[int] = (2, 5), width: int = 2) -> HiddenStates:
+def make_hidden_states(
+    *values: float, layers: Sequence[int] = (2, 5), width: int = 2
+) -> HiddenStates:
     """These numbers, as near as a bfloat16 comes."""
     data = b"".join(struct.pack("<f", value)[2:] for value in values)
     return HiddenStates(tuple(layers), width, data)

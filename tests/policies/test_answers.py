@@ -9,18 +9,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from policies.answers import (
-    INDUCERS,
-    Classes,
-    Task,
+    INDUCERS_BY_KIND,
+    AnswerClasses,
+    AnswerKind,
+    answer_confidence,
     canonical,
-    confidence,
-    final_answer,
-    hesitant,
-    own_tokens,
-    same,
-    trial_answer,
+    canonically_equal,
+    count_answer_tokens,
+    extract_final_answer,
+    extract_trial_answer,
+    is_hesitant,
 )
-from policies.dialect import builtin
+from policies.dialect import builtin_dialects
 
 _PLAIN = st.text("ab1 \\", max_size=5)
 _NESTED = st.recursive(
@@ -37,7 +37,7 @@ def logs(*probabilities: float) -> tuple[float, ...]:
 @given(_NESTED, st.text("ab{}\n ", max_size=8))
 def test_the_answer_runs_to_the_brace_that_closes_it(answer: str, rest: str) -> None:
     """Trap 4: braces inside the answer belong to it, and nothing behind the closing one does."""
-    assert trial_answer(f"{answer}}}{rest}") == answer.strip()
+    assert extract_trial_answer(f"{answer}}}{rest}") == answer.strip()
 
 
 @pytest.mark.parametrize(
@@ -57,7 +57,7 @@ def test_the_answer_runs_to_the_brace_that_closes_it(answer: str, rest: str) -> 
 )
 def test_trial_answers(drawn: str, expected: str) -> None:
     """Trap 4: nested, unfinished, empty and brace-only answers."""
-    assert trial_answer(drawn) == expected
+    assert extract_trial_answer(drawn) == expected
 
 
 @given(st.lists(st.floats(0.01, 1), min_size=1, max_size=8))
@@ -65,7 +65,7 @@ def test_confidence_is_the_geometric_mean(probabilities: list[float]) -> None:
     """The n-th root of the product of the answer's token probabilities, its closing brace's too."""
     tokens = ["1"] * (len(probabilities) - 1) + ["1}"]
     expected = math.prod(probabilities) ** (1 / len(probabilities))
-    assert confidence(tokens, logs(*probabilities)) == pytest.approx(expected)
+    assert answer_confidence(tokens, logs(*probabilities)) == pytest.approx(expected)
 
 
 @pytest.mark.parametrize(
@@ -81,30 +81,30 @@ def test_confidence_is_the_geometric_mean(probabilities: list[float]) -> None:
 )
 def test_no_answer_no_confidence(tokens: tuple[str, ...], logprobs: tuple[float, ...]) -> None:
     """Trap 4: an empty answer, a lone brace or missing log-probabilities are certain of nothing."""
-    assert confidence(tokens, logprobs) == 0.0
+    assert answer_confidence(tokens, logprobs) == 0.0
 
 
 def test_the_confidence_of_one_token() -> None:
     """Trap 4: one token is an answer, with that token's probability."""
-    assert confidence(("7",), logs(0.5)) == pytest.approx(0.5)
+    assert answer_confidence(("7",), logs(0.5)) == pytest.approx(0.5)
 
 
 def test_the_closing_brace_counts() -> None:
     """Its probability says how sure the model is that the answer is complete."""
-    assert confidence(("42", "}"), logs(0.9, 0.4)) == pytest.approx(0.6)
+    assert answer_confidence(("42", "}"), logs(0.9, 0.4)) == pytest.approx(0.6)
 
 
 def test_tokens_behind_the_closing_brace_do_not_count() -> None:
     """What the model goes on to say behind its answer says nothing of the answer."""
     tokens, logprobs = ("4", "2", "}", ".\n", "So"), logs(0.9, 0.9, 0.9, 0.1, 0.1)
-    assert confidence(tokens, logprobs) == pytest.approx(0.9)
+    assert answer_confidence(tokens, logprobs) == pytest.approx(0.9)
 
 
 def test_tokens_behind_the_answers_line_do_not_count() -> None:
     """Where no brace closes it the answer is one line: certain talk behind it is no confidence."""
     tokens = ("\n", "42", "\n", *("talk",) * 17)
     logprobs = logs(0.5, 0.5, 0.5, *(1.0,) * 17)
-    assert confidence(tokens, logprobs) == pytest.approx(0.5)
+    assert answer_confidence(tokens, logprobs) == pytest.approx(0.5)
 
 
 @pytest.mark.parametrize(
@@ -112,7 +112,7 @@ def test_tokens_behind_the_answers_line_do_not_count() -> None:
 )
 def test_a_doubt_inside_a_word_is_none(text: str) -> None:
     """Trap 5: words of doubt are words, never parts of words ("no" in "know")."""
-    assert not hesitant(text)
+    assert not is_hesitant(text)
 
 
 @pytest.mark.parametrize(
@@ -120,7 +120,7 @@ def test_a_doubt_inside_a_word_is_none(text: str) -> None:
 )
 def test_doubts(text: str) -> None:
     """A doubt is found at any place and in any case."""
-    assert hesitant(text)
+    assert is_hesitant(text)
 
 
 @pytest.mark.parametrize(
@@ -154,8 +154,8 @@ def test_doubts(text: str) -> None:
 )
 def test_answers_that_mean_the_same(one: str, other: str) -> None:
     """Numbers are compared as numbers, all else as text without its dress, in either order."""
-    assert same(one, other)
-    assert same(other, one)
+    assert canonically_equal(one, other)
+    assert canonically_equal(other, one)
 
 
 @pytest.mark.parametrize(
@@ -181,8 +181,8 @@ def test_answers_that_mean_the_same(one: str, other: str) -> None:
 )
 def test_answers_that_differ(one: str, other: str) -> None:
     """What is not plainly the same is another answer."""
-    assert not same(one, other)
-    assert not same(other, one)
+    assert not canonically_equal(one, other)
+    assert not canonically_equal(other, one)
 
 
 @pytest.mark.parametrize(
@@ -199,42 +199,42 @@ def test_answers_that_differ(one: str, other: str) -> None:
 )
 def test_what_a_whole_answer_says(text: str, answer: str) -> None:
     """Its last box, else what it calls the answer last, else all of it."""
-    assert final_answer(text) == answer
+    assert extract_final_answer(text) == answer
 
 
 @given(st.text(max_size=80), st.text(max_size=80))
 def test_equality_is_an_equivalence(one: str, other: str) -> None:
     """Whatever the texts: a spelling means itself, and to spell it anew changes nothing."""
-    assert same(one, one)
-    assert same(one, other) == same(other, one)
+    assert canonically_equal(one, one)
+    assert canonically_equal(one, other) == canonically_equal(other, one)
 
 
 @given(st.lists(st.sampled_from(["1", "1.0", "2", "\\frac{4}{2}", "x", "$x$"]), max_size=20))
 def test_classes_are_numbered_as_they_appear(answers: list[str]) -> None:
     """Equal answers share a number, and no number is passed over."""
-    classes = Classes()
+    classes = AnswerClasses()
     labels = [classes.add(answer) for answer in answers]
     assert list(dict.fromkeys(labels)) == list(range(len(set(labels))))
     for one, a in zip(labels, answers, strict=True):
         for other, b in zip(labels, answers, strict=True):
-            assert (one == other) == same(a, b)
-    assert len(classes.candidates) == len(set(labels))
+            assert (one == other) == canonically_equal(a, b)
+    assert len(classes.representatives) == len(set(labels))
 
 
 def test_a_class_takes_in_what_is_like_it() -> None:
     """What only somebody else could tell is known from then on."""
-    classes = Classes()
+    classes = AnswerClasses()
     classes.add("\\sqrt{8}")
     assert classes.find("2\\sqrt{2}") is None
-    assert classes.add("2\\sqrt{2}", like=0) == 0
+    assert classes.add("2\\sqrt{2}", same_as=0) == 0
     assert classes.find("$2\\sqrt{2}$") == 0
-    assert classes.candidates == ["\\sqrt{8}"]
+    assert classes.representatives == ["\\sqrt{8}"]
 
 
 @given(st.integers(-(10**9), 10**9))
 def test_every_whole_number_is_itself_in_any_dress(number: int) -> None:
     """Thousands separators, a trailing zero and dollars change no number."""
-    assert same(str(number), f"${number:,}.0$")
+    assert canonically_equal(str(number), f"${number:,}.0$")
 
 
 @pytest.mark.parametrize(
@@ -249,17 +249,17 @@ def test_every_whole_number_is_itself_in_any_dress(number: int) -> None:
     ],
 )
 def test_each_kind_of_answer_has_its_own_end(
-    task: Task, drawn: list[str], answer: str, own: int
+    task: AnswerKind, drawn: list[str], answer: str, own: int
 ) -> None:
-    assert trial_answer("".join(drawn), task) == answer
-    assert own_tokens(drawn, task) == own
+    assert extract_trial_answer("".join(drawn), task) == answer
+    assert count_answer_tokens(drawn, task) == own
 
 
 def test_a_choice_is_its_letter_however_it_is_dressed() -> None:
     drawn = [" (C) is right", " C", " **C**", " C. It follows"]
-    assert len({canonical(trial_answer(one, "choice")) for one in drawn}) == 1
+    assert len({canonical(extract_trial_answer(one, "choice")) for one in drawn}) == 1
 
 
 def test_every_kind_has_an_inducer_in_every_dialect() -> None:
-    for dialect in builtin().values():
-        assert set(INDUCERS.values()) <= dialect.inducers.keys()
+    for dialect in builtin_dialects().values():
+        assert set(INDUCERS_BY_KIND.values()) <= dialect.inducers.keys()

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from policies.boundaries import LONGEST_STEP, SHORTEST_STEP, Boundary, BoundaryScanner
+from policies.boundaries import MAX_STEP_CHARS, MIN_STEP_CHARS, Boundary, BoundaryScanner
 
 _CLOSERS = "\"')]}*`”’»」』）"  # noqa: RUF001
 
@@ -89,9 +89,9 @@ def test_settled_text_is_never_taken_back(pieces: list[str]) -> None:
     """No end lies before what an earlier feed had called settled; settled only grows."""
     scanner = BoundaryScanner()
     for piece in pieces:
-        settled = scanner.settled
+        settled = scanner.settled_length
         assert [b for b in scanner.feed(piece) if b.start < settled] == []
-        assert settled <= scanner.settled <= scanner.length
+        assert settled <= scanner.settled_length <= scanner.length
 
 
 @given(chunked())
@@ -114,8 +114,8 @@ def test_steps_are_paragraphs_merged(pieces: list[str]) -> None:
             text += step.text
             assert "".join(pieces).startswith(text)
             size = len(step.text.rstrip())
-            assert size >= SHORTEST_STEP
-            assert size >= LONGEST_STEP or step.text.endswith("\n\n")
+            assert size >= MIN_STEP_CHARS
+            assert size >= MAX_STEP_CHARS or step.text.endswith("\n\n")
 
 
 @pytest.mark.parametrize(

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from policies.budget import Budget
-from policies.events import Closing, Extend, Stop, TraceEnd
-from tests.policies.lab import cue, result, thought
+from policies.events import Extend, Stop, TraceEnded, TraceEnding
+from tests.policies.lab import cue_checkpoint, probe_result, reasoning_chunk
 
 POLICY = Budget(max=10, grace=4)
 
@@ -30,34 +30,34 @@ POLICY = Budget(max=10, grace=4)
 )
 def test_where_it_stops(text: str, position: int, expected: Stop | None) -> None:
     """Never before ``max``; from there at a sentence's end; at ``max + grace`` anywhere."""
-    assert POLICY.start().observe(thought(text, 1, position=position)) == expected
+    assert POLICY.start().observe(reasoning_chunk(text, 1, position=position)) == expected
 
 
 def test_a_chunk_of_several_tokens_is_counted_in_tokens() -> None:
     """Trap 2: one piece may jump over ``max`` and the grace, and counts for what it brings."""
     stopper = POLICY.start()
-    assert stopper.observe(thought("a b c", *range(9), position=9)) is None
-    assert stopper.observe(thought("d e f", *range(6), position=15)) == Stop("budget-hard")
+    assert stopper.observe(reasoning_chunk("a b c", *range(9), position=9)) is None
+    assert stopper.observe(reasoning_chunk("d e f", *range(6), position=15)) == Stop("budget-hard")
 
 
 def test_it_does_not_stop_whatever_happens() -> None:
     """Trap 6: events that are not thoughts never stop it, however late."""
     stopper = POLICY.start()
-    events = [cue(999), result(999), TraceEnd(999, 0.0)]
+    events = [cue_checkpoint(999), probe_result(999), TraceEnded(999, 0.0)]
     assert [stopper.observe(event) for event in events] == [None] * 3
 
 
 def test_it_thinks_no_less_than_min() -> None:
     """An end before ``min`` tokens is put off, ``waits`` times at most."""
     stopper = Budget(min=10, waits=2).start()
-    ends = [stopper.observe(Closing(position, 0.0)) for position in (9, 10, 3, 4)]
+    ends = [stopper.observe(TraceEnding(position, 0.0)) for position in (9, 10, 3, 4)]
     assert ends == [Extend(), None, Extend(), None]
 
 
 def test_by_default_every_end_stands() -> None:
     """Nothing is asked for, and nothing done, without a ``min``."""
-    assert not Budget().needs.extends
-    assert Budget().start().observe(Closing(0, 0.0)) is None
+    assert not Budget().needs.trace_endings
+    assert Budget().start().observe(TraceEnding(0, 0.0)) is None
     assert Budget(min=1).needs.inducers == {"wait", "wait-on-newline"}
 
 

@@ -9,14 +9,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from policies.conformal import rank
+from policies.conformal import conformal_rank
 
 
 @given(st.integers(0, 2000), st.floats(0.001, 0.999))
 def test_the_rank_is_the_least_that_holds(count: int, delta: float) -> None:
     """Of n + 1 exchangeable scores each is the last with the same chance: the bound's rank k gives
     k / (n + 1), and one less would not do."""
-    k = rank(count, delta)
+    k = conformal_rank(count, delta)
     assert 1 <= k <= count + 1
     assert k / (count + 1) >= 1 - delta - 1e-6
     assert (k - 1) / (count + 1) < 1 - delta + 1e-6
@@ -27,7 +27,7 @@ def test_the_rank_is_the_least_that_holds(count: int, delta: float) -> None:
 )
 def test_some_ranks(count: int, delta: float, expected: int) -> None:
     """19 scores are the fewest that hold 5 %: with 18 no score is bound enough."""
-    assert rank(count, delta) == expected
+    assert conformal_rank(count, delta) == expected
 
 
 @pytest.mark.parametrize("delta", [0.05, 0.2])
@@ -38,6 +38,6 @@ def test_coverage_of_exchangeable_scores(count: int, delta: float) -> None:
     rng, draws, held = random.Random(f"{count} {delta}"), 4000, 0
     for _ in range(draws):
         scores = sorted(rng.gammavariate(0.5, 1) for _ in range(count))
-        held += rng.gammavariate(0.5, 1) <= scores[rank(count, delta) - 1]
+        held += rng.gammavariate(0.5, 1) <= scores[conformal_rank(count, delta) - 1]
     error = 4 * math.sqrt(delta * (1 - delta) / draws)
     assert 1 - delta - error <= held / draws <= 1 - delta + 1 / (count + 1) + error

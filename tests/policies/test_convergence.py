@@ -10,7 +10,7 @@ import pytest
 from policies.convergence import Convergence
 from policies.events import Probe, ProbeFailed, Stop
 from policies.policy import Needs
-from tests.policies.lab import cue, failed, interval, result
+from tests.policies.lab import cue_checkpoint, interval_checkpoint, probe_failed, probe_result
 
 POLICY = Convergence(window=3, every=10, min_tokens=0, floor=0.8)
 
@@ -18,12 +18,12 @@ POLICY = Convergence(window=3, every=10, min_tokens=0, floor=0.8)
 def said(policy: Convergence, *answers: Any) -> list[Any]:
     """What it says to each answer: a text, (text, certainty), or None for a probe that failed."""
     stopper, verdicts = policy.start(), []
-    every = policy.resolved[1]
+    every = policy.window_and_interval[1]
     for index, answer in enumerate(answers, 1):
         position = index * every
-        assert stopper.observe(interval(position)) == Probe(max_tokens=20)
+        assert stopper.observe(interval_checkpoint(position)) == Probe(max_tokens=20)
         text, certainty = answer if isinstance(answer, tuple) else (answer, 0.9)
-        event = failed(position) if text is None else result(position, text, certainty)
+        event = probe_failed(position) if text is None else probe_result(position, text, certainty)
         verdicts.append(stopper.observe(event))
     return verdicts
 
@@ -73,7 +73,7 @@ def test_a_word_with_a_doubt_inside_is_no_doubt() -> None:
 def test_probes_are_spaced() -> None:
     """Of checkpoints that come more often, it takes one every ``every`` tokens."""
     stopper = POLICY.start()
-    asked = [at for at in range(1, 50) if stopper.observe(cue(at)) is not None]
+    asked = [at for at in range(1, 50) if stopper.observe(cue_checkpoint(at)) is not None]
     assert asked == [10, 20, 30, 40]
 
 
@@ -83,15 +83,15 @@ def test_probes_are_spaced() -> None:
 )
 def test_efforts(effort: Any, expected: tuple[int, int]) -> None:
     """An effort is a window and a spacing; the engine's checkpoints follow from it."""
-    assert Convergence(effort).resolved == expected
+    assert Convergence(effort).window_and_interval == expected
     asked = Needs(interval=expected[1], probes=True, inducers=frozenset({"answer"}))
     assert Convergence(effort).needs == asked
 
 
 def test_a_setting_goes_before_the_effort() -> None:
     """What is set by hand replaces its half of the effort."""
-    assert Convergence("max", window=7).resolved == (7, 32)
-    assert Convergence("max", every=7).resolved == (2, 7)
+    assert Convergence("max", window=7).window_and_interval == (7, 32)
+    assert Convergence("max", every=7).window_and_interval == (2, 7)
 
 
 @pytest.mark.parametrize(
@@ -119,9 +119,9 @@ def test_a_failed_probe_is_no_answer_that_agrees() -> None:
     """A window never spans a probe that brought nothing."""
     stopper = POLICY.start()
     for position in (10, 20):
-        stopper.observe(interval(position))
-        stopper.observe(result(position))
-    stopper.observe(interval(30))
+        stopper.observe(interval_checkpoint(position))
+        stopper.observe(probe_result(position))
+    stopper.observe(interval_checkpoint(30))
     assert stopper.observe(ProbeFailed(Probe(), 30, "timeout", 0.0)) is None
-    stopper.observe(interval(40))
-    assert stopper.observe(result(40)) is None
+    stopper.observe(interval_checkpoint(40))
+    assert stopper.observe(probe_result(40)) is None

@@ -7,9 +7,9 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from policies.cues import Cue, CueScanner
-from policies.dialect import builtin
+from policies.dialect import builtin_dialects
 
-_BUILTIN = next(iter(builtin().values())).cues
+_BUILTIN = next(iter(builtin_dialects().values())).cues
 _SETS = [
     _BUILTIN,
     ("Wait",),
@@ -83,13 +83,13 @@ def test_settled_text_is_never_taken_back(case: tuple[tuple[str, ...], list[str]
     cues, pieces = case
     scanner = CueScanner(cues)
     for piece in pieces:
-        settled = scanner.settled
+        settled = scanner.settled_length
         found = scanner.feed(piece)
         assert [c for c in found if c.start < settled] == []
-        assert settled <= scanner.settled <= scanner.length
-    settled = scanner.settled
+        assert settled <= scanner.settled_length <= scanner.length
+    settled = scanner.settled_length
     assert [c for c in scanner.close() if c.start < settled] == []
-    assert scanner.settled == scanner.length == len("".join(pieces))
+    assert scanner.settled_length == scanner.length == len("".join(pieces))
 
 
 @given(chunked())
@@ -101,7 +101,7 @@ def test_the_kept_tail_is_bounded(case: tuple[tuple[str, ...], list[str]]) -> No
     for piece in pieces:
         scanner.feed(piece)
         assert len(scanner._tail) <= longest + 1
-        assert scanner.length - scanner.settled <= longest
+        assert scanner.length - scanner.settled_length <= longest
 
 
 @pytest.mark.parametrize("text", ["Waiting", "Await", "AWait", "wait", "_Wait", "Wait_", "Wait4"])
@@ -139,16 +139,16 @@ def test_what_may_become_a_cue_is_not_settled() -> None:
     """Up to ``settled`` a caller may pass the text on: a beginning of a cue stays back."""
     scanner = CueScanner(("Wait",))
     scanner.feed("and so W")
-    assert scanner.settled == 7
+    assert scanner.settled_length == 7
     scanner.feed("e")
-    assert scanner.settled == scanner.length == 9
+    assert scanner.settled_length == scanner.length == 9
 
 
 def test_no_cues_settle_everything() -> None:
     """A policy that needs no cues holds no text back."""
     scanner = CueScanner(())
     assert scanner.feed("Wait") == []
-    assert scanner.settled == 4
+    assert scanner.settled_length == 4
 
 
 def test_the_work_does_not_grow_with_the_text() -> None:

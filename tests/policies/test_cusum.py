@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from policies.cusum import Cusum
-from policies.events import Stop, Thought
+from policies.events import ReasoningChunk, Stop
 from policies.policy import Stopper
-from tests.policies.lab import cue, ended, result, thought
+from tests.policies.lab import boundary_checkpoint, cue_checkpoint, probe_result, reasoning_chunk
 
 SURE, UNSURE = (0.0,), (math.log(0.5), math.log(0.5))
 POLICY = Cusum(reference=0.5, threshold=4.0, min_tokens=0)
@@ -24,7 +24,7 @@ def think(stopper: Stopper, tokens: list[tuple[float, ...]], sizes: list[int]) -
         size = sizes[0] if sizes else 1
         now, tokens, sizes = tokens[:size], tokens[size:], sizes[1:]
         position += len(now)
-        event = Thought("x", tuple(range(len(now))), position, 0.0, tuple(now))
+        event = ReasoningChunk("x", tuple(range(len(now))), position, 0.0, tuple(now))
         assert stopper.observe(event) is None
 
 
@@ -44,34 +44,37 @@ def test_the_alarm_whatever_the_chunking(tokens: list, sizes: list[int]) -> None
     think(stopper, tokens, sizes)
     values = [0.0 if one is SURE else math.log(2) for one in tokens]
     expected = Stop("sure", 60) if alarm(values) else None
-    assert stopper.observe(ended("sentence", 60)) == expected
+    assert stopper.observe(boundary_checkpoint("sentence", 60)) == expected
 
 
 def test_it_waits_for_the_end_of_a_sentence() -> None:
     """However sure it is: a cut in mid-sentence helps nobody."""
     stopper = POLICY.start()
     think(stopper, [SURE] * 50, [])
-    assert [stopper.observe(event) for event in (cue(50), ended("paragraph", 50))] == [None] * 2
-    assert stopper.observe(ended("sentence", 50)) == Stop("sure", 50)
+    assert [
+        stopper.observe(event)
+        for event in (cue_checkpoint(50), boundary_checkpoint("paragraph", 50))
+    ] == [None] * 2
+    assert stopper.observe(boundary_checkpoint("sentence", 50)) == Stop("sure", 50)
 
 
 def test_not_before_min_tokens() -> None:
     """A sure beginning is only a beginning."""
     stopper = Cusum(reference=0.5, threshold=4.0, min_tokens=64).start()
     think(stopper, [SURE] * 63, [])
-    assert stopper.observe(ended("sentence", 63)) is None
-    assert stopper.observe(ended("sentence", 64)) == Stop("sure", 64)
+    assert stopper.observe(boundary_checkpoint("sentence", 63)) is None
+    assert stopper.observe(boundary_checkpoint("sentence", 64)) == Stop("sure", 64)
 
 
 def test_without_log_probabilities_it_never_stops() -> None:
     """Trap 6: what the engine does not tell is not taken for certainty."""
     stopper = POLICY.start()
     for position in range(500):
-        stopper.observe(thought("x", 1, position=position))
-        assert stopper.observe(ended("sentence", position)) is None
-    assert stopper.observe(result(500)) is None
+        stopper.observe(reasoning_chunk("x", 1, position=position))
+        assert stopper.observe(boundary_checkpoint("sentence", position)) is None
+    assert stopper.observe(probe_result(500)) is None
     think(stopper, [()] * 500, [3])
-    assert stopper.observe(ended("sentence", 500)) is None
+    assert stopper.observe(boundary_checkpoint("sentence", 500)) is None
 
 
 @pytest.mark.parametrize(

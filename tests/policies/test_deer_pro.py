@@ -10,18 +10,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from policies.deer_pro import INDUCERS, DeerPro
-from policies.dialect import builtin
+from policies.dialect import builtin_dialects
 from policies.events import Probe, Stop
 from policies.policy import Stopper
-from tests.policies.lab import cue, failed, interval, result
+from tests.policies.lab import cue_checkpoint, interval_checkpoint, probe_failed, probe_result
 
 
 def judged(stopper: Stopper, position: int, certainties: list[float]) -> tuple[Any, int]:
     """What it says at a cue, and how many answers it drew for that."""
-    command, drawn = stopper.observe(cue(position)), 0
+    command, drawn = stopper.observe(cue_checkpoint(position)), 0
     while isinstance(command, Probe):
         assert command == Probe(INDUCERS[drawn])
-        command = stopper.observe(result(position, "7", certainties[drawn], command))
+        command = stopper.observe(probe_result(position, "7", certainties[drawn], command))
         drawn += 1
     return command, drawn
 
@@ -60,8 +60,8 @@ def test_one_inducer_is_deers_rule() -> None:
 def test_an_empty_answer_is_sure_of_nothing() -> None:
     """Trap 4: a lone brace of probability 1 counts as 0."""
     stopper = DeerPro(inducers=1).start()
-    stopper.observe(cue(9))
-    assert stopper.observe(result(9, "", 1.0, Probe())) is None
+    stopper.observe(cue_checkpoint(9))
+    assert stopper.observe(probe_result(9, "", 1.0, Probe())) is None
 
 
 def test_a_no_is_followed_by_a_pause() -> None:
@@ -69,30 +69,30 @@ def test_a_no_is_followed_by_a_pause() -> None:
     stopper = DeerPro(gap=10).start()
     assert judged(stopper, 0, [0.1]) == (None, 1)
     assert judged(stopper, 9, []) == (None, 0)
-    assert stopper.observe(cue(10)) == Probe(INDUCERS[0])
-    assert stopper.observe(failed(10, Probe(), "price")) is None
-    assert stopper.observe(cue(11)) == Probe(INDUCERS[0])
-    assert stopper.observe(failed(11, Probe())) is None
-    assert stopper.observe(cue(12)) is None
+    assert stopper.observe(cue_checkpoint(10)) == Probe(INDUCERS[0])
+    assert stopper.observe(probe_failed(10, Probe(), "price")) is None
+    assert stopper.observe(cue_checkpoint(11)) == Probe(INDUCERS[0])
+    assert stopper.observe(probe_failed(11, Probe())) is None
+    assert stopper.observe(cue_checkpoint(12)) is None
 
 
 def test_it_begins_anew_at_each_cue() -> None:
     """Answers of an earlier cue are not mixed in."""
     stopper = DeerPro(gap=0).start()
-    stopper.observe(cue(0))
-    stopper.observe(result(0, "7", 0.99, Probe(INDUCERS[0])))
-    stopper.observe(failed(0, Probe(INDUCERS[1])))
+    stopper.observe(cue_checkpoint(0))
+    stopper.observe(probe_result(0, "7", 0.99, Probe(INDUCERS[0])))
+    stopper.observe(probe_failed(0, Probe(INDUCERS[1])))
     assert judged(stopper, 20, [0.99] * 4)[1] == 4
 
 
 def test_it_looks_at_cues_only() -> None:
     """Other checkpoints bring no probe."""
-    assert DeerPro().start().observe(interval(50)) is None
+    assert DeerPro().start().observe(interval_checkpoint(50)) is None
 
 
 def test_the_dialects_have_its_texts() -> None:
     """All that come with the project, each ending in the brace that the answer's own closes."""
-    for dialect in builtin().values():
+    for dialect in builtin_dialects().values():
         assert {dialect.inducers[name][-7:] for name in INDUCERS} == {"\\boxed{"}
         assert len({dialect.inducers[name] for name in INDUCERS}) == len(INDUCERS)
 

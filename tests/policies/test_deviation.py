@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from policies.deviation import Deviation
-from policies.events import Stop, Thought
-from tests.policies.lab import cue, ended, result
+from policies.events import ReasoningChunk, Stop
+from tests.policies.lab import boundary_checkpoint, cue_checkpoint, probe_result
 
 SURE, UNSURE = (0.0,), (math.log(0.5), math.log(0.5))
 POLICY = Deviation(window=10, threshold=2.0, min_tokens=20)
@@ -23,9 +23,9 @@ def stops(policy: Deviation, trace: str, size: int = 1) -> int | None:
     for begin in range(0, len(trace), size):
         now = trace[begin : begin + size]
         told = tuple(UNSURE if one in "Wu" else SURE for one in now)
-        stopper.observe(Thought("x", tuple(range(len(now))), begin + len(now), 0.0, told))
+        stopper.observe(ReasoningChunk("x", tuple(range(len(now))), begin + len(now), 0.0, told))
         for one in now:
-            if one in "Ww" and (stop := stopper.observe(cue(begin))) is not None:
+            if one in "Ww" and (stop := stopper.observe(cue_checkpoint(begin))) is not None:
                 assert stop == Stop("deviating", begin)
                 return begin
     return None
@@ -89,7 +89,10 @@ def test_not_before_min_tokens() -> None:
 def test_other_events_say_nothing() -> None:
     """A sentence's end or a probe's result is no turn."""
     stopper = Deviation(window=1, min_tokens=0, threshold=0.1).start()
-    assert [stopper.observe(e) for e in (ended("sentence", 9), result(9), cue(9))] == [None] * 3
+    assert [
+        stopper.observe(e)
+        for e in (boundary_checkpoint("sentence", 9), probe_result(9), cue_checkpoint(9))
+    ] == [None] * 3
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from policies.cues import Cue, CueScanner
-from policies.dialect import Dialect, builtin, override
+from policies.dialect import Dialect, builtin_dialects, override_dialects
 
 WHOLE = {
     "start": "<a>",
@@ -18,14 +18,14 @@ WHOLE = {
 }
 
 
-@pytest.mark.parametrize("name", list(builtin()))
+@pytest.mark.parametrize("name", list(builtin_dialects()))
 def test_a_builtin_dialect_is_whole(name: str) -> None:
     """Markers, a closing text that holds an end marker, cues that are found, an inducer."""
-    dialect = builtin()[name]
+    dialect = builtin_dialects()[name]
     assert dialect.name == name
     assert set(dialect.start).isdisjoint({*dialect.end, *dialect.breaks})
     assert any(marker in dialect.closing + dialect.header for marker in dialect.end)
-    assert dialect.telling or dialect.models
+    assert dialect.identifying_texts or dialect.models
     assert dialect.inducers["answer"].endswith("{")
     for cue in dialect.cues:
         scanner = CueScanner(dialect.cues)
@@ -34,7 +34,7 @@ def test_a_builtin_dialect_is_whole(name: str) -> None:
 
 def test_models_are_matched_in_lower_case() -> None:
     """Patterns are compared with a lower-case name, so they are lower case themselves."""
-    patterns = [pattern for d in builtin().values() for pattern in d.models]
+    patterns = [pattern for d in builtin_dialects().values() for pattern in d.models]
     assert patterns == [pattern.lower() for pattern in patterns]
 
 
@@ -56,12 +56,16 @@ def test_a_header_may_hold_the_end_marker() -> None:
     """What a probe forces ends the trace, even where the closing text alone does not yet."""
     data = WHOLE | {"closing": "<stop>", "header": "</a>", "start": ["<a>", "<b>"], "tokens": []}
     dialect = Dialect.load("mine", data)
-    assert (dialect.start, dialect.header, dialect.telling) == (("<a>", "<b>"), "</a>", ())
+    assert (dialect.start, dialect.header, dialect.identifying_texts) == (
+        ("<a>", "<b>"),
+        "</a>",
+        (),
+    )
 
 
 def test_a_dialect_is_told_by_its_markers() -> None:
     """Where no tokens are named, each marker must be one."""
-    assert Dialect.load("mine", WHOLE).telling == ("<a>", "</a>")
+    assert Dialect.load("mine", WHOLE).identifying_texts == ("<a>", "</a>")
 
 
 @pytest.mark.parametrize(
@@ -105,17 +109,17 @@ def test_a_missing_key_is_named(missing: str) -> None:
 
 def test_keys_of_a_known_dialect_are_replaced() -> None:
     """The changed key is the user's, the others and the order stay."""
-    changed = override(builtin(), {"qwen3": {"cues": ["Hm"]}})
-    assert list(changed) == list(builtin())
+    changed = override_dialects(builtin_dialects(), {"qwen3": {"cues": ["Hm"]}})
+    assert list(changed) == list(builtin_dialects())
     assert changed["qwen3"].cues == ("Hm",)
-    assert changed["qwen3"].closing == builtin()["qwen3"].closing
-    assert changed["mistral"] == builtin()["mistral"]
+    assert changed["qwen3"].closing == builtin_dialects()["qwen3"].closing
+    assert changed["mistral"] == builtin_dialects()["mistral"]
 
 
 def test_a_new_dialect_is_tried_first() -> None:
     """It takes what it does not say from the first known one, but not what is that one's own."""
-    known = builtin()
-    changed = override(known, {"mine": {"start": "<a>", "end": "</a>", "closing": "</a>"}})
+    known = builtin_dialects()
+    changed = override_dialects(known, {"mine": {"start": "<a>", "end": "</a>", "closing": "</a>"}})
     assert list(changed) == ["mine", *known]
     assert changed["mine"].cues == next(iter(known.values())).cues
     assert (changed["mine"].models, changed["mine"].warnings) == ((), {})
@@ -129,4 +133,4 @@ def test_a_new_dialect_is_tried_first() -> None:
 def test_a_new_dialect_needs_its_own_closing() -> None:
     """Another family's closing text would not end this one's thinking."""
     with pytest.raises(ValueError, match=r"'mine'.*closing"):
-        override(builtin(), {"mine": {"start": "<a>", "end": "</a>"}})
+        override_dialects(builtin_dialects(), {"mine": {"start": "<a>", "end": "</a>"}})

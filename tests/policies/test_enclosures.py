@@ -8,13 +8,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from policies.enclosures import LONGEST, Enclosures
+from policies.enclosures import MAX_FENCED_CHARS, FenceScanner
 
 PARTS = ("`", "``", "```", "```py\n", '"', "\\", '\\"', "\n", "a", " one.", ' "b": "c. d"', "")
 
 
-def state(pieces: list[str]) -> Enclosures:
-    made, length = Enclosures(), 0
+def state(pieces: list[str]) -> FenceScanner:
+    made, length = FenceScanner(), 0
     for piece in pieces:
         made.feed(piece, length)
         length += len(piece)
@@ -27,7 +27,7 @@ def test_however_it_is_cut(parts: list[str], data: st.DataObject) -> None:
     text = "".join(parts)
     inner = data.draw(st.lists(st.integers(0, len(text)), max_size=6))
     cuts = sorted({0, *inner, len(text)})
-    assert state([text[a:b] for a, b in pairwise(cuts)]).open is state([text]).open
+    assert state([text[a:b] for a, b in pairwise(cuts)]).is_open is state([text]).is_open
 
 
 @pytest.mark.parametrize(
@@ -45,23 +45,23 @@ def test_however_it_is_cut(parts: list[str], data: st.DataObject) -> None:
 def test_what_is_held_together(text: str, inside: list[int]) -> None:
     """From behind what opens it to before the last of what closes it; a string ends with its
     line."""
-    found = [place for place in range(len(text) + 1) if state([text[:place]]).open]
+    found = [place for place in range(len(text) + 1) if state([text[:place]]).is_open]
     assert found == [*inside]
 
 
 def test_an_opening_that_nothing_closes_is_none_in_the_end() -> None:
     """Somebody only spoke of backticks."""
-    made = state(["a ```", "x" * LONGEST])
-    assert made.open
-    made.feed("z", LONGEST + 5)
-    assert not made.open
+    made = state(["a ```", "x" * MAX_FENCED_CHARS])
+    assert made.is_open
+    made.feed("z", MAX_FENCED_CHARS + 5)
+    assert not made.is_open
 
 
 def test_what_is_left_out_says_nothing() -> None:
     """Pieces without a mark need not be shown: a run of backticks does not go on behind them."""
-    made = Enclosures()
+    made = FenceScanner()
     made.feed("``", 0)
     made.feed("`", 9)
-    assert not made.open
+    assert not made.is_open
     made.feed("``", 10)
-    assert made.open
+    assert made.is_open

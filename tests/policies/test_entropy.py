@@ -12,10 +12,16 @@ from hypothesis import strategies as st
 
 from policies.entropy import Entropy
 from policies.events import Probe, Stop
-from policies.uncertainty import entropy
-from tests.policies.lab import cue, ended, failed, interval, result
+from policies.uncertainty import token_entropy
+from tests.policies.lab import (
+    boundary_checkpoint,
+    cue_checkpoint,
+    interval_checkpoint,
+    probe_failed,
+    probe_result,
+)
 
-PROBE = Probe(inducer="", max_tokens=1, top=20)
+PROBE = Probe(inducer="", max_tokens=1, top_logprobs=20)
 
 
 def told(share: float) -> tuple[tuple[float, ...], ...]:
@@ -27,8 +33,10 @@ def stops(policy: Entropy, shares: Sequence[float]) -> int | None:
     """After how many looks it stops, the next token's probability being each of ``shares``."""
     stopper = policy.start()
     for look, share in enumerate(shares, 1):
-        assert stopper.observe(ended(policy.at, look)) == PROBE
-        if (command := stopper.observe(result(look, "x", 0.9, PROBE, top=told(share)))) is not None:
+        assert stopper.observe(boundary_checkpoint(policy.at, look)) == PROBE
+        if (
+            command := stopper.observe(probe_result(look, "x", 0.9, PROBE, top_logprobs=told(share)))
+        ) is not None:
             assert command == Stop("settled", look)
             return look
     return None
@@ -37,7 +45,7 @@ def stops(policy: Entropy, shares: Sequence[float]) -> int | None:
 def oracle(policy: Entropy, shares: Sequence[float]) -> int | None:
     """The rule on the whole series: weights (1 - alpha) ** age, the first look standing for all
     that were before it."""
-    values = [entropy(told(share)[0]) for share in shares]
+    values = [token_entropy(told(share)[0]) for share in shares]
     for looks in range(math.ceil(4 / policy.alpha), len(values) + 1):
         weights = [policy.alpha * (1 - policy.alpha) ** age for age in range(looks)][::-1]
         weights[0] = (1 - policy.alpha) ** (looks - 1)
@@ -68,11 +76,19 @@ def test_what_moves_never_stops() -> None:
     assert stops(Entropy(), [0.5, 0.99] * 200) is None
 
 
-@pytest.mark.parametrize("event", [cue(9), interval(9), ended("sentence", 9), ended("step", 9)])
+@pytest.mark.parametrize(
+    "event",
+    [
+        cue_checkpoint(9),
+        interval_checkpoint(9),
+        boundary_checkpoint("sentence", 9),
+        boundary_checkpoint("step", 9),
+    ],
+)
 def test_it_looks_at_paragraphs_only(event: Any) -> None:
     """Or at sentences, where it is told so."""
     assert Entropy().start().observe(event) is None
-    assert Entropy(at="sentence").start().observe(ended("sentence", 9)) == PROBE
+    assert Entropy(at="sentence").start().observe(boundary_checkpoint("sentence", 9)) == PROBE
     assert Entropy(at="sentence").needs.sentences
 
 
@@ -80,8 +96,8 @@ def test_a_look_that_brought_nothing_is_none() -> None:
     """A failed probe, or one without log-probabilities, neither counts nor settles anything."""
     stopper = Entropy(alpha=0.9).start()
     for _ in range(50):
-        assert stopper.observe(result(9, "x", 0.9, PROBE)) is None
-        assert stopper.observe(failed(9, PROBE)) is None
+        assert stopper.observe(probe_result(9, "x", 0.9, PROBE)) is None
+        assert stopper.observe(probe_failed(9, PROBE)) is None
 
 
 @pytest.mark.parametrize(
@@ -90,7 +106,7 @@ def test_a_look_that_brought_nothing_is_none() -> None:
 )
 def test_entropy(logprobs: tuple[float, ...], expected: float) -> None:
     """In nats; a token that cannot come adds nothing."""
-    assert entropy(logprobs) == pytest.approx(expected)
+    assert token_entropy(logprobs) == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("options", [{"alpha": 0}, {"alpha": 1}, {"delta": 0}, {"delta": math.nan}])

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from policies.boundaries import BoundaryScanner
 from policies.events import Stop
 from policies.first_try import FirstTry
-from tests.policies.lab import cue, ended, result
+from tests.policies.lab import boundary_checkpoint, cue_checkpoint, probe_result
 
 ANSWER = "So the answer is 7."
 
@@ -18,7 +18,7 @@ def stops(policy: FirstTry, sentences: list[tuple[int, str]]) -> int | None:
     """Where it stops; each sentence ends at its position."""
     stopper = policy.start()
     for position, text in sentences:
-        if (stop := stopper.observe(ended("sentence", position, text))) is not None:
+        if (stop := stopper.observe(boundary_checkpoint("sentence", position, text))) is not None:
             assert stop == Stop("answered", position)
             return position
     return None
@@ -64,9 +64,12 @@ def test_a_hard_question_needs_three() -> None:
 def test_a_trace_without_answers_is_never_stopped() -> None:
     """Trap 6: over a long trace, other events included."""
     stopper = FirstTry().start()
-    events = [ended("sentence", n, "Hm.") for n in range(500)] + [cue(500), result(500)]
+    events = [boundary_checkpoint("sentence", n, "Hm.") for n in range(500)] + [
+        cue_checkpoint(500),
+        probe_result(500),
+    ]
     assert [stopper.observe(event) for event in events] == [None] * len(events)
-    assert stopper.observe(ended("paragraph", 501, ANSWER)) is None
+    assert stopper.observe(boundary_checkpoint("paragraph", 501, ANSWER)) is None
 
 
 @given(st.lists(st.integers(1, 6), max_size=40))
@@ -77,9 +80,9 @@ def test_the_same_answers_whatever_the_chunking(sizes: list[int]) -> None:
     for size in [*sizes, len(text)]:
         for end in scanner.feed(text[:size]):
             if end.kind == "sentence":
-                stopper.observe(ended("sentence", 0, end.text))
+                stopper.observe(boundary_checkpoint("sentence", 0, end.text))
         text = text[size:]
-    while stopper.observe(ended("sentence", 0, ANSWER)) is None:
+    while stopper.observe(boundary_checkpoint("sentence", 0, ANSWER)) is None:
         count += 1
     assert count == 9 - 3 - 1
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from policies.states import State
-from tests.golden import races, recordings, replay, rerun
+from tests.golden import races, recordings, replay, replay_race
 
 
 @pytest.mark.parametrize(("name", "recording"), recordings().items(), ids=list(recordings()))
@@ -20,7 +20,7 @@ def test_a_recorded_request_replays(name: str, recording: dict[str, Any]) -> Non
 @pytest.mark.parametrize(("name", "race"), races().items(), ids=list(races()))
 def test_a_recorded_race_reruns(name: str, race: dict[str, Any]) -> None:
     """A policy over several traces opens, gives up and chooses as it did."""
-    assert race["outcome"] == rerun(race)
+    assert race["outcome"] == replay_race(race)
 
 
 def test_the_recordings_cover_the_tables_states() -> None:

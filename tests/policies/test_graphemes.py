@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from policies.graphemes import unfinished
+from policies.graphemes import ends_mid_grapheme
 
 
 @pytest.mark.parametrize(
@@ -28,4 +28,4 @@ from policies.graphemes import unfinished
 )
 def test_half_a_character(text: str, expected: bool) -> None:
     """Behind a joiner, half a flag, the beginning of a syllable, a virama; not before an accent."""
-    assert unfinished(text) is expected
+    assert ends_mid_grapheme(text) is expected

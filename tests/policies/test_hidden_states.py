@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from policies.hidden_states import HiddenStates
-from tests.policies.probes import states
+from tests.policies.probes import make_hidden_states
 
 NUMBERS = st.floats(width=32, allow_nan=False, allow_infinity=False)
 
@@ -16,7 +16,7 @@ NUMBERS = st.floats(width=32, allow_nan=False, allow_infinity=False)
 def test_numbers_come_back_but_for_their_last_bits(values: list[float]) -> None:
     """A bfloat16 is a float32 less sixteen bits of its fraction: never further from nought, and by
     less than one part in 128 of itself."""
-    told = states(*values, layers=(1,), width=len(values)).behind([1])
+    told = make_hidden_states(*values, layers=(1,), width=len(values)).at_layers([1])
     for value, read in zip(values, told, strict=True):
         assert abs(read) <= abs(value)
         assert abs(read - value) <= abs(value) / 128 + 1e-38
@@ -24,10 +24,10 @@ def test_numbers_come_back_but_for_their_last_bits(values: list[float]) -> None:
 
 def test_layers_are_taken_by_their_number() -> None:
     """In the order that is asked for, be it not the engine's."""
-    told = states(1, 2, 3, 4, 5, 6, layers=(2, 3, 5), width=2)
-    assert list(told.behind([5, 2])) == [5.0, 6.0, 1.0, 2.0]
+    told = make_hidden_states(1, 2, 3, 4, 5, 6, layers=(2, 3, 5), width=2)
+    assert list(told.at_layers([5, 2])) == [5.0, 6.0, 1.0, 2.0]
     with pytest.raises(ValueError, match="not in"):
-        told.behind([4])
+        told.at_layers([4])
 
 
 def test_what_is_no_whole_state_is_none() -> None:

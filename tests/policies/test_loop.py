@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from policies.events import Stop
 from policies.loop import Loop
-from tests.policies.lab import cue, result, thought
+from tests.policies.lab import cue_checkpoint, probe_result, reasoning_chunk
 
 POLICY = Loop(repeats=3, max_cycle=60, min_tokens=12)
 _LATE = 8
@@ -21,7 +21,7 @@ def fired(policy: Loop, tokens: Sequence[int]) -> int | None:
     """After how many tokens it says stop."""
     stopper = policy.start()
     for count, token in enumerate(tokens, 1):
-        if stopper.observe(thought("", token, position=count)) is not None:
+        if stopper.observe(reasoning_chunk("", token, position=count)) is not None:
             return count
     return None
 
@@ -115,8 +115,10 @@ def test_a_row_of_dashes_is_no_loop() -> None:
 def test_it_does_not_stop_whatever_happens() -> None:
     """Trap 6: text that does not repeat never stops it, nor do events that are no thoughts."""
     stopper = Loop().start()
-    events = [thought("", *range(n, n + 5), position=n) for n in range(0, 9000, 5)]
-    assert [stopper.observe(event) for event in (*events, cue(9), result(9))] == [None] * 1802
+    events = [reasoning_chunk("", *range(n, n + 5), position=n) for n in range(0, 9000, 5)]
+    assert [stopper.observe(event) for event in (*events, cue_checkpoint(9), probe_result(9))] == [
+        None
+    ] * 1802
 
 
 @given(st.lists(st.integers(1, 7), min_size=1, max_size=60))
@@ -127,7 +129,7 @@ def test_several_tokens_in_a_chunk(sizes: list[int]) -> None:
     for size in sizes:
         piece = tokens[count : count + size]
         count += len(piece)
-        command = stopper.observe(thought("", *piece, position=count))
+        command = stopper.observe(reasoning_chunk("", *piece, position=count))
         assert command == (Stop("loop") if at is not None and count >= at else None)
         if command is not None:
             return
@@ -139,7 +141,7 @@ def test_what_it_remembers_is_bounded() -> None:
     tracemalloc.start()
     try:
         for token in range(20_000):
-            stopper.observe(thought("", token, position=token))
+            stopper.observe(reasoning_chunk("", token, position=token))
         kept, _ = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()

@@ -9,17 +9,26 @@ import pytest
 
 from policies.events import Probe, Stop
 from policies.margin import Margin
-from tests.policies.lab import cue, ended, failed, interval, result, thought
+from tests.policies.lab import (
+    boundary_checkpoint,
+    cue_checkpoint,
+    interval_checkpoint,
+    probe_failed,
+    probe_result,
+    reasoning_chunk,
+)
 
-PROBE = Probe(inducer="", max_tokens=1, closing=False, ending=True)
+PROBE = Probe(inducer="", max_tokens=1, close_trace=False, score_end=True)
 
 
 def judged(top: float, ending: float, threshold: float = 0.25) -> Any:
     """What it says where the next token and the end have these probabilities."""
     stopper = Margin(threshold).start()
-    assert stopper.observe(ended("sentence", 40)) == PROBE
+    assert stopper.observe(boundary_checkpoint("sentence", 40)) == PROBE
     return stopper.observe(
-        result(40, " So", top, PROBE, closed=False, ending=math.log(ending) if ending else -9999.0)
+        probe_result(
+            40, " So", top, PROBE, finished=False, end_logprob=math.log(ending) if ending else -9999.0
+        )
     )
 
 
@@ -46,10 +55,18 @@ def test_a_threshold_of_nothing_waits_for_the_model() -> None:
 def test_it_asks_the_running_trace() -> None:
     """Neither the closing sequence nor an inducer stands behind it: no answer format is needed."""
     assert Margin().needs.inducers == frozenset()
-    assert (PROBE.closing, PROBE.inducer) == (False, "")
+    assert (PROBE.close_trace, PROBE.inducer) == (False, "")
 
 
-@pytest.mark.parametrize("event", [cue(9), interval(9), ended("paragraph", 9), thought("x", 1)])
+@pytest.mark.parametrize(
+    "event",
+    [
+        cue_checkpoint(9),
+        interval_checkpoint(9),
+        boundary_checkpoint("paragraph", 9),
+        reasoning_chunk("x", 1),
+    ],
+)
 def test_it_looks_at_sentences_only(event: Any) -> None:
     """Other checkpoints and pieces of the trace bring no probe."""
     assert Margin().start().observe(event) is None
@@ -58,8 +75,8 @@ def test_it_looks_at_sentences_only(event: Any) -> None:
 def test_without_log_probabilities_it_never_stops() -> None:
     """Trap 6: what was not told, or a probe that failed, is no reason to stop."""
     stopper = Margin(100).start()
-    assert stopper.observe(result(9, "x", 0.9, PROBE)) is None
-    assert stopper.observe(failed(9, PROBE)) is None
+    assert stopper.observe(probe_result(9, "x", 0.9, PROBE)) is None
+    assert stopper.observe(probe_failed(9, PROBE)) is None
 
 
 @pytest.mark.parametrize("threshold", [-0.1, math.nan])

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from policies.mathematics import doubtful, equal
+from policies.mathematics import math_equal, may_be_math_equal
 
 
 @pytest.mark.parametrize(
@@ -22,8 +22,8 @@ from policies.mathematics import doubtful, equal
 )
 def test_what_algebra_makes_the_same(one: str, other: str) -> None:
     """In either order."""
-    assert equal(one, other)
-    assert equal(other, one)
+    assert math_equal(one, other)
+    assert math_equal(other, one)
 
 
 @pytest.mark.parametrize(
@@ -32,7 +32,7 @@ def test_what_algebra_makes_the_same(one: str, other: str) -> None:
 )
 def test_what_it_does_not(one: str, other: str) -> None:
     """What cannot be read is no error, and not equal."""
-    assert not equal(one, other)
+    assert not math_equal(one, other)
 
 
 @pytest.mark.parametrize(
@@ -40,14 +40,14 @@ def test_what_it_does_not(one: str, other: str) -> None:
 )
 def test_what_is_plain_is_not_asked(one: str, other: str) -> None:
     """Numbers, words and prose are settled without it."""
-    assert not doubtful(one, other)
+    assert not may_be_math_equal(one, other)
 
 
 def test_it_is_loaded_when_it_is_needed() -> None:
     """Not by who only compares numbers."""
     script = (
-        "import sys; from policies.mathematics import equal; "
-        "equal('1', '2'); equal('a', 'b'); print('sympy' in sys.modules)"
+        "import sys; from policies.mathematics import math_equal; "
+        "math_equal('1', '2'); math_equal('a', 'b'); print('sympy' in sys.modules)"
     )
     said = subprocess.run([sys.executable, "-c", script], capture_output=True, check=True)
     assert said.stdout.strip() == b"False"

@@ -13,15 +13,15 @@ from hypothesis import strategies as st
 from policies.partial_reward import PartialReward
 from policies.registry import BadPolicy, parse
 from policies.sampling import (
-    Begun,
-    Choose,
-    Closed,
-    Failed,
-    GiveUp,
-    Open,
-    Reached,
-    Score,
-    Scored,
+    AbortTraces,
+    ChooseTrace,
+    OpenTraces,
+    RequestStarted,
+    ScoreTrace,
+    TokensReached,
+    TraceClosed,
+    TraceFailed,
+    TraceScored,
 )
 
 TOKENS = 10
@@ -41,14 +41,14 @@ class Race:
         self.scores: list[tuple[int, int]] = []
         self.lost: list[int] = []
         self.rounds: list[int] = []
-        self.choice: Choose | None = None
-        self._sampler = policy.sample()
+        self.choice: ChooseTrace | None = None
+        self._sampler = policy.start_sampler()
         self._lengths, self._rewards, self._order = lengths, rewards, order
         self._due: deque[Any] = deque()
         self._positions: dict[int, int] = {}
 
-    def run(self) -> Choose | None:
-        self._show(Begun(0.0))
+    def run(self) -> ChooseTrace | None:
+        self._show(RequestStarted(0.0))
         turn = 0
         while self._due and self.choice is None:
             self._due.rotate(-self._order[turn % len(self._order)])
@@ -57,25 +57,25 @@ class Race:
         return self.choice
 
     def _show(self, event: Any) -> None:
-        if isinstance(event, Reached):
+        if isinstance(event, TokensReached):
             self._think(event.trace)
         for command in self._sampler.observe(event):
             assert self.choice is None
             match command:
-                case Open(count):
+                case OpenTraces(count):
                     for trace in range(count):
                         self._think(trace)
-                case Score(trace):
+                case ScoreTrace(trace):
                     assert trace not in self.lost
                     position = self._positions[trace]
                     self.scores.append((trace, position))
-                    self._due.append(Scored(trace, self._rewards[trace], position, 0.0))
-                case GiveUp(traces):
+                    self._due.append(TraceScored(trace, self._rewards[trace], position, 0.0))
+                case AbortTraces(traces):
                     assert not set(traces) & set(self.lost)
                     self.lost += traces
                     self.rounds.append(len(traces))
                     self._due = deque(e for e in self._due if e.trace not in traces)
-                case Choose() as choice:
+                case ChooseTrace() as choice:
                     assert choice.trace not in self.lost
                     self.choice = choice
 
@@ -83,11 +83,13 @@ class Race:
         """The trace goes on to its next event."""
         position, length = self._positions.get(trace, 0) + TOKENS, self._lengths[trace]
         if length is None:
-            self._due.append(Failed(trace, 0.0))
+            self._due.append(TraceFailed(trace, 0.0))
             return
         self._positions[trace] = min(position, length)
         ended = position >= length
-        self._due.append(Closed(trace, length, 0.0) if ended else Reached(trace, position, 0.0))
+        self._due.append(
+            TraceClosed(trace, length, 0.0) if ended else TokensReached(trace, position, 0.0)
+        )
 
 
 LENGTHS = st.lists(st.integers(1, 60), min_size=8, max_size=8)
@@ -151,14 +153,14 @@ def test_one_that_was_not_scored_is_kept(
 def test_a_round_without_a_word_is_the_last() -> None:
     """Nothing tells the traces apart: the first goes on, the others cost no more."""
     race = Race(policy(), [100] * 8, [None] * 8, [0])
-    assert race.run() == Choose(0, "unrewarded")
+    assert race.run() == ChooseTrace(0, "unrewarded")
     assert len(race.scores) == 8
 
 
 def test_what_has_ended_is_scored_once() -> None:
     """It will not change; those that think on are scored anew."""
     race = Race(policy(0.5, traces=4), [4, 100, 100, 100], [3.0, 2.0, 1.0, 0.0], [0])
-    assert race.run() == Choose(0, "last")
+    assert race.run() == ChooseTrace(0, "last")
     assert [trace for trace, _ in race.scores].count(0) == 1
     assert [trace for trace, _ in race.scores].count(1) == 2
 
@@ -166,7 +168,7 @@ def test_what_has_ended_is_scored_once() -> None:
 def test_all_ended_before_the_goal() -> None:
     """One round on whole traces, and the best of them."""
     race = Race(policy(0.5, traces=4), [4, 3, 2, 1], [0.0, 2.0, 1.0, 0.0], [0])
-    assert race.run() == Choose(1, "best")
+    assert race.run() == ChooseTrace(1, "best")
     assert race.rounds == []
 
 

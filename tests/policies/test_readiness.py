@@ -13,8 +13,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from policies.hidden_states import Layer
-from policies.readiness import NOT_READY, READY, UNTRAINED, BadReadiness, Readiness
-from tests.policies.probes import SMALL, document, read, states
+from policies.readiness import (
+    NOT_READY,
+    READY,
+    UNTRAINED,
+    BadReadinessClassifier,
+    ReadinessClassifier,
+)
+from tests.policies.probes import (
+    CLASSIFIER,
+    classifier_document,
+    make_classifier,
+    make_hidden_states,
+)
 
 SHARES = st.lists(st.floats(0, 1), max_size=60)
 DELTAS = st.floats(0.01, 0.9)
@@ -22,42 +33,44 @@ DELTAS = st.floats(0.01, 0.9)
 
 def test_the_probability_is_the_logistic_of_the_weighted_sum() -> None:
     """Over all layers that it was learned from, whatever else the engine tells."""
-    probe = read(bias=-1.0, weights=[1.0, 2.0, 3.0, 4.0])
-    told = states(9, 9, 1, 1, 0.5, 0.25, layers=(1, 2, 5))
+    probe = make_classifier(bias=-1.0, weights=[1.0, 2.0, 3.0, 4.0])
+    told = make_hidden_states(9, 9, 1, 1, 0.5, 0.25, layers=(1, 2, 5))
     assert probe.probability(told) == pytest.approx(1 / (1 + math.exp(-4.5)))
 
 
 @pytest.mark.parametrize("value", [-3e38, 3e38])
 def test_the_largest_numbers_are_certainties(value: float) -> None:
     """No overflow on the way."""
-    assert read().probability(states(value, 0, 0, 0)) == (1.0 if value > 0 else 0.0)
+    assert make_classifier().probability(make_hidden_states(value, 0, 0, 0)) == (
+        1.0 if value > 0 else 0.0
+    )
 
 
 def test_what_it_was_not_learned_from_is_an_error() -> None:
     """Another width, a layer that is not told, and what is no number."""
     with pytest.raises(ValueError, match="width 3, learned from 2"):
-        read().probability(states(*range(6), width=3))
+        make_classifier().probability(make_hidden_states(*range(6), width=3))
     with pytest.raises(ValueError, match="not in"):
-        read().probability(states(1, 2, layers=(2,)))
+        make_classifier().probability(make_hidden_states(1, 2, layers=(2,)))
     with pytest.raises(ValueError, match="no numbers"):
-        read().probability(states(math.nan, 0, 0, 0))
+        make_classifier().probability(make_hidden_states(math.nan, 0, 0, 0))
 
 
 def test_what_it_needs_and_how_it_is_told_apart() -> None:
     """Equal documents are one probe, and its name is short enough for a key."""
-    assert read().needs == {Layer(2, 2), Layer(5, 2)}
-    assert read() == read() != read(bias=1)
-    assert hash(read()) == hash(read())
-    assert len(repr(read())) < 80
-    assert read() != UNTRAINED
+    assert make_classifier().required_layers == {Layer(2, 2), Layer(5, 2)}
+    assert make_classifier() == make_classifier() != make_classifier(bias=1)
+    assert hash(make_classifier()) == hash(make_classifier())
+    assert len(repr(make_classifier())) < 80
+    assert make_classifier() != UNTRAINED
 
 
 @given(SHARES, SHARES, DELTAS, st.floats(0, 1))
 def test_the_set(ready: list[float], not_ready: list[float], delta: float, p: float) -> None:
     """A label is in it unless more than all but a share δ of its kind looked more like it; where
     there are too few to say, it always is."""
-    probe = read(calibration={"ready": ready, "not_ready": not_ready})
-    labels = probe.labels(p, delta)
+    probe = make_classifier(calibration={"ready": ready, "not_ready": not_ready})
+    labels = probe.prediction_set(p, delta)
     stranger = sum(1 for other in ready if other < p) + sum(1 for other in ready if other == p)
     if (stranger + 1) / (len(ready) + 1) > delta + 1e-6:
         assert READY in labels
@@ -74,8 +87,8 @@ def test_the_set(ready: list[float], not_ready: list[float], delta: float, p: fl
 def test_a_smaller_delta_rules_out_less(
     ready: list[float], not_ready: list[float], p: float, one: float, other: float
 ) -> None:
-    probe = read(calibration={"ready": ready, "not_ready": not_ready})
-    assert probe.labels(p, min(one, other)) >= probe.labels(p, max(one, other))
+    probe = make_classifier(calibration={"ready": ready, "not_ready": not_ready})
+    assert probe.prediction_set(p, min(one, other)) >= probe.prediction_set(p, max(one, other))
 
 
 @pytest.mark.parametrize("delta", [0.05, 0.1])
@@ -87,9 +100,9 @@ def test_coverage_of_each_kind(delta: float) -> None:
     held = dict.fromkeys(kinds, 0)
     for _ in range(draws):
         scores = {k: [rng.betavariate(a, b) for _ in range(n)] for k, (a, b, n) in kinds.items()}
-        probe = read(calibration=scores)
+        probe = make_classifier(calibration=scores)
         for kind, (a, b, _) in kinds.items():
-            labels = probe.labels(rng.betavariate(a, b), delta)
+            labels = probe.prediction_set(rng.betavariate(a, b), delta)
             held[kind] += (READY if kind == "ready" else NOT_READY) in labels
     error = 4 * math.sqrt(delta * (1 - delta) / draws)
     assert min(held.values()) / draws >= 1 - delta - error
@@ -116,19 +129,21 @@ def test_coverage_of_each_kind(delta: float) -> None:
     ],
 )
 def test_a_broken_document_says_what_is_wrong(changes: dict[str, Any], said: str) -> None:
-    with pytest.raises(BadReadiness, match=said):
-        Readiness.read(document(**changes))
+    with pytest.raises(BadReadinessClassifier, match=said):
+        ReadinessClassifier.parse(classifier_document(**changes))
 
 
 @pytest.mark.parametrize("raw", [b"", b"[]", b"{", b"\xff", b"1e999"])
 def test_what_is_no_document_is_none(raw: bytes) -> None:
-    with pytest.raises(BadReadiness):
-        Readiness.read(raw)
+    with pytest.raises(BadReadinessClassifier):
+        ReadinessClassifier.parse(raw)
 
 
-@given(st.dictionaries(st.sampled_from(sorted(SMALL)), st.none() | st.integers() | st.text()))
+@given(st.dictionaries(st.sampled_from(sorted(CLASSIFIER)), st.none() | st.integers() | st.text()))
 def test_any_object_is_a_probe_or_a_bad_one(changes: dict[str, Any]) -> None:
     try:
-        assert Readiness.read(json.dumps({**SMALL, **changes}).encode()).needs
-    except BadReadiness:
+        assert ReadinessClassifier.parse(
+            json.dumps({**CLASSIFIER, **changes}).encode()
+        ).required_layers
+    except BadReadinessClassifier:
         return

@@ -9,15 +9,23 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from policies.adaptive_consistency import beta, dirichlet
-from policies.anytime_consistency import Wagers
-from policies.early_consistency import control
-from policies.events import Stop, Thought
-from policies.meter import Meter
+from policies.adaptive_consistency import beta_lead_probability, dirichlet_lead_probability
+from policies.anytime_consistency import BettingTest
+from policies.early_consistency import choose_window
+from policies.events import ReasoningChunk, Stop
+from policies.meter import ConfidenceMeter
 from policies.never import Never
 from policies.registry import BadPolicy, parse
-from policies.sampling import Answered, Begun, Choose, Closed, Failed, Open, Sampling
-from tests.policies.racing import Race
+from policies.sampling import (
+    ChooseTrace,
+    OpenTraces,
+    RequestStarted,
+    SamplingPolicy,
+    TraceAnswered,
+    TraceClosed,
+    TraceFailed,
+)
+from tests.policies.racing import SamplerDriver
 
 VOTING = (
     "early-consistency(window=3, max=12)",
@@ -33,9 +41,9 @@ ANSWERS = st.lists(st.sampled_from([0, 1, 2, None]), min_size=12, max_size=12)
 ORDERS = st.lists(st.integers(0, 1000), min_size=1, max_size=30)
 
 
-def sampling(specification: str) -> Sampling:
+def sampling(specification: str) -> SamplingPolicy:
     policy = parse(specification)
-    assert isinstance(policy, Sampling)
+    assert isinstance(policy, SamplingPolicy)
     return policy
 
 
@@ -45,11 +53,11 @@ def test_it_always_comes_to_a_choice(
     specification: str, answers: list[int | None], order: list[int]
 ) -> None:
     """Of a trace that answered, after no more traces than it may open; never without reason."""
-    race = Race(sampling(specification), answers)
+    race = SamplerDriver(sampling(specification), answers)
     choice = race.run(order)
-    assert race.opened <= 12
+    assert race.opened_count <= 12
     if choice is None:
-        assert set(race.came.values()) <= {None}
+        assert set(race.shown_labels.values()) <= {None}
         return
     assert answers[choice.trace] is not None
     assert choice.confidence is None or 0 <= choice.confidence <= 1
@@ -62,7 +70,7 @@ def test_the_order_of_answers_does_not_matter(
 ) -> None:
     """The same class is chosen, whoever is the faster within a window."""
     policy = sampling(specification)
-    choices = [Race(policy, answers).run(order) for order in (one, other)]
+    choices = [SamplerDriver(policy, answers).run(order) for order in (one, other)]
     labels = [None if c is None else answers[c.trace] for c in choices]
     assert labels[0] == labels[1]
 
@@ -71,10 +79,10 @@ def test_the_order_of_answers_does_not_matter(
 @given(answers=ANSWERS, order=ORDERS)
 def test_the_choice_leads(specification: str, answers: list[int | None], order: list[int]) -> None:
     """No other answer has more votes among those that came, and the votes are told."""
-    race = Race(sampling(specification), answers)
+    race = SamplerDriver(sampling(specification), answers)
     choice = race.run(order)
     if choice is not None:
-        votes = Counter(label for label in race.came.values() if label is not None)
+        votes = Counter(label for label in race.shown_labels.values() if label is not None)
         assert votes[answers[choice.trace]] == max(votes.values()) == choice.votes
 
 
@@ -82,7 +90,7 @@ def test_the_choice_leads(specification: str, answers: list[int | None], order: 
 def test_it_replays(answers: list[int | None], order: list[int]) -> None:
     """The same events, the same commands."""
     policy = sampling(VOTING[0])
-    races = [Race(policy, answers) for _ in range(2)]
+    races = [SamplerDriver(policy, answers) for _ in range(2)]
     for race in races:
         race.run(order)
     assert races[0].log == races[1].log
@@ -90,76 +98,82 @@ def test_it_replays(answers: list[int | None], order: list[int]) -> None:
 
 def test_the_first_to_end_its_thinking_wins() -> None:
     """Not the first to have its whole answer."""
-    sampler = sampling("first-finish(traces=3)").sample()
-    assert list(sampler.observe(Begun(0.0))) == [Open(3)]
-    assert list(sampler.observe(Failed(0, 1.0))) == []
-    assert list(sampler.observe(Closed(2, 50, 2.0))) == [Choose(2, "first")]
+    sampler = sampling("first-finish(traces=3)").start_sampler()
+    assert list(sampler.observe(RequestStarted(0.0))) == [OpenTraces(3)]
+    assert list(sampler.observe(TraceFailed(0, 1.0))) == []
+    assert list(sampler.observe(TraceClosed(2, 50, 2.0))) == [ChooseTrace(2, "first")]
 
 
 def test_a_unanimous_window_stops() -> None:
     """And one answer apart does not."""
-    alike = Race(sampling("early-consistency(window=3, max=12)"), [1, 1, 1] + [0] * 9)
-    assert alike.run([0]) == Choose(0, "unanimous", 1.0, 3)
-    apart = Race(sampling("early-consistency(window=3, max=12)"), [1, 1, 2, 1, 1, 1] + [0] * 6)
-    assert apart.run([0]) == Choose(0, "unanimous", 5 / 6, 5)
-    assert apart.opened == 6
+    alike = SamplerDriver(sampling("early-consistency(window=3, max=12)"), [1, 1, 1] + [0] * 9)
+    assert alike.run([0]) == ChooseTrace(0, "unanimous", 1.0, 3)
+    apart = SamplerDriver(
+        sampling("early-consistency(window=3, max=12)"), [1, 1, 2, 1, 1, 1] + [0] * 6
+    )
+    assert apart.run([0]) == ChooseTrace(0, "unanimous", 5 / 6, 5)
+    assert apart.opened_count == 6
 
 
 def test_a_window_that_is_not_whole_is_not_unanimous() -> None:
     """One that broke off said nothing."""
-    race = Race(sampling("early-consistency(window=3, max=12)"), [1, 1, None, 1, 1, 1] + [0] * 6)
-    assert race.run([0]) == Choose(0, "unanimous", 1.0, 5)
+    race = SamplerDriver(
+        sampling("early-consistency(window=3, max=12)"), [1, 1, None, 1, 1, 1] + [0] * 6
+    )
+    assert race.run([0]) == ChooseTrace(0, "unanimous", 1.0, 5)
 
 
 def test_nothing_is_opened_behind_a_window_without_an_answer() -> None:
     """An engine that refuses one refuses the next."""
-    race = Race(sampling("early-consistency(window=3, max=12)"), [None] * 12)
+    race = SamplerDriver(sampling("early-consistency(window=3, max=12)"), [None] * 12)
     assert race.run([0]) is None
-    assert race.opened == 3
+    assert race.opened_count == 3
 
 
 def test_a_lead_that_cannot_be_lost_ends_the_vote() -> None:
     """The rest of the last window need not be waited for."""
-    race = Race(sampling("early-consistency(window=2, max=6)"), [0, 1, 0, 1, 1, 0])
-    assert race.run([0]) == Choose(0, "majority", 0.5, 3)
-    race = Race(sampling("early-consistency(window=3, max=6)"), [1, 1, 0, 1, 1, 0])
-    assert race.run([0]) == Choose(0, "settled", 0.8, 4)
+    race = SamplerDriver(sampling("early-consistency(window=2, max=6)"), [0, 1, 0, 1, 1, 0])
+    assert race.run([0]) == ChooseTrace(0, "majority", 0.5, 3)
+    race = SamplerDriver(sampling("early-consistency(window=3, max=6)"), [1, 1, 0, 1, 1, 0])
+    assert race.run([0]) == ChooseTrace(0, "settled", 0.8, 4)
 
 
 def test_by_the_papers_beta() -> None:
     """1 - I(0.5; v1 + 1, v2 + 1): one vote 3/4, two against none 7/8, equals a half and more."""
-    assert beta([1]) == 0.75
-    assert beta([2]) == 0.875
-    assert beta([3, 3]) == 0.5
-    assert beta([4]) == pytest.approx(0.96875)
+    assert beta_lead_probability([1]) == 0.75
+    assert beta_lead_probability([2]) == 0.875
+    assert beta_lead_probability([3, 3]) == 0.5
+    assert beta_lead_probability([4]) == pytest.approx(0.96875)
 
 
 @given(st.lists(st.integers(1, 20), min_size=1, max_size=5))
 def test_dirichlet_is_more_careful_than_beta(votes: list[int]) -> None:
     """It weighs every answer, so it is never surer; with one answer both say the same."""
     ranked = sorted(votes, reverse=True)
-    assert 0 <= dirichlet(ranked) <= beta(ranked) + 1e-4
-    assert dirichlet(ranked[:1]) == pytest.approx(beta(ranked[:1]), abs=1e-4)
+    assert 0 <= dirichlet_lead_probability(ranked) <= beta_lead_probability(ranked) + 1e-4
+    assert dirichlet_lead_probability(ranked[:1]) == pytest.approx(
+        beta_lead_probability(ranked[:1]), abs=1e-4
+    )
 
 
 @given(st.lists(st.integers(1, 8), min_size=1, max_size=4), st.floats(0.5, 0.99))
 def test_control_asks_more_where_answers_are_apart(counts: list[int], target: float) -> None:
     """What it chooses can be opened; a stricter target costs no less."""
     opened = sum(counts)
-    window, most = control(counts, target, 40, opened)
+    window, most = choose_window(counts, target, 40, opened)
     assert 2 <= window <= most <= max(40, opened + 40)
-    alike = control([5], 0.9, 40, 5)
-    apart = control([2, 2, 1], 0.9, 40, 5)
+    alike = choose_window([5], 0.9, 40, 5)
+    apart = choose_window([2, 2, 1], 0.9, 40, 5)
     assert alike[0] <= apart[0]
 
 
 @given(st.lists(st.sampled_from([0, 1]), min_size=1, max_size=40))
 def test_a_wager_is_fair(labels: list[int]) -> None:
     """Doubt lies in (0, 1], and an even split leaves it whole."""
-    wagers = Wagers()
+    wagers = BettingTest()
     for label in labels:
         wagers.add(label)
-    assert 0 < wagers.doubt(labels[0]) <= 1
+    assert 0 < wagers.p_value(labels[0]) <= 1
 
 
 def test_anytime_errs_as_seldom_as_it_says() -> None:
@@ -167,11 +181,11 @@ def test_anytime_errs_as_seldom_as_it_says() -> None:
     sequences of 12 fair coins no more than alpha of them ever become certain of the second."""
     count = 0
     for bits in range(2**12):
-        wagers = Wagers()
+        wagers = BettingTest()
         for place in range(12):
             wagers.add(bits >> place & 1)
             # An answer that was never seen is refused too, so this is the harder thing.
-            if wagers.doubt(1) <= 0.05:
+            if wagers.p_value(1) <= 0.05:
                 count += 1
                 break
     assert count / 2**12 <= 0.05
@@ -179,24 +193,24 @@ def test_anytime_errs_as_seldom_as_it_says() -> None:
 
 def test_anytime_becomes_certain() -> None:
     """Of unanimous traces within ten."""
-    race = Race(sampling("anytime-consistency(window=2, max=40)"), [0] * 40)
+    race = SamplerDriver(sampling("anytime-consistency(window=2, max=40)"), [0] * 40)
     choice = race.run([0])
     assert choice is not None
     assert choice.reason == "certain"
-    assert race.opened <= 10
+    assert race.opened_count <= 10
 
 
 def test_a_hard_question_gets_more_traces_at_first() -> None:
     """By the difficulty that is given, or by the first trace's length."""
 
     def opened(policy: str, *events: Any) -> int:
-        sampler = sampling(policy).sample()
-        commands = [c for event in (Begun(0.0), *events) for c in sampler.observe(event)]
-        return sum(c.count for c in commands if isinstance(c, Open))
+        sampler = sampling(policy).start_sampler()
+        commands = [c for event in (RequestStarted(0.0), *events) for c in sampler.observe(event)]
+        return sum(c.count for c in commands if isinstance(c, OpenTraces))
 
     assert opened("difficulty-adaptive(difficulty=0)") == 2
     assert opened("difficulty-adaptive(difficulty=1)") == 8
-    answered = Answered(0, "1", 0, 100, 1.0), Answered(0, "1", 0, 9000, 1.0)
+    answered = TraceAnswered(0, "1", 0, 100, 1.0), TraceAnswered(0, "1", 0, 9000, 1.0)
     assert opened("difficulty-adaptive", answered[0]) == 2
     assert opened("difficulty-adaptive", answered[1]) == 8
 
@@ -228,8 +242,8 @@ def test_what_makes_no_sense_is_refused(specification: str) -> None:
 def test_it_runs_over_a_policy_of_one_trace() -> None:
     """In the spelling of a composition, options behind it; what each trace needs is needed."""
     policy = sampling("early-consistency(any_of(deer, loop), window=3)")
-    assert policy.trace == parse("any_of(deer, loop)")
-    assert policy.needs == policy.trace.needs
+    assert policy.trace_policy == parse("any_of(deer, loop)")
+    assert policy.needs == policy.trace_policy.needs
     assert parse("early-consistency", {"window": 3}) == parse("early-consistency(window=3)")
 
 
@@ -241,16 +255,18 @@ def test_the_first_certain_answer_ends_it(
     answers: list[int | None], certainties: list[float | None], order: list[int]
 ) -> None:
     """Else the class with the largest sum of certainties is chosen, by its surest trace."""
-    race = Race(sampling("self-certainty(window=3, max=12)"), answers, certainties=certainties)
+    race = SamplerDriver(
+        sampling("self-certainty(window=3, max=12)"), answers, certainties=certainties
+    )
     choice = race.run(order)
     if choice is None:
-        assert set(race.came.values()) <= {None}
+        assert set(race.shown_labels.values()) <= {None}
         return
     assert answers[choice.trace] is not None
-    sure = [t for t in race.came if answers[t] is not None and (certainties[t] or 0) >= 0.8]
+    sure = [t for t in race.shown_labels if answers[t] is not None and (certainties[t] or 0) >= 0.8]
     assert sure == ([choice.trace] if choice.reason == "certain" else [])
     weights: dict[int | None, float] = defaultdict(float)
-    for trace, label in race.came.items():
+    for trace, label in race.shown_labels.items():
         if label is not None:
             certainty = certainties[trace]
             weights[label] += 0.5 if certainty is None else certainty
@@ -267,45 +283,47 @@ def test_the_warm_up_sets_the_bar(
     answers: list[int | None], lows: list[float], order: list[int]
 ) -> None:
     """No trace of it is given up; behind it exactly those below the bar are, and none votes."""
-    race = Race(sampling(GROUP), answers, lows)
+    race = SamplerDriver(sampling(GROUP), answers, lows)
     choice = race.run(order)
-    assert race.opened <= 12
-    assert all(trace >= 4 for trace in race.given_up)
+    assert race.opened_count <= 12
+    assert all(trace >= 4 for trace in race.aborted)
     if choice is None:
         assert {answers[trace] for trace in range(4)} == {None}
         return
     bar = sorted(lows[:4])[2]
-    assert all(lows[trace] < bar for trace in race.given_up)
-    assert all(lows[trace] >= bar for trace in race.came if trace >= 4)
+    assert all(lows[trace] < bar for trace in race.aborted)
+    assert all(lows[trace] >= bar for trace in race.shown_labels if trace >= 4)
     assert answers[choice.trace] is not None
 
 
 def test_consensus_ends_the_vote() -> None:
     """By weight: two votes that are nearly all of it are enough."""
     lows = [9.0, 0.1, 9.0, 9.0] + [9.0] * 8
-    race = Race(sampling("group-confidence(warmup=4, percentile=25)"), [1, 2, 1, 1] * 3, lows)
+    race = SamplerDriver(
+        sampling("group-confidence(warmup=4, percentile=25)"), [1, 2, 1, 1] * 3, lows
+    )
     choice = race.run([0])
     assert choice is not None
-    assert (choice.reason, choice.votes, race.opened) == ("consensus", 3, 4)
+    assert (choice.reason, choice.votes, race.opened_count) == ("consensus", 3, 4)
 
 
 @given(st.lists(st.floats(-20, 0), min_size=1, max_size=60), st.integers(1, 20))
 def test_the_meter_knows_the_lowest_mean(logprobs: list[float], span: int) -> None:
     """As if all windows were looked at anew; of a shorter trace its mean."""
-    meter = Meter(Never(), span)
+    meter = ConfidenceMeter(Never(), span)
     for position, logprob in enumerate(logprobs, 1):
-        meter.observe(Thought("x", (1,), position, 0.0, ((logprob,),)))
+        meter.observe(ReasoningChunk("x", (1,), position, 0.0, ((logprob,),)))
     confidences = [-logprob for logprob in logprobs]
     windows = [confidences[i : i + span] for i in range(len(confidences) - span + 1)]
     means = [sum(window) / span for window in windows]
     lowest = min(means, default=sum(confidences) / len(confidences))
     assert meter.lowest == pytest.approx(lowest, abs=1e-9)
-    assert meter.whole == (len(logprobs) >= span)
+    assert meter.window_filled == (len(logprobs) >= span)
 
 
 def test_the_meter_is_the_policy_that_it_stands_around() -> None:
     """Which stops as it would alone, and sees only what it asked for."""
-    meter = Meter(parse("budget(max=10, grace=0)"), 4)
-    told = [meter.observe(Thought("a", (1,), n, 0.0, ((-1.0,),))) for n in range(1, 12)]
+    meter = ConfidenceMeter(parse("budget(max=10, grace=0)"), 4)
+    told = [meter.observe(ReasoningChunk("a", (1,), n, 0.0, ((-1.0,),))) for n in range(1, 12)]
     assert any(isinstance(command, Stop) for command in told)
     assert meter.needs.logprobs == 20

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from policies.appraisal import Appraiser
+from policies.appraisal import ProbeCostModel
 from policies.budget import Budget
 from policies.never import Never
 from policies.orders import Cut
@@ -16,17 +16,17 @@ from tests.policies.driver import END
 from tests.policies.lab import (
     CLOSING,
     CLOSING_ON_NEWLINE,
-    MARKS,
+    DIALECT,
     PROMPT,
     START,
-    fed,
-    kinds,
+    feed_all,
+    token_counts,
 )
 
 
-def apart(**options: bool) -> Session:
-    made = Session(Never(), MARKS, Appraiser(), **options)
-    made.opened(PROMPT)
+def make_session(**options: bool) -> Session:
+    made = Session(Never(), DIALECT, ProbeCostModel(), **options)
+    made.on_prompt(PROMPT)
     return made
 
 
@@ -42,45 +42,47 @@ def test_an_answer_apart(
     piece: tuple[int, ...], kept: int, edge: int, spent: dict[str, int]
 ) -> None:
     """Behind the model's own marker, or before the piece in which an answer begins without one."""
-    made = apart(apart=True)
-    fed(made, ("a", 7), ("b", 8))
+    made = make_session(separate_answer=True)
+    feed_all(made, ("a", 7), ("b", 8))
     cut = made.feed("", piece, 0.0, answering=END not in piece)
-    assert cut == Cut(kept, spent["reasoning"], (), edge=edge)
-    assert made.released == 2
-    assert kinds(made) == spent
+    assert cut == Cut(kept, spent["reasoning"], (), unreleased_ids=edge)
+    assert made.released_chunks == 2
+    assert token_counts(made) == spent
     made.feed("", (9,), 0.0, answering=True)
-    made.resumed()
-    made.answered(5)
+    made.on_resumed()
+    made.on_answer_tokens(5)
     assert made.state is State.ANSWERING
-    assert (made.stopped, made.rescued) == (False, None)
-    assert kinds(made) == spent | {"answer": 5, "wasted": spent.get("wasted", 0) + 1}
+    assert (made.stopped, made.rescued_finish_reason) == (False, None)
+    assert token_counts(made) == spent | {"answer": 5, "wasted": spent.get("wasted", 0) + 1}
 
 
 def test_an_answer_apart_without_a_trace() -> None:
     """Where nothing is thought the answer is drawn from the prompt."""
-    made = Session(Never(), MARKS, Appraiser(), apart=True)
-    made.opened((5, START, END))
+    made = Session(Never(), DIALECT, ProbeCostModel(), separate_answer=True)
+    made.on_prompt((5, START, END))
     assert made.feed("", (9,), 0.0, answering=True) == Cut(0, 0, ())
-    assert kinds(made) == {"wasted": 1}
+    assert token_counts(made) == {"wasted": 1}
 
 
 def test_an_answer_apart_that_came_whole() -> None:
     """One that began and ended in the piece that ends the trace is drawn anew as well."""
-    made = apart(apart=True, rescue=True)
-    fed(made, ("a", 7))
-    assert made.feed("", (END, 9, 9), 0.0, answering=True, ending="stop") == Cut(2, 1, (), edge=1)
+    made = make_session(separate_answer=True, rescue=True)
+    feed_all(made, ("a", 7))
+    assert made.feed("", (END, 9, 9), 0.0, answering=True, finish_reason="stop") == Cut(
+        2, 1, (), unreleased_ids=1
+    )
 
 
 def test_an_answer_apart_that_is_refused() -> None:
     """The main stream's own answer is the client's, to its last token."""
-    made = apart(apart=True)
-    fed(made, ("a", 7))
+    made = make_session(separate_answer=True)
+    feed_all(made, ("a", 7))
     made.feed("", (END, 9), 0.0, answering=True)
     made.feed("", (9, 9), 0.0, answering=True)
-    assert made.refused("no") is None
+    assert made.on_refused("no") is None
     assert made.state is State.ANSWERING
-    assert made.released == 3
-    assert kinds(made) == {"reasoning": 1, "marker": 1, "answer": 3}
+    assert made.released_chunks == 3
+    assert token_counts(made) == {"reasoning": 1, "marker": 1, "answer": 3}
 
 
 @pytest.mark.parametrize(
@@ -96,22 +98,22 @@ def test_a_rescue(
     ending: str, ids: tuple[int, ...], kept: int, edge: int, spent: dict[str, int]
 ) -> None:
     """A response that ends within its trace is closed there, less the end of the sequence."""
-    made = apart(rescue=True)
-    fed(made, ("a", 7))
-    cut = made.feed("b" if edge else "", ids, 0.0, ending=ending)
-    assert cut == Cut(kept, kept, CLOSING, edge=edge, rescue=ending)
-    assert made.waiting
-    assert kinds(made) == spent
-    assert made.rescued is None
-    made.resumed()
-    assert (made.rescued, made.stopped) == (ending, False)
+    made = make_session(rescue=True)
+    feed_all(made, ("a", 7))
+    cut = made.feed("b" if edge else "", ids, 0.0, finish_reason=ending)
+    assert cut == Cut(kept, kept, CLOSING, unreleased_ids=edge, rescued_finish_reason=ending)
+    assert made.is_switching_stream
+    assert token_counts(made) == spent
+    assert made.rescued_finish_reason is None
+    made.on_resumed()
+    assert (made.rescued_finish_reason, made.stopped) == (ending, False)
 
 
 def test_a_rescue_behind_a_line() -> None:
     """The closing sequence minds the last piece's own newline."""
-    made = apart(rescue=True)
-    fed(made, ("a", 7))
-    cut = made.feed("b\n", (8,), 0.0, ending="length")
+    made = make_session(rescue=True)
+    feed_all(made, ("a", 7))
+    cut = made.feed("b\n", (8,), 0.0, finish_reason="length")
     assert isinstance(cut, Cut)
     assert cut.closing == CLOSING_ON_NEWLINE
 
@@ -119,34 +121,34 @@ def test_a_rescue_behind_a_line() -> None:
 @pytest.mark.parametrize(
     "piece",
     [
-        {"ending": "length", "answering": True},
-        {"ending": "stop", "ids": (END,)},
-        {"ending": "content_filter"},
+        {"finish_reason": "length", "answering": True},
+        {"finish_reason": "stop", "ids": (END,)},
+        {"finish_reason": "content_filter"},
     ],
 )
 def test_what_needs_no_rescue(piece: dict[str, Any]) -> None:
     """An answer has begun, the trace was closed, or it is not the trace's length that ended it."""
-    made = apart(rescue=True)
-    fed(made, ("a", 7))
+    made = make_session(rescue=True)
+    feed_all(made, ("a", 7))
     assert made.feed("", piece.pop("ids", (9,)), 0.0, **piece) is None
     assert made.state is State.ANSWERING
 
 
 def test_a_rescue_that_is_refused() -> None:
     """The response ends as it would have."""
-    made = apart(rescue=True)
-    fed(made, ("a", 7))
-    made.feed("b", (8,), 0.0, ending="length")
-    assert made.refused("no") is None
-    assert (made.released, made.rescued, made.ledger.closing) == (2, None, 0)
+    made = make_session(rescue=True)
+    feed_all(made, ("a", 7))
+    made.feed("b", (8,), 0.0, finish_reason="length")
+    assert made.on_refused("no") is None
+    assert (made.released_chunks, made.rescued_finish_reason, made.ledger.closing) == (2, None, 0)
 
 
 def test_a_cut_that_is_refused_when_the_trace_has_ended() -> None:
     """The answer apart is asked for then."""
-    made = Session(Budget(max=1, grace=0), MARKS, Appraiser(), apart=True)
-    made.opened(PROMPT)
-    assert isinstance(fed(made, ("a", 7), ("b", 8))[0], Cut)
+    made = Session(Budget(max=1, grace=0), DIALECT, ProbeCostModel(), separate_answer=True)
+    made.on_prompt(PROMPT)
+    assert isinstance(feed_all(made, ("a", 7), ("b", 8))[0], Cut)
     made.feed("", (END,), 0.0)
     made.feed("", (9,), 0.0, answering=True)
-    assert made.refused("no") == Cut(3, 2, (), edge=1)
-    assert made.waiting
+    assert made.on_refused("no") == Cut(3, 2, (), unreleased_ids=1)
+    assert made.is_switching_stream

@@ -12,26 +12,26 @@ from policies.events import (
     Event,
     Probe,
     ProbeResult,
+    ReasoningChunk,
     Stop,
-    Thought,
-    TraceEnd,
+    TraceEnded,
 )
 from policies.never import Never
-from policies.orders import Ask, Cut
+from policies.orders import Cut, SendProbe
 from policies.policy import Needs
 from policies.states import State
 from tests.policies.driver import ANSWER, END, Driver, chunks
 from tests.policies.lab import (
+    CHUNK_NEEDS,
     CLOSING,
-    CUES,
-    EAGER,
+    CUE_NEEDS,
+    EAGER_DEER,
     PROMPT,
     START,
-    THOUGHTS,
-    Scripted,
-    fed,
-    result,
-    session,
+    ScriptedPolicy,
+    feed_all,
+    make_session,
+    probe_result,
 )
 
 
@@ -39,7 +39,9 @@ def _raising(event: Event) -> Any:
     raise RuntimeError("a policy's own fault")
 
 
-@pytest.mark.parametrize("needs", [Needs(), CUES, THOUGHTS, Needs(interval=1), CUES | THOUGHTS])
+@pytest.mark.parametrize(
+    "needs", [Needs(), CUE_NEEDS, CHUNK_NEEDS, Needs(interval=1), CUE_NEEDS | CHUNK_NEEDS]
+)
 @pytest.mark.parametrize(
     "script",
     [
@@ -49,8 +51,8 @@ def _raising(event: Event) -> Any:
         lambda event: Probe(),
         lambda event: True,
         lambda event: "stop",
-        lambda event: Probe() if isinstance(event, TraceEnd) else None,
-        lambda event: Stop("late") if isinstance(event, TraceEnd) else None,
+        lambda event: Probe() if isinstance(event, TraceEnded) else None,
+        lambda event: Stop("late") if isinstance(event, TraceEnded) else None,
         lambda event: Probe() if isinstance(event, Checkpoint) else 1 // 0,
     ],
     ids=[
@@ -70,14 +72,14 @@ def test_whatever_a_policy_does_the_stream_goes_on(
     prompt: tuple[int, ...], script: Callable[[Event], Any], needs: Needs
 ) -> None:
     """Trap 6, and every other: what a policy returns or raises never breaks the response."""
-    driver = Driver(session(Scripted(script, needs), prompt=prompt))
+    driver = Driver(make_session(ScriptedPolicy(script, needs), prompt=prompt))
     marker = () if START in prompt else (START,)
     tokens = [*marker, 32, 33, 30, 42, 32, 31, 42, 32, END, ANSWER]
     for index, chunk in enumerate(chunks(tokens, [1], "stop")):
         driver.feed(chunk, float(index))
-        if driver.asked is not None:
-            driver.answer(0.5, float(index))
-    if driver.cut is not None:
+        if driver.pending_query is not None:
+            driver.deliver_result(0.5, float(index))
+    if driver.pending_cut is not None:
         driver.resume(2)
     driver.end()
 
@@ -90,11 +92,11 @@ def test_a_policy_that_fails_is_muted() -> None:
         heard.append(event)
         raise RuntimeError("mine")
 
-    made = session(Scripted(script, Needs(cues=True, interval=1, thoughts=True)))
-    fed(made, ("Wait, a", 50, 51), (" Wait, b", 52, 53))
+    made = make_session(ScriptedPolicy(script, Needs(cues=True, interval=1, reasoning_chunks=True)))
+    feed_all(made, ("Wait, a", 50, 51), (" Wait, b", 52, 53))
     made.feed("", (END,), 0.0)
-    assert (made.muted, str(made.error), len(heard)) == ("policy-error", "mine", 1)
-    assert made.released == 3
+    assert (made.mute_reason, str(made.policy_error), len(heard)) == ("policy-error", "mine", 1)
+    assert made.released_chunks == 3
 
 
 def test_a_policy_that_fails_at_a_probes_result() -> None:
@@ -105,19 +107,23 @@ def test_a_policy_that_fails_at_a_probes_result() -> None:
             raise ValueError("mine")
         return Probe()
 
-    made = session(Scripted(script))
-    fed(made, (".", 50), (" Wait", 51), (" a", 52))
-    assert made.probed(result(1)) is None
-    assert (made.state, made.muted, made.released) == (State.THINKING, "policy-error", 3)
+    made = make_session(ScriptedPolicy(script))
+    feed_all(made, (".", 50), (" Wait", 51), (" a", 52))
+    assert made.on_probe_result(probe_result(1)) is None
+    assert (made.state, made.mute_reason, made.released_chunks) == (
+        State.THINKING,
+        "policy-error",
+        3,
+    )
 
 
 @pytest.mark.parametrize("returned", [True, "stop", 0, [], Stop])
 def test_what_is_no_command_is_a_policys_error(returned: object) -> None:
     """A command is a Probe or a Stop; anything else is a mistake, and said so."""
-    made = session(Scripted(lambda event: returned, THOUGHTS))
+    made = make_session(ScriptedPolicy(lambda event: returned, CHUNK_NEEDS))
     assert made.feed("a", (50,), 0.0) is None
-    assert made.muted == "policy-error"
-    assert made.error is not None
+    assert made.mute_reason == "policy-error"
+    assert made.policy_error is not None
 
 
 def test_a_policy_that_cannot_start_is_muted() -> None:
@@ -127,73 +133,75 @@ def test_a_policy_that_cannot_start_is_muted() -> None:
         def start(self) -> Any:
             raise OverflowError("mine")
 
-    made = session(Broken())
-    fed(made, ("a", 50), (" Wait, b", 51))
-    assert (made.muted, made.released) == ("policy-error", 2)
+    made = make_session(Broken())
+    feed_all(made, ("a", 50), (" Wait, b", 51))
+    assert (made.mute_reason, made.released_chunks) == ("policy-error", 2)
 
 
 def test_one_probe_is_in_flight_at_a_time() -> None:
     """A policy that asks at every piece gets its first question answered before a second."""
-    made = session(Scripted(lambda event: Probe(), Needs(thoughts=True, probes=True)))
-    asks = fed(made, ("a", 50), ("b", 51), ("c", 52))
-    assert [type(ask) for ask in asks] == [Ask, type(None), type(None)]
-    assert made.probes == 1
+    made = make_session(
+        ScriptedPolicy(lambda event: Probe(), Needs(reasoning_chunks=True, probes=True))
+    )
+    asks = feed_all(made, ("a", 50), ("b", 51), ("c", 52))
+    assert [type(ask) for ask in asks] == [SendProbe, type(None), type(None)]
+    assert made.probe_count == 1
 
 
 def test_a_question_at_a_thought_is_about_its_place() -> None:
     """Where the beginning of a cue is held back, the probe is asked before it, and says so."""
-    needs = Needs(cues=True, thoughts=True, probes=True)
+    needs = Needs(cues=True, reasoning_chunks=True, probes=True)
 
     def script(event: Event) -> Any:
-        return Probe() if isinstance(event, Thought) and event.position == 2 else None
+        return Probe() if isinstance(event, ReasoningChunk) and event.position == 2 else None
 
-    made = session(Scripted(script, needs))
-    assert fed(made, ("a", 50), (" W", 51))[-1] == Ask(Probe(), 1, 1, CLOSING)
+    made = make_session(ScriptedPolicy(script, needs))
+    assert feed_all(made, ("a", 50), (" W", 51))[-1] == SendProbe(Probe(), 1, 1, CLOSING)
 
 
 def test_the_latest_cue_that_came_beside_a_probe_is_looked_at_next() -> None:
     """A probe that says no is followed by one at the latest of the cues that it kept waiting."""
-    made = session(EAGER)
-    fed(made, (".", 50), (" Wait", 51), (" a", 52), (" Hmm", 53), (".", 54), (" Wait", 55))
-    fed(made, (" b", 56))
-    ask = made.probed(result(1, "7", 0.5))
-    assert isinstance(ask, Ask)
-    assert (ask.position, ask.kept, made.released) == (5, 5, 5)
-    assert made.probed(result(5, "7", 0.5)) is None
-    assert (made.state, made.released) == (State.THINKING, 7)
-    assert made.probes == 2
+    made = make_session(EAGER_DEER)
+    feed_all(made, (".", 50), (" Wait", 51), (" a", 52), (" Hmm", 53), (".", 54), (" Wait", 55))
+    feed_all(made, (" b", 56))
+    ask = made.on_probe_result(probe_result(1, "7", 0.5))
+    assert isinstance(ask, SendProbe)
+    assert (ask.position, ask.kept, made.released_chunks) == (5, 5, 5)
+    assert made.on_probe_result(probe_result(5, "7", 0.5)) is None
+    assert (made.state, made.released_chunks) == (State.THINKING, 7)
+    assert made.probe_count == 2
 
 
 def test_a_cue_beside_the_probe_of_another_in_its_piece_is_not_lost() -> None:
     """Of two cues that become certain at once the second waits for the first's probe."""
-    made = session(EAGER)
-    first = fed(made, (".", 50), (" Wait", 51), (", no. Hmm, so", 52, 53))[-1]
-    second = made.probed(result(1, "7", 0.5))
-    assert [ask.position for ask in (first, second) if isinstance(ask, Ask)] == [1, 2]
+    made = make_session(EAGER_DEER)
+    first = feed_all(made, (".", 50), (" Wait", 51), (", no. Hmm, so", 52, 53))[-1]
+    second = made.on_probe_result(probe_result(1, "7", 0.5))
+    assert [ask.position for ask in (first, second) if isinstance(ask, SendProbe)] == [1, 2]
 
 
 def test_a_cue_that_was_kept_waiting_does_not_outlive_its_trace() -> None:
     """Where the trace ends first, nothing is asked any more."""
-    made = session(EAGER)
-    fed(made, (".", 50), (" Wait", 51), (" a", 52), (" Hmm", 53), (".", 54))
+    made = make_session(EAGER_DEER)
+    feed_all(made, (".", 50), (" Wait", 51), (" a", 52), (" Hmm", 53), (".", 54))
     made.feed("", (END, ANSWER), 0.0, answering=True)
-    assert made.probed(result(1, "7", 0.5)) is None
+    assert made.on_probe_result(probe_result(1, "7", 0.5)) is None
     assert made.state is State.ANSWERING
 
 
 def test_a_late_result_is_counted_and_not_judged() -> None:
     """A result for another place, or for a trace that is over, costs what it cost."""
-    made = session(EAGER)
-    fed(made, (".", 50), (" Wait", 51), (" a", 52))
-    assert made.probed(result(0, "7", 0.99), prefilled=5) is None
+    made = make_session(EAGER_DEER)
+    feed_all(made, (".", 50), (" Wait", 51), (" a", 52))
+    assert made.on_probe_result(probe_result(0, "7", 0.99), prefilled=5) is None
     assert (made.state, made.ledger.probe, made.ledger.prefilled) == (State.PROBING, 2, 5)
-    assert isinstance(made.probed(result(1, "7", 0.99), prefilled=6), Cut)
+    assert isinstance(made.on_probe_result(probe_result(1, "7", 0.99), prefilled=6), Cut)
     assert made.ledger.prefilled == 11
 
 
 def test_a_mute_keeps_its_first_reason() -> None:
     """What went wrong first is what is told."""
-    made = session(Never())
+    made = make_session(Never())
     made.mute("first")
     made.mute("second")
-    assert made.muted == "first"
+    assert made.mute_reason == "first"

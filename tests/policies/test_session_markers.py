@@ -10,15 +10,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from policies.budget import Budget
-from policies.dialect import Marks
+from policies.dialect import TokenizedDialect
 from policies.events import Checkpoint, Event, Probe, Stop
-from policies.markers import Ids, Mark, Markers
+from policies.markers import MarkerKind, MarkerMatcher, TokenIds
 from policies.never import Never
-from policies.orders import Ask, Cut, Reopen
+from policies.orders import Cut, Reopen, SendProbe
 from policies.policy import Needs, Policy
 from policies.session import Session
 from policies.states import State
-from tests.policies.lab import MARKS, Generous, Scripted, result
+from tests.policies.lab import DIALECT, AlwaysProbe, ScriptedPolicy, probe_result
 
 CHANNEL, ANALYSIS, MESSAGE, END, START, ROLE, FINAL, TOOL = range(1, 9)
 HERE, IS, THOUGHT, REPLY = range(11, 15)
@@ -26,14 +26,14 @@ WORDS, ANSWER, EOS = (50, 51, 52), 99, 98
 OPEN, AGAIN = (CHANNEL, ANALYSIS, MESSAGE), (END, START, ROLE, CHANNEL, ANALYSIS, MESSAGE)
 
 CHANNELS = replace(
-    MARKS,
-    markers=Markers(
+    DIALECT,
+    matcher=MarkerMatcher(
         {
-            OPEN: Mark.START,
-            AGAIN: Mark.START,
-            (CHANNEL, FINAL): Mark.END,
-            (END, START, ROLE, CHANNEL, FINAL): Mark.END,
-            (TOOL,): Mark.BREAK,
+            OPEN: MarkerKind.START,
+            AGAIN: MarkerKind.START,
+            (CHANNEL, FINAL): MarkerKind.END,
+            (END, START, ROLE, CHANNEL, FINAL): MarkerKind.END,
+            (TOOL,): MarkerKind.BREAK,
         }
     ),
     start=OPEN,
@@ -42,9 +42,13 @@ CHANNELS = replace(
     header=(CHANNEL, FINAL, MESSAGE),
 )
 PHRASES = replace(
-    MARKS,
-    markers=Markers(
-        {(HERE, IS, THOUGHT): Mark.START, (HERE, IS, REPLY): Mark.END, (TOOL, TOOL): Mark.BREAK}
+    DIALECT,
+    matcher=MarkerMatcher(
+        {
+            (HERE, IS, THOUGHT): MarkerKind.START,
+            (HERE, IS, REPLY): MarkerKind.END,
+            (TOOL, TOOL): MarkerKind.BREAK,
+        }
     ),
     start=(HERE, IS, THOUGHT),
     closing=(HERE, IS, REPLY),
@@ -52,9 +56,9 @@ PHRASES = replace(
 )
 
 
-def session(marks: Marks, policy: Policy, prompt: Ids = (5,)) -> Session:
-    made = Session(policy, marks, Generous())
-    made.opened(prompt)
+def session(marks: TokenizedDialect, policy: Policy, prompt: TokenIds = (5,)) -> Session:
+    made = Session(policy, marks, AlwaysProbe())
+    made.on_prompt(prompt)
     return made
 
 
@@ -64,7 +68,9 @@ def kinds(made: Session) -> dict[str, int]:
     return counted
 
 
-def pieces(ids: Ids, sizes: list[int], inside: int, marks: Marks) -> list[tuple[str, Ids, bool]]:
+def pieces(
+    ids: TokenIds, sizes: list[int], inside: int, marks: TokenizedDialect
+) -> list[tuple[str, TokenIds, bool]]:
     """Text, ids and whether the answer has begun, as a parser sends them: what may be a marker
     waits until it is known to be none. ``inside``: ids before the answer."""
     made, at, fed, waiting = [], 0, 0, ""
@@ -72,10 +78,10 @@ def pieces(ids: Ids, sizes: list[int], inside: int, marks: Marks) -> list[tuple[
         size = sizes[turn % len(sizes)]
         text = ""
         for token in ids[fed : fed + size]:
-            at = marks.markers.step(at, token)
-            whole = marks.markers.whole(at)
+            at = marks.matcher.advance(at, token)
+            whole = marks.matcher.complete_match(at)
             waiting = "" if whole else waiting + ("w" if token in (*WORDS, HERE, IS) else "")
-            if not marks.markers.begun(at):
+            if not marks.matcher.partial_length(at):
                 text, waiting = text + waiting, ""
         chunk = ids[fed : fed + size]
         fed += len(chunk)
@@ -92,7 +98,7 @@ SIZES = st.lists(st.integers(1, 5), min_size=1, max_size=6)
 
 @given(first=TRACES, second=TRACES, sizes=SIZES, tool=st.booleans())
 def test_channels_are_counted_whatever_the_chunking(
-    first: Ids, second: Ids, sizes: list[int], tool: bool
+    first: TokenIds, second: TokenIds, sizes: list[int], tool: bool
 ) -> None:
     """Trap 2: the opening and the final header are markers, a header between two messages is the
     trace's, and a tool call belongs to the answer."""
@@ -110,7 +116,7 @@ def test_channels_are_counted_whatever_the_chunking(
 
 
 @given(trace=TRACES, sizes=SIZES)
-def test_phrases_are_counted_whatever_the_chunking(trace: Ids, sizes: list[int]) -> None:
+def test_phrases_are_counted_whatever_the_chunking(trace: TokenIds, sizes: list[int]) -> None:
     """What only looked like the closing phrase is the trace's, what was it is a marker."""
     made = session(PHRASES, Never())
     opening, end = (HERE, IS, THOUGHT), (HERE, IS, REPLY)
@@ -130,7 +136,12 @@ def test_phrases_are_counted_whatever_the_chunking(trace: Ids, sizes: list[int])
     refuse=st.booleans(),
 )
 def test_no_cut_parts_a_marker(
-    marks: Marks, first: Ids, second: Ids, sizes: list[int], budget: int, refuse: bool
+    marks: TokenizedDialect,
+    first: TokenIds,
+    second: TokenIds,
+    sizes: list[int],
+    budget: int,
+    refuse: bool,
 ) -> None:
     """Trap 8: what is kept never ends within what may be a marker, and the ledger adds up, be the
     cut carried out or refused."""
@@ -148,12 +159,12 @@ def test_no_cut_parts_a_marker(
             assert len(marks.start) <= cut.kept <= fed
             place = 0
             for token in stream[: cut.kept]:
-                place = marks.markers.step(place, token)
-            assert not marks.markers.begun(place)
+                place = marks.matcher.advance(place, token)
+            assert not marks.matcher.partial_length(place)
             assert made.ledger.reasoning + made.ledger.marker == cut.kept
             assert cut.closing == marks.closing
             if refuse:
-                made.refused("resume-failed")
+                made.on_refused("resume-failed")
     if cut is None or refuse:
         assert made.state is State.ANSWERING
         assert made.ledger.answer == 1
@@ -173,9 +184,9 @@ def test_no_cut_parts_a_marker(
     refuse=st.booleans(),
 )
 def test_answers_that_are_drawn(
-    marks: Marks,
-    first: Ids,
-    second: Ids,
+    marks: TokenizedDialect,
+    first: TokenIds,
+    second: TokenIds,
     sizes: list[int],
     finish: str,
     lost: int,
@@ -197,40 +208,41 @@ def test_answers_that_are_drawn(
     else:
         stream = stream[: max(len(stream) - lost, 1)]
     made, alone = (
-        Session(each, marks, Generous(), apart=True, rescue=True) for each in (policy, Never())
+        Session(each, marks, AlwaysProbe(), separate_answer=True, rescue=True)
+        for each in (policy, Never())
     )
-    alone._apart = alone._rescue = False
+    alone._separate_answer = alone._rescue = False
     for each in (made, alone):
-        each.opened((5,))
+        each.on_prompt((5,))
     fed, order = 0, None
     parts = pieces(stream, sizes, inside, marks)
     for number, (text, ids, answering) in enumerate(parts, 1):
         fed += len(ids)
         ending = None if number < len(parts) else "length" if finish == "length" else "stop"
         for each in (made, alone):
-            got = each.feed(text, ids, 0.0, answering=answering, ending=ending)
+            got = each.feed(text, ids, 0.0, answering=answering, finish_reason=ending)
             order = got or order if each is made else order
         if isinstance(got := order, Cut):
             assert made.trigger is not None or finish != "tool"
             assert made.ledger.reasoning + made.ledger.marker + made.ledger.answer == got.kept
             place = 0
             for token in stream[: got.kept]:
-                place = marks.markers.step(place, token)
+                place = marks.matcher.advance(place, token)
             if made.trigger is None:
-                released = sum(len(ids) for _, ids, _ in parts[: made.released])
-                assert got.kept == released + got.edge
-            if got.rescue == "length" or made.trigger:
-                assert not marks.markers.begun(place)
+                released = sum(len(ids) for _, ids, _ in parts[: made.released_chunks])
+                assert got.kept == released + got.unreleased_ids
+            if got.rescued_finish_reason == "length" or made.trigger:
+                assert not marks.matcher.partial_length(place)
             elif finish == "end" and got.kept:
                 assert (made.ledger.reasoning, got.closing) == (len(trace), marks.closing)
         assert made.ledger.net == fed + made.ledger.closing
         while refuse and order is not None:
-            order = made.refused("resume-failed")
+            order = made.on_refused("resume-failed")
         if order is not None:
             break
     if order is None:
         assert kinds(made) == kinds(alone)
-        assert (made.state, made.released) == (alone.state, alone.released)
+        assert (made.state, made.released_chunks) == (alone.state, alone.released_chunks)
 
 
 @given(
@@ -241,13 +253,15 @@ def test_answers_that_are_drawn(
     resume=st.booleans(),
 )
 def test_a_trace_that_went_on_is_drawn_apart(
-    marks: Marks, first: Ids, second: Ids, sizes: list[int], resume: bool
+    marks: TokenizedDialect, first: TokenIds, second: TokenIds, sizes: list[int], resume: bool
 ) -> None:
     """Extended where it would have ended, then answered by a call of its own: what was put in is
     kept with all the rest, and the first end is wasted."""
     end = (END, START, ROLE, CHANNEL, FINAL) if marks is CHANNELS else (HERE, IS, REPLY)
-    made = Session(Budget(min=999, waits=1), marks, Generous(), apart=True, rescue=True)
-    made.opened((5,))
+    made = Session(
+        Budget(min=999, waits=1), marks, AlwaysProbe(), separate_answer=True, rescue=True
+    )
+    made.on_prompt((5,))
     reopen, fed = None, 0
     whole = (*marks.start, *first, *end)
     for text, ids, answering in pieces((*whole, ANSWER), sizes, len(whole), marks):
@@ -255,10 +269,10 @@ def test_a_trace_that_went_on_is_drawn_apart(
         reopen = made.feed(text, ids, 0.0, answering=answering) or reopen
     if not isinstance(reopen, Reopen):
         return  # the trace came whole in one piece: nothing was seen of it yet
-    assert made.reopened(0.0) is None
-    kept = (*whole[: reopen.kept], *reopen.said.ids)
+    assert made.on_reopened(0.0) is None
+    kept = (*whole[: reopen.kept], *reopen.inserted.ids)
     assert tuple(made.generated) == kept
-    assert made.ledger.net == fed + len(reopen.said.ids)
+    assert made.ledger.net == fed + len(reopen.inserted.ids)
     cut = None
     for text, ids, answering in pieces((*second, *end, ANSWER), sizes, len(second + end), marks):
         cut = made.feed(text, ids, 0.0, answering=answering) or cut
@@ -267,10 +281,14 @@ def test_a_trace_that_went_on_is_drawn_apart(
     assert (cut.closing, made.ledger.marker) == (marks.closing, len(marks.start))
     assert made.ledger.reasoning == cut.kept - len(marks.start)
     if resume:
-        made.resumed()
-        assert (made.state, made.stopped, made.rescued) == (State.ANSWERING, False, None)
+        made.on_resumed()
+        assert (made.state, made.stopped, made.rescued_finish_reason) == (
+            State.ANSWERING,
+            False,
+            None,
+        )
     else:
-        made.refused("resume-failed")
+        made.on_refused("resume-failed")
         assert (made.state, made.ledger.answer) == (State.ANSWERING, 1)
         assert made.ledger.marker == len(marks.start) + len(end)
 
@@ -283,13 +301,13 @@ def test_a_probe_forces_the_header() -> None:
         asked.append(event)
         return Probe() if isinstance(event, Checkpoint) else Stop("sure", event.position)
 
-    made = session(CHANNELS, Scripted(script, Needs(cues=True, probes=True)))
+    made = session(CHANNELS, ScriptedPolicy(script, Needs(cues=True, probes=True)))
     for text, *ids in [("", CHANNEL), ("", ANALYSIS), ("", MESSAGE), ("a", 50), (" Wait", 51)]:
         made.feed(text, ids, 0.0)
     ask = made.feed(", b", (52,), 0.0)
-    assert isinstance(ask, Ask)
+    assert isinstance(ask, SendProbe)
     assert (ask.kept, ask.closing) == (4, CHANNELS.closing + CHANNELS.header)
-    assert made.probed(result(ask.position)) == Cut(4, 1, CHANNELS.closing)
+    assert made.on_probe_result(probe_result(ask.position)) == Cut(4, 1, CHANNELS.closing)
 
 
 def test_a_cut_behind_a_finished_message_is_before_its_end() -> None:
@@ -312,19 +330,19 @@ def test_a_cut_behind_a_finished_message_is_before_its_end() -> None:
         (OPEN, State.THINKING),
     ],
 )
-def test_the_prompts_last_whole_marker_tells(prompt: Ids, state: State) -> None:
+def test_the_prompts_last_whole_marker_tells(prompt: TokenIds, state: State) -> None:
     """A beginning is no marker, and a tool call ends a trace in the prompt too."""
     assert session(CHANNELS, Never(), prompt).state is state
 
 
 def test_a_newline_before_the_marker_decides_nothing() -> None:
     """GLM writes one first: it is shown as it came, and the trace opens behind it."""
-    made = Session(Never(), MARKS, Generous())
-    made.opened((5,))
+    made = Session(Never(), DIALECT, AlwaysProbe())
+    made.on_prompt((5,))
     made.feed("\n", (33,), 0.0)
-    assert (made.state, made.released) == (State.OPENING, 1)
-    made.feed("a", (*MARKS.start, 50), 0.0)
-    assert (made.state, made.muted) == (State.THINKING, None)
+    assert (made.state, made.released_chunks) == (State.OPENING, 1)
+    made.feed("a", (*DIALECT.start, 50), 0.0)
+    assert (made.state, made.mute_reason) == (State.THINKING, None)
     assert kinds(made) == {"marker": 2, "reasoning": 1}
 
 
@@ -333,7 +351,7 @@ def test_reasoning_before_any_marker_is_not_judged() -> None:
     made = session(PHRASES, Never())
     made.feed("", (HERE,), 0.0)
     made.feed("Here we", (50,), 0.0)
-    assert (made.state, made.muted, made.released) == (State.ANSWERING, "no-marker", 2)
+    assert (made.state, made.mute_reason, made.released_chunks) == (State.ANSWERING, "no-marker", 2)
     assert kinds(made) == {"answer": 2}
 
 

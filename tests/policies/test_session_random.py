@@ -15,7 +15,7 @@ from policies.cusum import Cusum
 from policies.deer import Deer
 from policies.deer_pro import DeerPro
 from policies.deviation import Deviation
-from policies.enclosures import Enclosures
+from policies.enclosures import FenceScanner
 from policies.entropy import Entropy
 from policies.events import (
     Embed,
@@ -28,21 +28,21 @@ from policies.loop import Loop
 from policies.margin import Margin
 from policies.never import Never
 from policies.no_thinking import NoThinking
-from policies.orders import Ask
+from policies.orders import SendProbe
 from policies.policy import Needs, Policy, Stopper
 from policies.states import State
 from policies.tilt import Tilt
 from tests.policies.driver import ANSWER, END, EOS, VOCABULARY, Driver, chunks
 from tests.policies.lab import (
-    EAGER,
-    GATE,
-    MARKS,
+    DIALECT,
+    EAGER_DEER,
+    GATE_PROBE,
     PROMPT,
     START,
-    Scripted,
-    kinds,
-    result,
-    session,
+    ScriptedPolicy,
+    make_session,
+    probe_result,
+    token_counts,
 )
 
 
@@ -62,7 +62,14 @@ class Chaos:
     def observe(self, event: Event) -> Any:
         self._turn += 1
         choice = self._choices[self._turn % len(self._choices)]
-        commands = [None, Embed("step"), Probe(), GATE, Stop("all"), Stop("here", 1, text="wait")]
+        commands = [
+            None,
+            Embed("step"),
+            Probe(),
+            GATE_PROBE,
+            Stop("all"),
+            Stop("here", 1, text_name="wait"),
+        ]
         commands += [Extend(), "nonsense"]
         if choice >= len(commands):
             raise RuntimeError("chaos")
@@ -75,31 +82,33 @@ _NEEDS = st.builds(
     sentences=st.booleans(),
     paragraphs=st.booleans(),
     interval=st.integers(0, 4),
-    thoughts=st.booleans(),
+    reasoning_chunks=st.booleans(),
     start=st.booleans(),
-    extends=st.booleans(),
+    trace_endings=st.booleans(),
 ).map(lambda needs: needs | Needs(probes=True))
 _POLICIES = st.one_of(
     st.sampled_from(
         [
-            EAGER,
+            EAGER_DEER,
             Deer(gap=2),
             Convergence(every=3, window=2, min_tokens=0),
             Loop(repeats=2, min_tokens=4),
             Budget(max=5, grace=3),
             Budget(max=9, min=9, waits=2),
-            AnyOf((EAGER, Budget(max=9, min=9, waits=2))),
+            AnyOf((EAGER_DEER, Budget(max=9, min=9, waits=2))),
             NoThinking(),
             Tilt(slope=1000, every=3),
-            AnyOf((EAGER, Tilt(slope=1000, every=3))),
+            AnyOf((EAGER_DEER, Tilt(slope=1000, every=3))),
             DeerPro(inducers=2, gap=0),
             Entropy(alpha=0.9, delta=1.0),
             Margin(1.0),
-            AnyOf((Margin(1.0), EAGER)),
-            AnyOf((EAGER, Budget(max=6, grace=2))),
-            AnyOf((Convergence(every=3, window=2, min_tokens=0), EAGER)),
-            AllOf((Convergence(every=2, window=2, min_tokens=0), EAGER)),
-            AllOf((AnyOf((EAGER, Budget(max=4, grace=1))), Convergence(every=2, min_tokens=0))),
+            AnyOf((Margin(1.0), EAGER_DEER)),
+            AnyOf((EAGER_DEER, Budget(max=6, grace=2))),
+            AnyOf((Convergence(every=3, window=2, min_tokens=0), EAGER_DEER)),
+            AllOf((Convergence(every=2, window=2, min_tokens=0), EAGER_DEER)),
+            AllOf(
+                (AnyOf((EAGER_DEER, Budget(max=4, grace=1))), Convergence(every=2, min_tokens=0))
+            ),
         ]
     ),
     st.builds(Chaos, st.lists(st.integers(0, 8), min_size=1, max_size=12), _NEEDS),
@@ -117,8 +126,8 @@ _TRACES = st.lists(
     sizes=st.lists(st.integers(1, 4), max_size=6),
     turns=st.lists(st.integers(0, 5), min_size=1, max_size=12),
     finish=st.sampled_from(["answer", "length", "stop", "break"]),
-    spare=st.sampled_from([{}, {}, {"observe": True}, {"hold_out": True}]),
-    drawn=st.fixed_dictionaries({"apart": st.booleans(), "rescue": st.booleans()}),
+    spare=st.sampled_from([{}, {}, {"observe_only": True}, {"hold_out": True}]),
+    drawn=st.fixed_dictionaries({"separate_answer": st.booleans(), "rescue": st.booleans()}),
 )
 def test_what_must_always_hold(
     policy: Policy,
@@ -133,7 +142,7 @@ def test_what_must_always_hold(
     """Traps 2 and 6: under any chunking, policy, probe and refusal, whatever answers are drawn
     where no policy stopped, the driver's checks hold."""
     prompt = PROMPT if opened == "prompt" else (5,)
-    driver = Driver(session(policy, prompt=prompt, **spare, **drawn))
+    driver = Driver(make_session(policy, prompt=prompt, **spare, **drawn))
     tokens = ([START] if opened == "model" else []) + trace
     tokens += {"answer": [END, ANSWER, ANSWER], "stop": [EOS]}.get(finish, [])
     ending = {"answer": "stop", "length": "length", "stop": "stop", "break": None}[finish]
@@ -142,18 +151,18 @@ def test_what_must_always_hold(
         index += 1
         driver.feed(left.popleft(), float(index))
         turn = turns[index % len(turns)]
-        if driver.asked is not None and turn:
-            driver.answer([0.99, 0.99, 0.5, None, 0.9][turn - 1], float(index))
-        elif driver.reopening is not None and turn > 2 and index < 60:
+        if driver.pending_query is not None and turn:
+            driver.deliver_result([0.99, 0.99, 0.5, None, 0.9][turn - 1], float(index))
+        elif driver.pending_reopen is not None and turn > 2 and index < 60:
             driver.reopen(float(index))
             left = deque(chunks(tokens[opened == "model" :], sizes, ending))
-        elif (driver.cut or driver.reopening) and turn in (1, 2):
+        elif (driver.pending_cut or driver.pending_reopen) and turn in (1, 2):
             driver.refuse()
-        elif driver.cut is not None and turn in (3, 4):
+        elif driver.pending_cut is not None and turn in (3, 4):
             driver.resume(turn)
             break
-    while driver.reopening is not None or driver.cut is not None:
-        if driver.reopening is not None or turns[0] % 2:
+    while driver.pending_reopen is not None or driver.pending_cut is not None:
+        if driver.pending_reopen is not None or turns[0] % 2:
             driver.refuse()
         else:
             driver.resume(1)
@@ -166,7 +175,7 @@ def test_what_must_always_hold(
     opened=st.booleans(),
     sizes=st.lists(st.integers(1, 4), max_size=6),
     finish=st.sampled_from(["answer", "length", "stop"]),
-    drawn=st.fixed_dictionaries({"apart": st.booleans(), "rescue": st.booleans()}),
+    drawn=st.fixed_dictionaries({"separate_answer": st.booleans(), "rescue": st.booleans()}),
     patience=st.integers(0, 6),
 )
 def test_an_engine_that_refuses_all_changes_nothing(
@@ -183,53 +192,61 @@ def test_an_engine_that_refuses_all_changes_nothing(
     tokens = [*trace, *{"answer": [END, ANSWER, ANSWER], "stop": [EOS]}.get(finish, [])]
     stream = chunks(tokens, sizes, "length" if finish == "length" else "stop")
     made, alone = (
-        session(each, prompt=PROMPT if opened else (5,), **options)
+        make_session(each, prompt=PROMPT if opened else (5,), **options)
         for each, options in ((policy, drawn), (Never(), {}))
     )
     waited = 0
     for chunk in stream:
         for each in (made, alone):
-            each.feed(chunk.text, chunk.ids, 0.0, answering=chunk.answering, ending=chunk.ending)
-        waited += made.waiting
-        while made.waiting and waited > patience:
-            made.refused("resume-failed")
-    while made.waiting:
-        made.refused("resume-failed")
-    assert kinds(made) == kinds(alone)
-    assert (made.state, made.released) == (alone.state, alone.released)
+            each.feed(
+                chunk.text,
+                chunk.ids,
+                0.0,
+                answering=chunk.answering,
+                finish_reason=chunk.finish_reason,
+            )
+        waited += made.is_switching_stream
+        while made.is_switching_stream and waited > patience:
+            made.on_refused("resume-failed")
+    while made.is_switching_stream:
+        made.on_refused("resume-failed")
+    assert token_counts(made) == token_counts(alone)
+    assert (made.state, made.released_chunks) == (alone.state, alone.released_chunks)
     assert made.generated == alone.generated or made.state is State.ANSWERING
 
 
 @given(trace=_TRACES, sizes=st.lists(st.integers(1, 4), max_size=6))
 def test_a_policy_that_never_stops_changes_nothing(trace: list[int], sizes: list[int]) -> None:
     """Trap 2: whatever the chunking, the ledger is the tokens' and nothing is held at the end."""
-    made = session(Never(), prompt=(5,))
+    made = make_session(Never(), prompt=(5,))
     for chunk in chunks([START, *trace, END, ANSWER], sizes, "stop"):
-        made.feed(chunk.text, chunk.ids, 0.0, answering=chunk.answering, ending=chunk.ending)
-        assert made.released == made._fed or not chunk.text
-    assert made.released == made._fed
+        made.feed(
+            chunk.text, chunk.ids, 0.0, answering=chunk.answering, finish_reason=chunk.finish_reason
+        )
+        assert made.released_chunks == made._chunk_count or not chunk.text
+    assert made.released_chunks == made._chunk_count
     expected = {"marker": 2, "answer": 1} | ({"reasoning": len(trace)} if trace else {})
-    assert kinds(made) == expected
+    assert token_counts(made) == expected
 
 
 @given(sizes=st.lists(st.integers(1, 3), min_size=1, max_size=6))
 def test_the_cut_is_before_the_cue_whatever_the_chunking(sizes: list[int]) -> None:
     """Trap 2: the text that stays never holds the cue, and never less than the pieces before it."""
     tokens = [32, 33, 32, 33, 30, 42, 32, 32, 32, 32]
-    driver = Driver(session(EAGER))
+    driver = Driver(make_session(EAGER_DEER))
     for chunk in chunks(tokens, sizes, None):
         driver.feed(chunk, 0.0)
-        if driver.asked is not None:
-            driver.answer(0.99, 0.0)
+        if driver.pending_query is not None:
+            driver.deliver_result(0.99, 0.0)
             break
-    assert driver.cut is not None
-    ends = {sum(driver.sizes[:n]) for n in range(len(driver.sizes) + 1)}
-    assert driver.cut.kept == max(end for end in ends if end <= 4)
+    assert driver.pending_cut is not None
+    ends = {sum(driver.chunk_sizes[:n]) for n in range(len(driver.chunk_sizes) + 1)}
+    assert driver.pending_cut.kept == max(end for end in ends if end <= 4)
 
 
 def test_the_marks_of_the_lab() -> None:
     """The lab's two closings differ, or the tests of their choice would show nothing."""
-    assert MARKS.closing != MARKS.closing_on_newline
+    assert DIALECT.closing != DIALECT.closing_on_newline
 
 
 ANSWER_FREE = [
@@ -251,27 +268,30 @@ def test_nothing_is_cut_once_an_answer_or_a_call_has_begun(
 ) -> None:
     """Trap 9, for those that serve every form of answer: neither by what they see of it, nor by a
     probe that comes back too late."""
-    made = session(policy)
+    made = make_session(policy)
     told = ((0.0,),)
     order = None
     for token in thought:
         order = made.feed(VOCABULARY[token], (token,), 0.0, logprobs=told) or order
-        while isinstance(order, Ask) and not late:
-            order = made.probed(result(order.position, "7", 0.9, order.probe))
+        while isinstance(order, SendProbe) and not late:
+            order = made.on_probe_result(probe_result(order.position, "7", 0.9, order.probe))
     if made.state not in (State.THINKING, State.PROBING):
         return  # it was cut before
     made.feed("", (ANSWER,), 0.0, answering=True)
     for text in answer:
         assert made.feed(text, (ANSWER,), 0.0, answering=True, logprobs=told) is None
-    if isinstance(order, Ask):
-        sure = {"top": ((0.0,),), "ending": 0.0}
-        assert made.probed(result(order.position, "7", 0.9, order.probe, **sure)) is None
+    if isinstance(order, SendProbe):
+        sure = {"top_logprobs": ((0.0,),), "end_logprob": 0.0}
+        assert (
+            made.on_probe_result(probe_result(order.position, "7", 0.9, order.probe, **sure))
+            is None
+        )
     assert made.state is State.ANSWERING
     assert made.trigger is None
-    assert made.released == len(thought) + 1 + len(answer)
+    assert made.released_chunks == len(thought) + 1 + len(answer)
 
 
-PLACED = [EAGER, Margin(1.0), Entropy(alpha=0.9, delta=1.0, at="sentence")]
+PLACED = [EAGER_DEER, Margin(1.0), Entropy(alpha=0.9, delta=1.0, at="sentence")]
 PLACED_BY_TOKENS = [Convergence(every=2, window=2, min_tokens=0), Budget(max=4, grace=10_000)]
 _ENCLOSED = (32, 33, 30, 42, 45, 47, 34)
 
@@ -288,25 +308,25 @@ def test_no_fence_and_no_string_is_cut(
 ) -> None:
     """Trap 9: wherever a policy chooses its place, what the model is left with holds no half
     program, and no half string."""
-    driver = Driver(session(policy))
+    driver = Driver(make_session(policy))
     trace, waited = [32, mark, *trace], 0
     for step, chunk in enumerate(chunks(trace, sizes, None)):
         driver.feed(chunk, float(step))
-        waited = waited + 1 if driver.asked is not None else 0
-        while driver.asked is not None and waited > late:
-            driver.answer(0.999, float(step))
-        if driver.cut is not None:
+        waited = waited + 1 if driver.pending_query is not None else 0
+        while driver.pending_query is not None and waited > late:
+            driver.deliver_result(0.999, float(step))
+        if driver.pending_cut is not None:
             break
-    if driver.cut is not None:
-        enclosures = Enclosures()
-        enclosures.feed("".join(VOCABULARY[token] for token in trace[: driver.cut.kept]), 0)
-        assert not enclosures.open
+    if driver.pending_cut is not None:
+        enclosures = FenceScanner()
+        enclosures.feed("".join(VOCABULARY[token] for token in trace[: driver.pending_cut.kept]), 0)
+        assert not enclosures.is_open
 
 
 # -- kinds take turns ---------------------------------------------------------------------------
 
 
-def asks_at(kind: str, probe: Probe) -> Scripted:
+def asks_at(kind: str, probe: Probe) -> ScriptedPolicy:
     """A member that asks at every checkpoint of one kind, and never stops."""
     needs = Needs(
         cues=kind == "cue",
@@ -315,7 +335,9 @@ def asks_at(kind: str, probe: Probe) -> Scripted:
         interval=7 if kind == "interval" else 0,
         probes=True,
     )
-    return Scripted(lambda event: probe if getattr(event, "kind", "") == kind else None, needs)
+    return ScriptedPolicy(
+        lambda event: probe if getattr(event, "kind", "") == kind else None, needs
+    )
 
 
 KINDS = ("sentence", "cue", "paragraph", "interval")
@@ -334,26 +356,32 @@ def test_kinds_of_checkpoints_take_turns(
     is passed over more often than there are others."""
     probes = {Probe("", n + 1): kind for n, kind in enumerate(kinds)}
     members = tuple(asks_at(kind, probe) for probe, kind in probes.items())
-    made = session(AnyOf(members))
+    made = make_session(AnyOf(members))
     seen: list[str] = []  # kinds whose place came beside the probe in flight
     passed = dict.fromkeys(kinds, 0)
-    asked: Ask | None = None
+    asked: SendProbe | None = None
     due = 0
     for step in range(600):
-        before = dict(made._unseen)
+        before = dict(made._deferred_checkpoints)
         order = made.feed(texts[step % len(texts)], (50,), float(step))
         if asked is not None:
-            seen += [kind for kind, find in made._unseen.items() if before.get(kind, 0) != find]
+            seen += [
+                kind
+                for kind, find in made._deferred_checkpoints.items()
+                if before.get(kind, 0) != find
+            ]
             if step < due:
                 continue
-            order = made.probed(result(asked.position, "7", 0.5, asked.probe, at=float(step)))
-            following = probes[order.probe] if isinstance(order, Ask) else None
+            order = made.on_probe_result(
+                probe_result(asked.position, "7", 0.5, asked.probe, at=float(step))
+            )
+            following = probes[order.probe] if isinstance(order, SendProbe) else None
             for kind in set(seen) - {following}:
                 passed[kind] += following is not None
                 assert passed[kind] < len(kinds), (kind, passed)
             if following is not None:
                 passed[following] = 0
             asked, seen = None, []
-        if isinstance(order, Ask):
+        if isinstance(order, SendProbe):
             asked, due = order, step + times[step % len(times)]
             passed[probes[order.probe]] = 0

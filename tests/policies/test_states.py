@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from policies import states as module
-from policies.states import TABLE, State
+from policies.states import TRANSITIONS, State
 
 
 def test_the_table_in_the_text_is_the_table_in_force() -> None:
@@ -14,18 +14,18 @@ def test_the_table_in_the_text_is_the_table_in_force() -> None:
     written = {row for row in rows if row[0] not in ("state", "any")}
     expected = {
         (state.value, signal.value, after.value)
-        for state, row in TABLE.items()
+        for state, row in TRANSITIONS.items()
         for signal, after in row.items()
         if signal.value != "end"
     }
     assert written == expected
     assert ("any", "end", "done") in rows
-    assert {row[module.Input.END] for row in TABLE.values()} == {State.DONE}
+    assert {row[module.Input.END] for row in TRANSITIONS.values()} == {State.DONE}
 
 
 def test_every_state_can_be_reached() -> None:
     """No row of the table is dead."""
     reached = {State.OPENING}
     for _ in State:
-        reached |= {after for state in reached for after in TABLE[state].values()}
+        reached |= {after for state in reached for after in TRANSITIONS[state].values()}
     assert reached == set(State)

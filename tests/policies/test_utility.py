@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 
 from policies.events import Probe, Stop
 from policies.utility import Utility
-from tests.policies.lab import cue, ended, failed, result
+from tests.policies.lab import boundary_checkpoint, cue_checkpoint, probe_failed, probe_result
 
-PROBE = Probe(top=20)
+PROBE = Probe(top_logprobs=20)
 SURE = (0.0,)
 
 
@@ -26,9 +26,9 @@ def stops(policy: Utility, shares: list[float], answer: str = "7") -> int | None
     """After how many looks it stops, where all of the answer's tokens have these distributions."""
     stopper = policy.start()
     for look, share in enumerate(shares, 1):
-        assert stopper.observe(ended(policy.at, look)) == PROBE
+        assert stopper.observe(boundary_checkpoint(policy.at, look)) == PROBE
         top = (told(share),) * (len(answer) + 1)
-        if (stop := stopper.observe(result(look, answer, 0.9, PROBE, top=top))) is not None:
+        if (stop := stopper.observe(probe_result(look, answer, 0.9, PROBE, top_logprobs=top))) is not None:
             assert stop == Stop("no-gain", look)
             return look
     return None
@@ -59,9 +59,11 @@ def test_only_the_answers_own_tokens_count() -> None:
     stopper = Utility(patience=1).start()
     for share, behind in ((0.6, 1.0), (0.7, 0.5)):
         top = (told(share), told(share), told(behind))
-        drawn = result(9, "7", 0.9, PROBE, top=top)
+        drawn = probe_result(9, "7", 0.9, PROBE, top_logprobs=top)
         assert stopper.observe(drawn) is None
-    assert stopper.observe(result(9, "7", 0.9, PROBE, top=(told(0.7),) * 2)) == Stop("no-gain", 9)
+    assert stopper.observe(probe_result(9, "7", 0.9, PROBE, top_logprobs=(told(0.7),) * 2)) == Stop(
+        "no-gain", 9
+    )
 
 
 @pytest.mark.parametrize("answer", ["", " "])
@@ -70,7 +72,10 @@ def test_no_answer_is_no_look(answer: str) -> None:
     assert stops(Utility(patience=1), [0.9] * 9, answer) is None
 
 
-@pytest.mark.parametrize("event", [cue(9), ended("sentence", 9), failed(9), result(9)])
+@pytest.mark.parametrize(
+    "event",
+    [cue_checkpoint(9), boundary_checkpoint("sentence", 9), probe_failed(9), probe_result(9)],
+)
 def test_other_events_say_nothing(event: Any) -> None:
     """Nor does a result without distributions, however often."""
     stopper = Utility(patience=1).start()

@@ -14,19 +14,19 @@ from typing import Any
 import httpx
 import pytest
 
-from policies.dialect import builtin
+from policies.dialect import builtin_dialects
 from policies.events import Probe
-from server.adapters.adapter import Adapter, Drawn
-from server.adapters.llamacpp import LlamaChat, LlamaCpp
-from server.adapters.recognise import ADAPTERS, recognised
+from server.adapters.adapter import Adapter, ProbeResponse
+from server.adapters.llamacpp import LlamaCpp, LlamaCppChatEndpoint
+from server.adapters.recognise import ADAPTERS, detect_adapter
 from server.app import create_app
-from server.chat import ENDPOINT as CHAT
-from server.choose import read_chat
-from server.completions import ENDPOINT as COMPLETIONS
+from server.chat import CHAT_PATH as CHAT
+from server.choose import parse_chat
+from server.completions import COMPLETIONS_PATH as COMPLETIONS
 from server.config import Settings
-from server.engine import BadReply, Engine
-from server.selftest import Report, examine
-from server.surface import Wanted
+from server.engine import BadReply, EngineClient
+from server.selftest import Capabilities, detect_capabilities
+from server.surface import PolicyExtras
 
 Answer = Callable[[str, dict[str, Any]], Any]
 THINK, END = 1, 2
@@ -86,7 +86,7 @@ SAID = {
 
 def told(paths: tuple[str, ...], name: str = "auto") -> tuple[str, str]:
     wire = Wire(lambda path, _: SAID[path] if path in paths else 404)
-    adapter, version = asyncio.run(recognised(Engine(Settings(), wire), name, []))
+    adapter, version = asyncio.run(detect_adapter(EngineClient(Settings(), wire), name, []))
     return adapter.name, version
 
 
@@ -178,10 +178,10 @@ class SGLang:
         return chunks
 
 
-def examined(answer: Answer) -> tuple[Adapter, Report]:
-    async def ask() -> tuple[Adapter, Report]:
-        adapter, version = await recognised(Engine(Settings(), Wire(answer)), "auto", [])
-        return adapter, await examine(adapter, version, builtin(), None)
+def examined(answer: Answer) -> tuple[Adapter, Capabilities]:
+    async def ask() -> tuple[Adapter, Capabilities]:
+        adapter, version = await detect_adapter(EngineClient(Settings(), Wire(answer)), "auto", [])
+        return adapter, await detect_capabilities(adapter, version, builtin_dialects(), None)
 
     return asyncio.run(ask())
 
@@ -189,11 +189,11 @@ def examined(answer: Answer) -> tuple[Adapter, Report]:
 def test_what_sglang_can_do() -> None:
     """Raw completions are judged; of chats it is said why they are not."""
     _, report = examined(SGLang())
-    assert report.engine == "sglang 0.5.23"
+    assert report.engine_version == "sglang 0.5.23"
     assert set(report.missing) == {"token ids", "log-probabilities of chosen tokens"}
     assert (report.can_cut(CHAT), report.can_cut(COMPLETIONS)) == (False, True)
     assert report.can_probe
-    assert report.can_tell_logprobs
+    assert report.can_return_logprobs
 
 
 def test_an_sglang_whose_chats_tell_ids() -> None:
@@ -237,13 +237,13 @@ def test_a_raw_completion_of_sglang_is_cut() -> None:
 
 def llama(reply: Any) -> tuple[LlamaCpp, Wire]:
     wire = Wire(lambda path, body: reply)
-    return LlamaCpp(Engine(Settings(), wire)), wire
+    return LlamaCpp(EngineClient(Settings(), wire)), wire
 
 
-def chat(wanted: int = 0, **fields: Any) -> LlamaChat:
+def chat(wanted: int = 0, **fields: Any) -> LlamaCppChatEndpoint:
     body = {"model": "m", "messages": [{"role": "user", "content": "x"}], **fields}
-    asked = read_chat(json.dumps(body).encode(), {}, Settings(), None, {"m": None})
-    return LlamaChat(asked, 0, Wanted(logprobs=wanted))
+    asked = parse_chat(json.dumps(body).encode(), {}, Settings(), None, {"m": None})
+    return LlamaCppChatEndpoint(asked, 0, PolicyExtras(logprobs=wanted))
 
 
 @pytest.mark.parametrize(
@@ -256,10 +256,10 @@ def chat(wanted: int = 0, **fields: Any) -> LlamaChat:
     ],
 )
 def test_ids_are_asked_for_as_cheaply_as_can_be(
-    surface: LlamaChat, expected: dict[str, Any]
+    surface: LlamaCppChatEndpoint, expected: dict[str, Any]
 ) -> None:
     """Only where somebody reads log-probabilities are they those of the whole vocabulary."""
-    asked = {key: json.loads(bytes(value)) for key, value in surface.fields.items()}
+    asked = {key: json.loads(bytes(value)) for key, value in surface.main_fields.items()}
     assert asked["logprobs"] is asked["reasoning_control"] is asked["stream"] is True
     names = ("top_logprobs", "post_sampling_probs")
     assert {name: asked[name] for name in names if name in asked} == expected
@@ -286,7 +286,7 @@ def test_a_chunk_tells_its_ids_and_shows_none_of_it() -> None:
     data = json.dumps(CHUNK, separators=(",", ":")).encode()
     chunk = surface.decode(data)
     assert chunk.choices[0].token_ids == [40]
-    shown = surface.shown(b"data: " + data + b"\n\n", chunk)
+    shown = surface.render_event(b"data: " + data + b"\n\n", chunk)
     assert shown is not None
     choice = json.loads(shown.removeprefix(b"data: "))["choices"][0]
     assert choice == {"finish_reason": None, "index": 0, "delta": {"reasoning_content": "I"}}
@@ -304,8 +304,8 @@ def test_a_probe_of_llama() -> None:
         "completion_probabilities": [{**one, "top_logprobs": [other, one]}],
     }
     adapter, wire = llama(reply)
-    drawn = asyncio.run(adapter.probe("m", [1, 2], Probe(max_tokens=8, top=2), [], {"a": 1}))
-    assert drawn == Drawn("4}", ("4",), (-0.1,), True, 7, 3, ((-0.1, -3.0),))
+    drawn = asyncio.run(adapter.probe("m", [1, 2], Probe(max_tokens=8, top_logprobs=2), [], {"a": 1}))
+    assert drawn == ProbeResponse("4}", ("4",), (-0.1,), True, 7, 3, ((-0.1, -3.0),))
     path, body = wire.asked[0]
     assert path == "/completion"
     assert (body["prompt"], body["n_predict"], body["n_probs"]) == ([1, 2], 8, 2)
@@ -324,7 +324,7 @@ def test_chosen_tokens_are_not_scored() -> None:
     """It is said, not guessed."""
     adapter, wire = llama({})
     with pytest.raises(BadReply):
-        asyncio.run(adapter.probe("m", [1], Probe(), [], {}, ending=(2,)))
+        asyncio.run(adapter.probe("m", [1], Probe(), [], {}, ending_ids=(2,)))
     assert wire.asked == []
 
 

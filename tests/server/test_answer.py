@@ -9,11 +9,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from policies.markers import Mark, Markers
-from server.answer import Answer
+from policies.markers import MarkerKind, MarkerMatcher
+from server.answer import AnswerContinuation
 from server.wire import Choice, Chunk
 
-MARKERS = Markers({(1, 2, 3): Mark.START, (9, 1, 2, 3): Mark.START, (1, 4): Mark.END})
+MARKERS = MarkerMatcher(
+    {(1, 2, 3): MarkerKind.START, (9, 1, 2, 3): MarkerKind.START, (1, 4): MarkerKind.END}
+)
 
 
 class Silent(httpx.AsyncByteStream):
@@ -21,17 +23,17 @@ class Silent(httpx.AsyncByteStream):
         yield b""
 
 
-def told(ids: Sequence[int], sizes: Sequence[int]) -> tuple[Answer, list[int]]:
+def told(ids: Sequence[int], sizes: Sequence[int]) -> tuple[AnswerContinuation, list[int]]:
     """An answer that brought these ids, so many at once, and those that the client may have."""
-    answer = Answer(httpx.Response(200, stream=Silent()), [])
+    answer = AnswerContinuation(httpx.Response(200, stream=Silent()), [])
     shown: list[int] = []
     rest, turn = list(ids), 0
-    while rest and not answer.marker:
+    while rest and not answer.start_marker:
         size = sizes[turn % len(sizes)]
         piece, rest, turn = rest[:size], rest[size:], turn + 1
         chunk = Chunk(choices=[Choice(token_ids=piece)])
-        answer.held.append((b"", chunk))
-        for _, free in answer.free(answer.watch(chunk, MARKERS)):
+        answer.held_events.append((b"", chunk))
+        for _, free in answer.release_held(answer.scan_for_start_marker(chunk, MARKERS)):
             shown += free.choices[0].token_ids or () if free else ()
     return answer, shown
 
@@ -46,7 +48,7 @@ def test_nothing_of_a_marker_is_shown(
 ) -> None:
     """Nor of what came in its first chunk; all that came before it is."""
     answer, shown = told([*before, *marker, 7, 7], sizes)
-    assert answer.marker == marker
+    assert answer.start_marker == marker
     assert shown == before[: len(shown)]
     assert [*shown, *answer.held_ids][: len(before) + len(marker)] == [*before, *marker]
     assert len(before) - len(shown) < max(sizes)
@@ -59,13 +61,13 @@ def test_nothing_of_a_marker_is_shown(
 def test_what_is_no_marker_goes_on(ids: list[int], sizes: list[int]) -> None:
     """At most the ids that may still become one are held."""
     answer, shown = told(ids, sizes)
-    assert not answer.marker
+    assert not answer.start_marker
     assert [*shown, *answer.held_ids] == ids
 
 
 def test_a_role_is_not_held() -> None:
     """A chunk without ids changes nothing; it waits for what came before it."""
     answer, _ = told([5, 1], [1])
-    answer.held.append((b"", Chunk(choices=[Choice()])))
-    assert answer.watch(Chunk(choices=[Choice()]), MARKERS) == 1
+    answer.held_events.append((b"", Chunk(choices=[Choice()])))
+    assert answer.scan_for_start_marker(Chunk(choices=[Choice()]), MARKERS) == 1
     assert answer.held_ids == [1]

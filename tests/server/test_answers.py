@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from benchmarks.services import free_port, gateway
-from tests.exchange import chat, metric, normal, raw_stream, sent, stream
+from benchmarks.services import free_port, start_gateway
+from tests.exchange import chat, engine_requests, metric_value, normalize, raw_stream, stream
 
 CALM = {"tokens": 30}
 CUT = {"policy": "budget", "max": 20, "grace": 0}
@@ -23,7 +23,9 @@ def joined(chunks: list[Any], key: str) -> str:
 
 def bodies(standin: str, name: str) -> list[dict[str, Any]]:
     """What the engine was asked for in the name of this request, in order."""
-    own = [r for r in sent(standin) if r["headers"].get("x-request-id", "").startswith(name)]
+    own = [
+        r for r in engine_requests(standin) if r["headers"].get("x-request-id", "").startswith(name)
+    ]
     return [json.loads(request["body"]) for request in own]
 
 
@@ -77,11 +79,11 @@ def test_stop_strings_without_a_trace(adjourn: str, standin: str) -> None:
 
 def test_an_engine_that_will_not_answer_apart(adjourn: str) -> None:
     """The main stream's answer is taken, and that is counted."""
-    before = metric(adjourn, "adjourn_fail_open_total", reason="ids-not-honoured")
+    before = metric_value(adjourn, "adjourn_fail_open_total", reason="ids-not-honoured")
     told = stream(adjourn, stop="END", standin={**CALM, "ignore_prompt_ids": True})
     assert joined(told, "content").strip().startswith("The answer")
     assert told[-1] == "[DONE]"
-    assert before + 1 == metric(adjourn, "adjourn_fail_open_total", reason="ids-not-honoured")
+    assert before + 1 == metric_value(adjourn, "adjourn_fail_open_total", reason="ids-not-honoured")
 
 
 # -- rescues -----------------------------------------------------------------------------------
@@ -98,7 +100,7 @@ def test_a_response_that_ends_in_its_trace_gets_an_answer(
     adjourn: str, fields: dict[str, Any], reason: str, thought: int, streamed: bool
 ) -> None:
     """All that was thought, then an answer, one finish, one usage; and it is said and counted."""
-    before = metric(adjourn, "adjourn_rescues_total", reason=reason)
+    before = metric_value(adjourn, "adjourn_rescues_total", reason=reason)
     if streamed:
         chunks = stream(adjourn, **fields, **USAGE)
         last, content = chunks[-2], joined(chunks, "content")
@@ -114,7 +116,7 @@ def test_a_response_that_ends_in_its_trace_gets_an_answer(
     assert tokens["reasoning"] == thought
     given = tokens["reasoning"] + tokens["marker"] + tokens["closing"] + tokens["answer"]
     assert given == usage["completion_tokens"]
-    assert metric(adjourn, "adjourn_rescues_total", reason=reason) == before + 1
+    assert metric_value(adjourn, "adjourn_rescues_total", reason=reason) == before + 1
 
 
 def test_a_rescue_has_its_own_limit(adjourn: str, standin: str) -> None:
@@ -134,7 +136,7 @@ def strict(standin: str) -> Iterator[str]:
     """A gateway that rescues nothing."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ADJOURN_RESCUE_TOKENS", "0")
-        with gateway(standin, free_port(), "--hold-out", "0") as url:
+        with start_gateway(standin, free_port(), "--hold-out", "0") as url:
             yield url
 
 
@@ -159,7 +161,7 @@ ESCAPING = {"standin": {"tokens": 30, "reopens": 1, "answer": "It is 42."}, "adj
 
 def test_a_trace_that_is_opened_again_is_closed(adjourn: str, standin: str) -> None:
     """What was said before it, what is said behind its closing, nothing between; counted."""
-    before = metric(adjourn, "adjourn_escapes_total", action="ended")
+    before = metric_value(adjourn, "adjourn_escapes_total", action="ended")
     chunks = stream(adjourn, {"x-request-id": "escape"}, **ESCAPING, **USAGE)
     assert joined(chunks, "content") == "It is 42." * 2
     finishes = [c["choices"][0]["finish_reason"] for c in chunks[:-1] if c["choices"]]
@@ -170,18 +172,18 @@ def test_a_trace_that_is_opened_again_is_closed(adjourn: str, standin: str) -> N
     tokens, usage = chunks[-2]["adjourn"]["tokens"], chunks[-2]["usage"]
     given = tokens["reasoning"] + tokens["marker"] + tokens["closing"] + tokens["answer"]
     assert given == usage["completion_tokens"]
-    assert metric(adjourn, "adjourn_escapes_total", action="ended") == before + 1
+    assert metric_value(adjourn, "adjourn_escapes_total", action="ended") == before + 1
 
 
 def test_a_model_that_will_think_thinks(adjourn: str) -> None:
     """The second escape of a response is let go, and counted."""
-    before = metric(adjourn, "adjourn_escapes_total", action="left")
+    before = metric_value(adjourn, "adjourn_escapes_total", action="left")
     asked = {**ESCAPING, "standin": {**ESCAPING["standin"], "reopens": 2}}
     chunks = stream(adjourn, **asked)
     content = joined(chunks, "content")
     assert content.startswith("It is 42." * 2 + " ")
     assert content.endswith("It is 42.")
-    assert metric(adjourn, "adjourn_escapes_total", action="left") == before + 1
+    assert metric_value(adjourn, "adjourn_escapes_total", action="left") == before + 1
 
 
 # -- usage on every chunk ----------------------------------------------------------------------
@@ -203,4 +205,4 @@ def test_usage_on_every_chunk_is_the_engines(adjourn: str, standin: str) -> None
     """Where nothing is cut it is handed on as it came."""
     options = {"include_usage": True, "continuous_usage_stats": True}
     fields = {"stream_options": options, "standin": CALM}
-    assert normal(raw_stream(standin, **fields)) == normal(raw_stream(adjourn, **fields))
+    assert normalize(raw_stream(standin, **fields)) == normalize(raw_stream(adjourn, **fields))

@@ -8,7 +8,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.exchange import CHAT, body, chat, events, metric, sent, stream
+from tests.exchange import CHAT, body, chat, engine_requests, events, metric_value, stream
 
 CALM = {"standin": {"tokens": 30}}
 CUT = {**CALM, "adjourn": {"policy": "budget", "max": 20, "grace": 0}}
@@ -72,7 +72,11 @@ def test_an_unstreamed_reply_has_all_choices(adjourn: str) -> None:
 def test_the_engine_is_asked_for_each(adjourn: str, standin: str) -> None:
     """One request a choice, with the seed that the engine itself would give it, and no ``n``."""
     chat(adjourn, {"x-request-id": "seeded"}, n=3, seed=7, **CALM)
-    asked = [r for r in sent(standin) if r["headers"].get("x-request-id", "").startswith("seeded")]
+    asked = [
+        r
+        for r in engine_requests(standin)
+        if r["headers"].get("x-request-id", "").startswith("seeded")
+    ]
     bodies = [json.loads(request["body"]) for request in asked]
     assert sorted(b["seed"] for b in bodies) == [7, 8, 9]
     assert all("n" not in b for b in bodies)
@@ -85,9 +89,9 @@ def test_the_response_has_the_clients_id(adjourn: str) -> None:
 
 def test_the_prompt_is_counted_once(adjourn: str) -> None:
     """The choices share it, in the metrics too."""
-    before = metric(adjourn, "adjourn_tokens_total", kind="prompt")
+    before = metric_value(adjourn, "adjourn_tokens_total", kind="prompt")
     prompt = chat(adjourn, n=4, **CALM).json()["usage"]["prompt_tokens"]
-    assert prompt == metric(adjourn, "adjourn_tokens_total", kind="prompt") - before
+    assert prompt == metric_value(adjourn, "adjourn_tokens_total", kind="prompt") - before
 
 
 @pytest.mark.parametrize("streamed", [False, True])
@@ -100,7 +104,7 @@ def test_a_refusal_is_the_engines(adjourn: str, standin: str, streamed: bool) ->
 
 def test_a_choice_that_breaks_off_breaks_the_response(adjourn: str) -> None:
     """An error event, no [DONE], a broken connection, and one error counted."""
-    before = metric(adjourn, "adjourn_upstream_errors_total", reason="broken")
+    before = metric_value(adjourn, "adjourn_upstream_errors_total", reason="broken")
     asked = body(n=2, stream=True, standin={"tokens": 60, "die_after": 9})
     received: list[bytes] = []
 
@@ -113,7 +117,7 @@ def test_a_choice_that_breaks_off_breaks_the_response(adjourn: str) -> None:
     told = events(b"".join(received))
     assert told[-1]["error"]["type"] == "upstream_error"
     assert "[DONE]" not in told
-    assert metric(adjourn, "adjourn_upstream_errors_total", reason="broken") == before + 1
+    assert metric_value(adjourn, "adjourn_upstream_errors_total", reason="broken") == before + 1
 
 
 def test_an_unstreamed_reply_that_breaks_off(adjourn: str) -> None:

@@ -16,7 +16,7 @@ from policies.compose import AnyOf
 from policies.deer import Deer
 from policies.loop import Loop
 from policies.never import Never
-from server.choose import Asked, read_chat
+from server.choose import ParsedRequest, parse_chat
 from server.config import Settings
 from server.errors import BadRequest
 
@@ -34,10 +34,10 @@ def read(
     models: Mapping[str, Any] = MODELS,
     configured: Settings | None = None,
     **fields: Any,
-) -> Asked:
+) -> ParsedRequest:
     """A request with these fields, besides a model and a message."""
     body = json.dumps({"model": "m", "messages": [USER], **fields}).encode()
-    return read_chat(body, headers or {}, configured or settings(), DEFAULT, models)
+    return parse_chat(body, headers or {}, configured or settings(), DEFAULT, models)
 
 
 # -- the body ----------------------------------------------------------------------------------
@@ -49,7 +49,7 @@ def test_the_body_goes_on_as_it_came() -> None:
         b'{ "model":"m", "messages":[{"role":"user","content":"\\u00e9"}] ,"x_new":{"a" : [1.50]},'
         b'"adjourn":{"policy":"loop"},"temperature":1e0}'
     )
-    fields = read_chat(body, {}, settings(), DEFAULT, MODELS).fields
+    fields = parse_chat(body, {}, settings(), DEFAULT, MODELS).fields
     assert {name: bytes(value) for name, value in fields.items()} == {
         "model": b'"m"',
         "messages": b'[{"role":"user","content":"\\u00e9"}]',
@@ -76,7 +76,7 @@ def test_what_is_read(fields: dict[str, Any], expected: tuple[Any, ...]) -> None
     """Trap 11: the fields that change what the gateway does, null as if they were absent."""
     asked = read(**fields)
     seen = (asked.stream, asked.include_usage, asked.include_reasoning, asked.return_token_ids)
-    assert (*seen, asked.limit) == expected
+    assert (*seen, asked.token_limit) == expected
 
 
 @pytest.mark.parametrize(
@@ -126,7 +126,7 @@ def test_a_wrong_type_is_named(fields: dict[str, Any], param: str) -> None:
 def test_no_body_is_worse_than_bad(body: bytes) -> None:
     """What cannot be read, however it is broken, is the client's error and nothing else."""
     with pytest.raises(BadRequest):
-        read_chat(body, {}, settings(), DEFAULT, MODELS)
+        parse_chat(body, {}, settings(), DEFAULT, MODELS)
 
 
 @pytest.mark.parametrize(
@@ -141,7 +141,7 @@ def test_no_body_is_worse_than_bad(body: bytes) -> None:
 )
 def test_no_content_is_said_as_the_engine_says_it(choice: Any, silence: str | None) -> None:
     """Beside a tool that had to be called vLLM's content is an empty text, else null."""
-    assert read(tool_choice=choice).silence == silence
+    assert read(tool_choice=choice).empty_content == silence
 
 
 _JSON = st.recursive(
@@ -159,7 +159,7 @@ def test_any_body_is_a_request_or_a_bad_one(fields: dict[str, Any], whole: bool)
     """Nothing else ever comes of reading one."""
     base = {"model": "m", "messages": [USER]} if whole else {}
     try:
-        asked = read_chat(json.dumps(base | fields).encode(), {}, settings(), DEFAULT, MODELS)
+        asked = parse_chat(json.dumps(base | fields).encode(), {}, settings(), DEFAULT, MODELS)
     except BadRequest as error:
         said = json.loads(error.body)["error"]
     else:
@@ -198,7 +198,9 @@ def test_who_chooses(fields: dict[str, Any], headers: dict[str, str], expected: 
     asked = read(headers, **fields)
     assert asked.policy == expected
     assert asked.model == "m"
-    assert asked.explicit == bool(fields.get("adjourn") is not None or headers or "model" in fields)
+    assert asked.always_summarize == bool(
+        fields.get("adjourn") is not None or headers or "model" in fields
+    )
 
 
 @pytest.mark.parametrize("policy", [5, False, True, [], {}, ["deer"]])
@@ -292,7 +294,7 @@ def test_aliases(named: str, model: str, policy: Any) -> None:
 )
 def test_untouchable(fields: dict[str, Any], expected: str | None) -> None:
     """What cannot be cut safely is handed through, by name."""
-    assert read(**fields).untouchable == expected
+    assert read(**fields).ineligible_reason == expected
 
 
 @pytest.mark.parametrize(
@@ -307,7 +309,7 @@ def test_untouchable(fields: dict[str, Any], expected: str | None) -> None:
 def test_stop_strings_that_end_the_trace(mode: str, stop: Any, expected: str | None) -> None:
     """Where they may, text lags behind its tokens, so nothing can be cut exactly."""
     configured = settings(stop_in_answer=False, mode=mode)
-    assert read(configured=configured, stop=stop).untouchable == expected
+    assert read(configured=configured, stop=stop).ineligible_reason == expected
 
 
 # -- the conversation --------------------------------------------------------------------------
@@ -316,22 +318,22 @@ def test_stop_strings_that_end_the_trace(mode: str, stop: Any, expected: str | N
 def test_a_conversation_keeps_its_arm() -> None:
     """Later requests of a conversation begin with the same user message."""
     later = [USER, {"role": "assistant", "content": "7"}, {"role": "user", "content": "Sure?"}]
-    assert read(messages=later).conversation == read().conversation
+    assert read(messages=later).conversation_id == read().conversation_id
     system = [{"role": "system", "content": "Be brief."}, USER]
-    assert read(messages=system).conversation == read().conversation
+    assert read(messages=system).conversation_id == read().conversation_id
 
 
 def test_other_conversations_are_others() -> None:
     """Another first message is another conversation, to its last character."""
     other = [{"role": "user", "content": "How many ?"}]
     parts = [{"role": "user", "content": [{"type": "text", "text": "How many?"}]}]
-    names = {read().conversation, *(read(messages=m).conversation for m in (other, parts))}
+    names = {read().conversation_id, *(read(messages=m).conversation_id for m in (other, parts))}
     assert len(names) == 3
 
 
 def test_a_clients_own_id_goes_first() -> None:
     """Who names his conversation is believed."""
-    assert read({"x-session-id": "s1"}).conversation == "s1"
+    assert read({"x-session-id": "s1"}).conversation_id == "s1"
 
 
 @pytest.mark.parametrize(
@@ -350,18 +352,18 @@ def test_an_id_in_the_body(fields: dict[str, Any]) -> None:
     """It makes one conversation of what begins differently, and is fit for a header."""
     other = [{"role": "user", "content": "Something else"}]
     one, two = read(**fields), read(messages=other, **fields)
-    assert one.conversation == two.conversation != read().conversation
-    assert one.conversation.isalnum()
+    assert one.conversation_id == two.conversation_id != read().conversation_id
+    assert one.conversation_id.isalnum()
 
 
 def test_a_user_is_no_conversation() -> None:
     """Who sends the same user with everything still has a conversation a question."""
     other = [{"role": "user", "content": "Something else"}]
     names = {
-        read().conversation,
-        read(user="u").conversation,
-        read(metadata={"user_id": "v"}).conversation,
-        read(user="u", messages=other).conversation,
+        read().conversation_id,
+        read(user="u").conversation_id,
+        read(metadata={"user_id": "v"}).conversation_id,
+        read(user="u", messages=other).conversation_id,
     }
     assert len(names) == 4
 
@@ -369,7 +371,7 @@ def test_a_user_is_no_conversation() -> None:
 @pytest.mark.parametrize("name", ["x-session-id", "x-conversation-id", "x-claude-code-session-id"])
 def test_a_header_names_the_conversation(name: str) -> None:
     """It goes before what the body says."""
-    assert read({name: "h1"}, session_id="s1").conversation == "h1"
+    assert read({name: "h1"}, session_id="s1").conversation_id == "h1"
 
 
 @pytest.mark.parametrize("odd", [5, [], {"a": [1]}, True])

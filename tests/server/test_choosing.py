@@ -7,8 +7,8 @@ from collections.abc import Iterator
 import httpx
 import pytest
 
-from benchmarks.services import free_port, gateway
-from tests.exchange import CHAT, body, chat, metric
+from benchmarks.services import free_port, start_gateway
+from tests.exchange import CHAT, body, chat, metric_value
 
 LONG = {"tokens": 60, "cues": [20], "trial_logprob": -0.001}
 
@@ -99,7 +99,7 @@ def special(standin: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
     path.write_text(
         "mode: observe\nmax_body_bytes: 2000\naliases:\n  fast: standin:deer\n  full: standin:off\n"
     )
-    with gateway(standin, free_port(), "--config", str(path)) as url:
+    with start_gateway(standin, free_port(), "--config", str(path)) as url:
         yield url
 
 
@@ -113,7 +113,7 @@ def test_observe_decides_and_carries_nothing_out(special: str) -> None:
         reply["adjourn"]["position"],
     ) == (False, "observed", 20)
     assert reply["usage"]["completion_tokens_details"]["reasoning_tokens"] == 60
-    assert metric(special, "adjourn_tokens_after_trigger_sum", action="observed") >= 40
+    assert metric_value(special, "adjourn_tokens_after_trigger_sum", action="observed") >= 40
 
 
 def test_aliases(special: str) -> None:
@@ -133,7 +133,7 @@ def test_a_body_over_the_limit(special: str, announced: bool) -> None:
 
 def test_a_share_of_conversations_is_held_out(standin: str) -> None:
     """With everything held out no trigger is carried out, and each is counted as held out."""
-    with gateway(standin, free_port(), "--hold-out", "1") as url:
+    with start_gateway(standin, free_port(), "--hold-out", "1") as url:
         reply = chat(url, standin=LONG).json()
         assert reply["adjourn"]["action"] == "held-out"
-        assert metric(url, "adjourn_triggers_total", action="held-out") == 1
+        assert metric_value(url, "adjourn_triggers_total", action="held-out") == 1

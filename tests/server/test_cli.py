@@ -19,7 +19,9 @@ def greet(name: str = "you") -> None:
 
 
 def with_points(monkeypatch: pytest.MonkeyPatch, **values: str) -> Callable[..., Any]:
-    points = EntryPoints(EntryPoint(name, value, cli.COMMANDS) for name, value in values.items())
+    points = EntryPoints(
+        EntryPoint(name, value, cli.COMMAND_GROUP) for name, value in values.items()
+    )
     monkeypatch.setattr(cli, "entry_points", lambda group: points.select(group=group))
     monkeypatch.setattr(cli.app, "registered_commands", list(cli.app.registered_commands))
     cli.add_commands()
@@ -44,5 +46,5 @@ def test_a_command_that_cannot_be_loaded(
 
 def test_the_laboratory_is_there() -> None:
     """As installed: recording and replaying are commands."""
-    names = {point.name for point in cli.entry_points(group=cli.COMMANDS)}
+    names = {point.name for point in cli.entry_points(group=cli.COMMAND_GROUP)}
     assert {"record", "replay"} <= names

@@ -9,23 +9,23 @@ from typing import Any
 import httpx
 import pytest
 
-from policies.markers import Mark, Markers
-from policies.orders import Said
-from server.choose import read_completion
-from server.completions import Completions, stops_apart
+from policies.markers import MarkerKind, MarkerMatcher
+from policies.orders import InsertedText
+from server.choose import parse_completion
+from server.completions import CompletionsEndpoint, can_separate_stops
 from server.config import Settings
-from server.surface import Wanted
-from server.wire import Chunk, event_of
-from tests.exchange import metric
-from tests.policies.lab import CLOSING, CLOSING_ON_NEWLINE, END, MARKS, PROMPT, START
+from server.surface import PolicyExtras
+from server.wire import Chunk, encode_event
+from tests.exchange import metric_value
+from tests.policies.lab import CLOSING, CLOSING_ON_NEWLINE, DIALECT, END, PROMPT, START
 
 PATH = "/v1/completions"
 
 
-def surface(**fields: Any) -> Completions:
+def surface(**fields: Any) -> CompletionsEndpoint:
     body = json.dumps({"model": "m", "prompt": list(PROMPT), **fields}).encode()
-    asked = read_completion(body, {}, Settings(), None, {"m": None})
-    return Completions(asked, marks=MARKS, apart=asked.stops)
+    asked = parse_completion(body, {}, Settings(), None, {"m": None})
+    return CompletionsEndpoint(asked, dialect=DIALECT, separate_answer=asked.has_stop_strings)
 
 
 def event(text: str, ids: list[int], prompt: list[int] | None = None, **more: Any) -> bytes:
@@ -35,11 +35,11 @@ def event(text: str, ids: list[int], prompt: list[int] | None = None, **more: An
         "prompt_token_ids": prompt, "token_ids": ids, **more,
     }  # fmt: skip
     chunk = {"id": "cmpl-1", "object": "text_completion", "created": 5, "model": "m"}
-    return event_of(json.dumps({**chunk, "choices": [choice]}, separators=(",", ":")).encode())
+    return encode_event(json.dumps({**chunk, "choices": [choice]}, separators=(",", ":")).encode())
 
 
-def shown(made: Completions, told: bytes) -> dict[str, Any]:
-    came = made.shown(told, made.decode(told[6:-2]))
+def shown(made: CompletionsEndpoint, told: bytes) -> dict[str, Any]:
+    came = made.render_event(told, made.decode(told[6:-2]))
     assert came is not None
     choice: dict[str, Any] = json.loads(came[6:])["choices"][0]
     return choice
@@ -48,7 +48,7 @@ def shown(made: Completions, told: bytes) -> dict[str, Any]:
 def test_the_main_stream_is_asked_for_ids() -> None:
     """Streamed, with ids; what is ours to do is not asked of the engine."""
     made = surface(n=2, stop="END", max_tokens=9)
-    fields = {name: json.loads(bytes(value)) for name, value in made.fields.items()}
+    fields = {name: json.loads(bytes(value)) for name, value in made.main_fields.items()}
     assert fields == {
         "model": "m", "prompt": list(PROMPT), "max_tokens": 9, "stream": True,
         "return_token_ids": True, "stream_options": {"include_usage": True},
@@ -57,13 +57,13 @@ def test_the_main_stream_is_asked_for_ids() -> None:
 
 def test_one_choice_is_asked_for_as_the_client_did() -> None:
     """vLLM refuses null here, and that is its own affair."""
-    assert "n" not in surface().fields
-    assert bytes(surface(n=None).fields["n"]) == b"null"
+    assert "n" not in surface().main_fields
+    assert bytes(surface(n=None).main_fields["n"]) == b"null"
 
 
 def test_the_answer_is_asked_for_by_ids() -> None:
     """The prefix is the prompt; stops and what is left of the limit go with it."""
-    fields = surface(stop="END", max_tokens=90).answer([1, 2], 7)
+    fields = surface(stop="END", max_tokens=90).answer_fields([1, 2], 7)
     assert [json.loads(bytes(fields[k])) for k in ("prompt", "stop", "max_tokens")] == [
         [1, 2], "END", 7,
     ]  # fmt: skip
@@ -72,7 +72,7 @@ def test_the_answer_is_asked_for_by_ids() -> None:
 @pytest.mark.parametrize(("fields", "limit"), [({}, 16), ({"max_tokens": 5}, 5)])
 def test_the_endpoint_has_a_limit_of_its_own(fields: dict[str, Any], limit: int) -> None:
     """Who sets none gets sixteen tokens."""
-    assert surface(**fields).limit == limit
+    assert surface(**fields).token_limit == limit
 
 
 def test_ids_that_nobody_asked_for_are_hidden() -> None:
@@ -81,7 +81,7 @@ def test_ids_that_nobody_asked_for_are_hidden() -> None:
     told = event('say "token_ids":[1]', [7, 8], list(PROMPT))
     chunk = made.decode(told[6:-2])
     assert chunk.prompt_token_ids == list(PROMPT)
-    assert (chunk.choices[0].delta.thought, chunk.choices[0].token_ids) == (
+    assert (chunk.choices[0].delta.reasoning_text, chunk.choices[0].token_ids) == (
         'say "token_ids":[1]', [7, 8],
     )  # fmt: skip
     choice = shown(made, told)
@@ -106,7 +106,7 @@ def test_the_closing_sequence_is_text_too(closing: tuple[int, ...], text: str) -
     made = surface(return_token_ids=True)
     told = event("7", [30])
     chunk = made.decode(told[6:-2])
-    closed = made.closed(told, chunk.choices[0], closing)
+    closed = made.prepend_closing(told, chunk.choices[0], closing)
     choice = json.loads(closed[6:])["choices"][0]
     assert (choice["text"], choice["token_ids"]) == (text, [*closing, 30])
 
@@ -120,8 +120,8 @@ def test_offsets_go_on_over_a_cut() -> None:
         told = event("7", [30], logprobs=logprobs)
         chunk = made.decode(told[6:-2])
         if number == 0:
-            told = made.closed(told, chunk.choices[0], CLOSING)
-        came = made.shown(told, chunk)
+            told = made.prepend_closing(told, chunk.choices[0], CLOSING)
+        came = made.render_event(told, chunk)
         assert came is not None
         choice = json.loads(came[6:])["choices"][0]
         assert choice["logprobs"]["text_offset"] == [offset]
@@ -129,7 +129,7 @@ def test_offsets_go_on_over_a_cut() -> None:
 
 def test_the_edge_ends_at_the_marker() -> None:
     """What stands behind it is the answer's, which is drawn anew."""
-    edge = surface().edge(event("a</think>b", [7, END, 8], finish_reason="stop"), 2)
+    edge = surface().trim_to_trace(event("a</think>b", [7, END, 8], finish_reason="stop"), 2)
     assert edge is not None
     choice = json.loads(edge[6:])["choices"][0]
     assert (choice["text"], choice["token_ids"]) == ("a</think>", [7, END])
@@ -155,14 +155,14 @@ def test_the_edge_ends_at_the_marker() -> None:
 def test_untouchable(fields: dict[str, Any], expected: str | None) -> None:
     """What cannot be cut safely is handed through, by name."""
     body = json.dumps({"model": "m", "prompt": [5], **fields}).encode()
-    assert read_completion(body, {}, Settings(), None, {"m": None}).untouchable == expected
+    assert parse_completion(body, {}, Settings(), None, {"m": None}).ineligible_reason == expected
 
 
 def test_a_prompt_that_is_alone_in_a_list_is_one() -> None:
     """Whether it opens a trace is read off it; the engine gets it as it was written."""
     body = b'{"model": "m", "prompt": [[5, %d]], "stop": "x"}' % START
-    asked = read_completion(body, {}, Settings(), None, {"m": None})
-    assert stops_apart(asked.prompt, MARKS)
+    asked = parse_completion(body, {}, Settings(), None, {"m": None})
+    assert can_separate_stops(asked.prompt, DIALECT)
     assert bytes(asked.fields["prompt"]) == b"[[5, %d]]" % START
 
 
@@ -178,16 +178,16 @@ def test_an_unstopped_completion_is_the_engines(adjourn: str, standin: str, stre
         assert direct["choices"] == ours["choices"]
         assert direct["usage"] == ours["usage"]
     assert replies[1].headers["x-adjourn-policy"] == "deer"
-    assert metric(adjourn, "adjourn_requests_total", endpoint=PATH, policy="deer") > 0
+    assert metric_value(adjourn, "adjourn_requests_total", endpoint=PATH, policy="deer") > 0
 
 
 # -- what a policy wants of the main stream ----------------------------------------------------
 
 
-def wanting(number: int = 3, bias: float = 0.0, **fields: Any) -> Completions:
+def wanting(number: int = 3, bias: float = 0.0, **fields: Any) -> CompletionsEndpoint:
     body = json.dumps({"model": "m", "prompt": list(PROMPT), **fields}).encode()
-    asked = read_completion(body, {}, Settings(), None, {"m": None})
-    return Completions(asked, 0, Wanted(number, bias, END), marks=MARKS)
+    asked = parse_completion(body, {}, Settings(), None, {"m": None})
+    return CompletionsEndpoint(asked, 0, PolicyExtras(number, bias, END), dialect=DIALECT)
 
 
 DRAWN = {
@@ -203,8 +203,8 @@ def test_log_probabilities_are_asked_for(asked: int | None, number: int) -> None
     """As many as the policy or the client wants, on the main stream; the answer's are the
     client's."""
     made = wanting(**({} if asked is None else {"logprobs": asked}))
-    assert bytes(made.fields["logprobs"]) == b"%d" % number
-    answer = made.answer([1], None).get("logprobs")
+    assert bytes(made.main_fields["logprobs"]) == b"%d" % number
+    answer = made.answer_fields([1], None).get("logprobs")
     assert answer is None if asked is None else answer is not None and int(bytes(answer)) == asked
 
 
@@ -216,7 +216,7 @@ def test_a_client_gets_its_own(asked: int | None, shown_of: list[str] | None) ->
     made = wanting(**({} if asked is None else {"logprobs": asked}))
     came = event("b", [7], logprobs=DRAWN)
     chunk = made.decode(came[6:-2])
-    assert made.told(chunk.choices[0]) == [[-0.1, -2.0, -2.0, -2.5]]
+    assert made.logprobs_of(chunk.choices[0]) == [[-0.1, -2.0, -2.0, -2.5]]
     logprobs = shown(made, came)["logprobs"]
     assert (logprobs and list(logprobs["top_logprobs"][0])) == shown_of
 
@@ -224,17 +224,19 @@ def test_a_client_gets_its_own(asked: int | None, shown_of: list[str] | None) ->
 def test_a_bias_is_the_main_streams() -> None:
     """It is added to the client's; another one may be wanted later; the answer has none of it."""
     made = wanting(0, 1.5, logit_bias={"7": 1})
-    assert json.loads(bytes(made.fields["logit_bias"])) == {"7": 1.0, str(END): 1.5}
-    more = made.more([1, 2], 5, 2.5)
+    assert json.loads(bytes(made.main_fields["logit_bias"])) == {"7": 1.0, str(END): 1.5}
+    more = made.continuation_fields([1, 2], 5, 2.5)
     assert json.loads(bytes(more["logit_bias"])) == {"7": 1.0, str(END): 2.5}
     assert [json.loads(bytes(more[key])) for key in ("prompt", "max_tokens")] == [[1, 2], 5]
-    assert json.loads(bytes(made.answer([1], None)["logit_bias"])) == {"7": 1}
+    assert json.loads(bytes(made.answer_fields([1], None)["logit_bias"])) == {"7": 1}
 
 
 def test_what_is_put_in_is_text() -> None:
     """A chunk like the engine's, with the ids where the client asked for them."""
     made = surface(return_token_ids=True)
-    came = made.said(Chunk(id="cmpl-1", created=5), Said("\nWait", (22, 23)))
+    came = made.render_inserted_text(
+        Chunk(id="cmpl-1", created=5), InsertedText("\nWait", (22, 23))
+    )
     assert json.loads(came[6:]).keys() == json.loads(event("", [])[6:]).keys()
     choice = shown(made, came)
     assert (choice["text"], choice["token_ids"]) == ("\nWait", [22, 23])
@@ -255,5 +257,7 @@ def test_what_is_put_in_is_text() -> None:
 )
 def test_stop_strings_that_can_wait(prompt: Any, ends: tuple[int, ...], apart: bool) -> None:
     """A raw prompt must end in a trace, and the marker that ends it be one token."""
-    marks = replace(MARKS, markers=Markers({(START,): Mark.START, ends: Mark.END}))
-    assert stops_apart(prompt, marks) is apart
+    marks = replace(
+        DIALECT, matcher=MarkerMatcher({(START,): MarkerKind.START, ends: MarkerKind.END})
+    )
+    assert can_separate_stops(prompt, marks) is apart

@@ -12,45 +12,45 @@ import msgspec
 import pytest
 
 from policies.sampling import (
-    Answered,
-    Begun,
-    Choose,
-    Command,
-    Event,
-    Open,
-    Sampling,
-    Score,
-    Scored,
+    ChooseTrace,
+    OpenTraces,
+    RequestStarted,
+    SamplingCommand,
+    SamplingEvent,
+    SamplingPolicy,
+    ScoreTrace,
+    TraceAnswered,
+    TraceScored,
 )
 from policies.session import Session
-from server.conductor import Conductor
-from server.equality import Equality
+from server.conductor import TraceRace
+from server.equality import EqualityChecker
 from server.errors import GatewayError, UpstreamDown
-from server.lane import Lane
+from server.lane import TraceBuffer
 from server.metrics import Metrics
 from server.times import Times
-from server.wire import event_of
-from tests.policies.lab import MARKS, PROMPT, Generous
+from server.wire import encode_event
+from tests.policies.lab import DIALECT, PROMPT, AlwaysProbe
 
 
 class Gathering:
     """A sink that keeps what it gets."""
 
     def __init__(self) -> None:
-        self.began = False
+        self.has_started = False
         self.events: list[bytes] = []
-        self.note: dict[str, Any] | None = None
+        self.summary: dict[str, Any] | None = None
 
     def open(self, response: httpx.Response) -> None: ...
 
-    async def hand_through(self, response: httpx.Response) -> None: ...
+    async def forward_response(self, response: httpx.Response) -> None: ...
 
     async def write(self, events: list[bytes]) -> None:
-        self.began = True
+        self.has_started = True
         self.events += events
 
-    async def end(self, note: dict[str, Any] | None) -> None:
-        self.note = note
+    async def end(self, summary: dict[str, Any] | None) -> None:
+        self.summary = summary
 
     async def fail(self, error: GatewayError) -> None:
         raise error
@@ -59,8 +59,8 @@ class Gathering:
 class Speaker:
     """A relay whose whole response comes after so many turns of the loop."""
 
-    def __init__(self, lane: Lane, delta: dict[str, Any] | GatewayError, turns: int) -> None:
-        self.session = Session(lane.policy, MARKS, Generous())
+    def __init__(self, lane: TraceBuffer, delta: dict[str, Any] | GatewayError, turns: int) -> None:
+        self.session = Session(lane.policy, DIALECT, AlwaysProbe())
         self.times = Times(0.0)
         self._lane, self._delta, self._turns = lane, delta, turns
 
@@ -70,39 +70,39 @@ class Speaker:
         if isinstance(self._delta, GatewayError):
             raise self._delta
         self._lane.open(httpx.Response(200))
-        self.session.opened(PROMPT[:1])
+        self.session.on_prompt(PROMPT[:1])
         self.session.feed("", (7,), 0.0, answering=True)
         chunk = {"id": f"x-{self._lane.index}", "created": 1, "adjourn": {}}
         choice = {"index": 0, "delta": self._delta, "finish_reason": "stop"}
-        await self._lane.write([event_of(msgspec.json.encode({"choices": [choice], **chunk}))])
-        self.session.ended()
+        await self._lane.write([encode_event(msgspec.json.encode({"choices": [choice], **chunk}))])
+        self.session.on_stream_end()
 
 
 def conducted(
-    policy: Sampling,
+    policy: SamplingPolicy,
     *said: dict[str, Any] | GatewayError,
     turns: Sequence[int] = (),
     reward: Callable[[str], Awaitable[float | None]] | None = None,
 ) -> tuple[Gathering, Metrics]:
     sink, metrics = Gathering(), Metrics()
 
-    def start(index: int, lane: Lane) -> Any:
+    def start(index: int, lane: TraceBuffer) -> Any:
         return Speaker(lane, said[index], turns[index] if turns else 1 + index)
 
     labels = "m", policy.name
-    conductor = Conductor(policy, sink, start, Equality(), metrics, labels, 5.0, reward)
+    conductor = TraceRace(policy, sink, start, EqualityChecker(), metrics, labels, 5.0, reward)
     asyncio.run(asyncio.wait_for(conductor.run(), 10))
     return sink, metrics
 
 
 @dataclass(frozen=True, slots=True)
-class Majority(Sampling):
+class Majority(SamplingPolicy):
     """Waits for all of them."""
 
     name: ClassVar[str] = "majority"
     traces: int = 3
 
-    def sample(self) -> MajoritySampler:
+    def start_sampler(self) -> MajoritySampler:
         return MajoritySampler(self.traces)
 
 
@@ -111,15 +111,15 @@ class MajoritySampler:
         self.traces = traces
         self.labels: dict[int, int | None] = {}
 
-    def observe(self, event: Event) -> Sequence[Command]:
-        if isinstance(event, Begun):
-            return (Open(self.traces),)
-        if isinstance(event, Answered):
+    def observe(self, event: SamplingEvent) -> Sequence[SamplingCommand]:
+        if isinstance(event, RequestStarted):
+            return (OpenTraces(self.traces),)
+        if isinstance(event, TraceAnswered):
             self.labels[event.trace] = event.label
             if len(self.labels) == self.traces:
                 told = list(self.labels.values())
                 chosen = max(self.labels, key=lambda trace: told.count(self.labels[trace]))
-                return (Choose(chosen, "majority", votes=told.count(self.labels[chosen])),)
+                return (ChooseTrace(chosen, "majority", votes=told.count(self.labels[chosen])),)
         return ()
 
 
@@ -132,41 +132,41 @@ def test_tool_calls_vote_by_what_they_call() -> None:
     """Order and spacing of arguments are no matter; their values are."""
     bern, other = '{"city": "Bern", "days": 2}', '{"days":2,"city":"Bern"}'
     sink, _ = conducted(Majority(), called('{"city": "Basel"}'), called(bern), called(other))
-    assert sink.note is not None
-    assert (sink.note["chosen"], sink.note["votes"]) == (1, 2)
+    assert sink.summary is not None
+    assert (sink.summary["chosen"], sink.summary["votes"]) == (1, 2)
 
 
 def test_arguments_that_are_no_json_are_compared_as_text() -> None:
     """And are no error."""
     sink, _ = conducted(Majority(), called('{"ci'), called('{"ci'), called("{}"))
-    assert sink.note is not None
-    assert (sink.note["chosen"], sink.note["votes"]) == (0, 2)
+    assert sink.summary is not None
+    assert (sink.summary["chosen"], sink.summary["votes"]) == (0, 2)
 
 
 class Faulty(Majority):
     """Fails where it is told to."""
 
-    at: ClassVar[type] = Begun
+    at: ClassVar[type] = RequestStarted
 
-    def sample(self) -> Any:
+    def start_sampler(self) -> Any:
         return self
 
-    def observe(self, event: Event) -> Sequence[Command]:
+    def observe(self, event: SamplingEvent) -> Sequence[SamplingCommand]:
         if isinstance(event, self.at):
             raise RuntimeError
-        return (Open(2),) if isinstance(event, Begun) else ()
+        return (OpenTraces(2),) if isinstance(event, RequestStarted) else ()
 
 
 class FaultyLate(Faulty):
-    at = Answered
+    at = TraceAnswered
 
 
 @pytest.mark.parametrize("kind", [Faulty, FaultyLate])
-def test_a_policy_that_fails_is_outlived(kind: type[Sampling]) -> None:
+def test_a_policy_that_fails_is_outlived(kind: type[SamplingPolicy]) -> None:
     """The first trace that is there is the response; that is counted and told."""
     sink, metrics = conducted(kind(), {"content": "1"}, {"content": "2"})
-    assert sink.note is not None
-    assert (sink.note["chosen"], sink.note["muted"]) == (0, "policy-error")
+    assert sink.summary is not None
+    assert (sink.summary["chosen"], sink.summary["muted"]) == (0, "policy-error")
     assert b'"content":"1"' in sink.events[0]
     errors = metrics.registry.get_sample_value(
         "adjourn_fail_open_total", {"policy": "majority", "reason": "policy-error"}
@@ -177,32 +177,32 @@ def test_a_policy_that_fails_is_outlived(kind: type[Sampling]) -> None:
 class Silent(Faulty):
     """Opens two and never chooses."""
 
-    at = Choose
+    at = ChooseTrace
 
 
 def test_a_policy_that_never_chooses_is_chosen_for() -> None:
     """The first trace that answered, once none is left to wait for."""
     sink, _ = conducted(Silent(), UpstreamDown("gone"), {"content": "2"}, turns=(1, 2))
-    assert sink.note is not None
-    assert (sink.note["chosen"], sink.note["reason"]) == (1, "last")
+    assert sink.summary is not None
+    assert (sink.summary["chosen"], sink.summary["reason"]) == (1, "last")
 
 
 class Judging(Majority):
     """Scores each answer, and chooses when it has heard of both."""
 
-    def sample(self) -> Any:
-        told: list[Scored] = []
+    def start_sampler(self) -> Any:
+        told: list[TraceScored] = []
 
         class Sampler:
-            def observe(self, event: Event) -> Sequence[Command]:
-                if isinstance(event, Begun):
-                    return (Open(2),)
-                if isinstance(event, Answered):
-                    return (Score(event.trace),)
-                if isinstance(event, Scored):
+            def observe(self, event: SamplingEvent) -> Sequence[SamplingCommand]:
+                if isinstance(event, RequestStarted):
+                    return (OpenTraces(2),)
+                if isinstance(event, TraceAnswered):
+                    return (ScoreTrace(event.trace),)
+                if isinstance(event, TraceScored):
                     told.append(event)
                 best = max(told, key=lambda one: one.reward or 0.0, default=None)
-                return (Choose(best.trace, "best"),) if best and len(told) == 2 else ()
+                return (ChooseTrace(best.trace, "best"),) if best and len(told) == 2 else ()
 
         return Sampler()
 
@@ -215,9 +215,9 @@ def test_a_reward_is_waited_for() -> None:
         return {"1": 0.1, "2": 0.9}[thought]
 
     sink, _ = conducted(Judging(), {"content": "1"}, {"content": "2"}, reward=slow)
-    assert sink.note is not None
-    assert (sink.note["chosen"], sink.note["reason"]) == (1, "best")
-    assert [trace["reward"] for trace in sink.note["traces"]] == [0.1, 0.9]
+    assert sink.summary is not None
+    assert (sink.summary["chosen"], sink.summary["reason"]) == (1, "best")
+    assert [trace["reward"] for trace in sink.summary["traces"]] == [0.1, 0.9]
 
 
 @pytest.mark.parametrize("there", [True, False])
@@ -230,8 +230,8 @@ def test_a_reward_that_fails_is_outlived(there: bool) -> None:
     sink, metrics = conducted(
         Judging(), {"content": "1"}, {"content": "2"}, reward=broken if there else None
     )
-    assert sink.note is not None
-    assert sink.note["reason"] == "best"
+    assert sink.summary is not None
+    assert sink.summary["reason"] == "best"
     errors = metrics.registry.get_sample_value(
         "adjourn_fail_open_total", {"policy": "majority", "reason": "internal-error"}
     )

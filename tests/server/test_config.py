@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from server.config import BadConfig, Settings, load
-from tests.policies.probes import document, read
+from tests.policies.probes import classifier_document, make_classifier
 
 
 @pytest.fixture(autouse=True)
@@ -69,7 +69,7 @@ def test_every_key_can_be_set_in_the_environment(
     name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """Each key by its variable, mappings as JSON."""
-    (tmp_path / "lynx.json").write_bytes(document())
+    (tmp_path / "lynx.json").write_bytes(classifier_document())
     values: dict[str, Any] = {
         **dict.fromkeys(URLS, ("http://engine:1", "http://engine:1/")),
         "engine": ("sglang", "sglang"),
@@ -79,7 +79,7 @@ def test_every_key_can_be_set_in_the_environment(
         "aliases": ('{"a": "b"}', {"a": "b"}),
         "dialects": ('{"qwen3": {"cues": ["Hm"]}}', {"qwen3": {"cues": ["Hm"]}}),
         "dialect": ("qwen3", "qwen3"),
-        "probes": (f'{{"a": "{tmp_path}/lynx.json"}}', {"a": read()}),
+        "probes": (f'{{"a": "{tmp_path}/lynx.json"}}', {"a": make_classifier()}),
         "log_level": ("debug", "debug"),
         "stop_in_answer": ("false", False),
         "reasoning_field": ("tags", "tags"),
@@ -151,12 +151,12 @@ def test_what_is_wrong_is_named(file: Path, text: str, named: str) -> None:
 
 def test_a_probe_is_read_once(file: Path) -> None:
     """At start-up; what is shown of it is what it is, not its weights."""
-    (file.parent / "lynx.json").write_bytes(document())
+    (file.parent / "lynx.json").write_bytes(classifier_document())
     file.write_text(f"probes: {{mine: {file.parent}/lynx.json}}\npolicy: lynx(probe='mine')\n")
     settings = load(file)
     (file.parent / "lynx.json").unlink()
-    assert settings.probes == {"mine": read()}
-    assert settings.model_dump(mode="json")["probes"] == {"mine": repr(read())}
+    assert settings.probes == {"mine": make_classifier()}
+    assert settings.model_dump(mode="json")["probes"] == {"mine": repr(make_classifier())}
 
 
 def test_a_file_that_is_not_there(file: Path) -> None:

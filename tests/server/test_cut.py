@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from tests.exchange import chat, sent, stream
+from tests.exchange import chat, engine_requests, stream
 
 SURE = {"tokens": 80, "cues": [20, 50], "trial_logprob": -0.001}
 
@@ -47,7 +47,9 @@ def test_the_engine_answers_from_what_the_client_saw(adjourn: str, standin: str)
 
 def _resumed(standin: str) -> dict:
     """The latest request that resumed from token ids."""
-    bodies = [json.loads(r["body"]) for r in sent(standin) if "kv_transfer_params" in r["body"]]
+    bodies = [
+        json.loads(r["body"]) for r in engine_requests(standin) if "kv_transfer_params" in r["body"]
+    ]
     return bodies[-1]
 
 

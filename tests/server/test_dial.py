@@ -16,11 +16,11 @@ from policies.deer import Deer
 from policies.first_finish import FirstFinish
 from policies.loop import Loop
 from policies.policy import Policy
-from server.choose import read_chat
+from server.choose import parse_chat
 from server.config import Settings
-from server.dial import PATIENCE, dialed, turned
+from server.dial import PATIENCE_BY_EFFORT, apply_effort, read_effort
 
-LEVELS = st.sampled_from(sorted(PATIENCE))
+LEVELS = st.sampled_from(sorted(PATIENCE_BY_EFFORT))
 USER = {"role": "user", "content": "How many?"}
 
 
@@ -45,7 +45,7 @@ USER = {"role": "user", "content": "How many?"}
 )
 def test_what_is_read(fields: dict[str, Any], expected: tuple[str | None, int | None]) -> None:
     """A level, a ceiling or both; what is neither says nothing."""
-    assert turned(fields) == expected
+    assert read_effort(fields) == expected
 
 
 @pytest.mark.parametrize(
@@ -65,12 +65,12 @@ def test_what_is_read(fields: dict[str, Any], expected: tuple[str | None, int | 
 )
 def test_a_level(policy: Policy, level: str, expected: Policy) -> None:
     """Medium changes nothing; members of a composition are each turned."""
-    assert dialed(policy, level, None) == expected
+    assert apply_effort(policy, level, None) == expected
 
 
 def test_deer_doubts_half_as_much_at_twice_the_patience() -> None:
     """What is left of certainty is divided."""
-    turned_up = dialed(Deer(threshold=0.9), "high", None)
+    turned_up = apply_effort(Deer(threshold=0.9), "high", None)
     assert isinstance(turned_up, Deer)
     assert turned_up.threshold == pytest.approx(0.95)
 
@@ -78,9 +78,9 @@ def test_deer_doubts_half_as_much_at_twice_the_patience() -> None:
 @given(st.floats(0.01, 0.99), LEVELS, LEVELS)
 def test_more_effort_is_never_less_patience(threshold: float, one: str, other: str) -> None:
     """The levels are in order, and each makes a policy that is valid."""
-    low, high = sorted((one, other), key=PATIENCE.__getitem__)
-    deers = [dialed(Deer(threshold=threshold), level, None) for level in (low, high)]
-    budgets = [dialed(Budget(max=100), level, None) for level in (low, high)]
+    low, high = sorted((one, other), key=PATIENCE_BY_EFFORT.__getitem__)
+    deers = [apply_effort(Deer(threshold=threshold), level, None) for level in (low, high)]
+    budgets = [apply_effort(Budget(max=100), level, None) for level in (low, high)]
     assert isinstance(deers[0], Deer)
     assert isinstance(deers[1], Deer)
     assert deers[0].threshold <= deers[1].threshold + 1e-12
@@ -92,7 +92,7 @@ def test_more_effort_is_never_less_patience(threshold: float, one: str, other: s
 @given(st.integers(1, 10**9))
 def test_a_ceiling_is_never_passed(ceiling: int) -> None:
     """The budget beside the policy ends at the latest there."""
-    policy = dialed(Loop(), None, ceiling)
+    policy = apply_effort(Loop(), None, ceiling)
     assert isinstance(policy, AnyOf)
     assert policy.policies[0] == Loop()
     budget = policy.policies[1]
@@ -102,10 +102,10 @@ def test_a_ceiling_is_never_passed(ceiling: int) -> None:
 
 def test_it_turns_what_each_of_several_traces_runs() -> None:
     """The patience is that of its policy, and the ceiling that of each trace."""
-    turned = dialed(FirstFinish((Budget(max=100),)), "low", 1000)
+    turned = apply_effort(FirstFinish((Budget(max=100),)), "low", 1000)
     assert isinstance(turned, FirstFinish)
-    assert turned.trace == dialed(Budget(max=100), "low", 1000)
-    assert dialed(FirstFinish(), "low", None) == FirstFinish()
+    assert turned.trace_policy == apply_effort(Budget(max=100), "low", 1000)
+    assert apply_effort(FirstFinish(), "low", None) == FirstFinish()
 
 
 @pytest.mark.parametrize(
@@ -123,7 +123,7 @@ def test_explicit_settings_win(
 ) -> None:
     """The dial turns the default policy and no other; the operator may switch it off."""
     body = json.dumps({"model": "m", "messages": [USER], **fields}).encode()
-    asked = read_chat(body, {}, Settings(**settings), Budget(max=100), {"m": None})
+    asked = parse_chat(body, {}, Settings(**settings), Budget(max=100), {"m": None})
     assert asked.policy == expected
 
 
@@ -131,5 +131,5 @@ def test_the_engine_gets_the_dial_too() -> None:
     """Templates that know an effort, and the engine's own hard budget, go on working."""
     fields = {"reasoning_effort": "low", "thinking_token_budget": 50}
     body = json.dumps({"model": "m", "messages": [USER], **fields}).encode()
-    asked = read_chat(body, {}, Settings(), Budget(), {"m": None})
+    asked = parse_chat(body, {}, Settings(), Budget(), {"m": None})
     assert {name: json.loads(bytes(asked.fields[name])) for name in fields} == fields

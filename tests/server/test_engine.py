@@ -11,10 +11,10 @@ import httpx
 import pytest
 
 from policies.events import Probe
-from server.adapters.adapter import Drawn
+from server.adapters.adapter import ProbeResponse
 from server.adapters.vllm import VLLM
 from server.config import Settings
-from server.engine import BadReply, Engine, forwarded_headers
+from server.engine import BadReply, EngineClient, forwarded_headers
 
 LOGPROBS = {"tokens": ["4", "2", "}"], "token_logprobs": [-0.1, -0.2, -0.3]}
 CHOICE = {"text": "42}", "logprobs": LOGPROBS, "finish_reason": "stop"}
@@ -24,7 +24,7 @@ USAGE = {"prompt_tokens": 9, "prompt_tokens_details": {"cached_tokens": 4}}
 
 def asked(
     reply: Any, extra: dict[str, Any] | None = None, status: int = 200, probe: Probe = TRIAL
-) -> tuple[dict[str, Any], Drawn]:
+) -> tuple[dict[str, Any], ProbeResponse]:
     """The probe's body as the engine got it, and what was drawn from this reply."""
     (body,), drawn = probed(lambda body: reply, extra, status, probe)
     return body, drawn
@@ -36,7 +36,7 @@ def probed(
     status: int = 200,
     probe: Probe = TRIAL,
     ending: tuple[int, ...] = (),
-) -> tuple[list[dict[str, Any]], Drawn]:
+) -> tuple[list[dict[str, Any]], ProbeResponse]:
     """The bodies as the engine got them, each of which is ``replied`` to, and what was drawn."""
     seen: list[dict[str, Any]] = []
 
@@ -45,8 +45,8 @@ def probed(
         seen.append(json.loads(request.content))
         return httpx.Response(status, content=json.dumps(replied(seen[-1])).encode())
 
-    async def draw() -> Drawn:
-        adapter = VLLM(Engine(Settings(), httpx.MockTransport(answer)))
+    async def draw() -> ProbeResponse:
+        adapter = VLLM(EngineClient(Settings(), httpx.MockTransport(answer)))
         return await adapter.probe("m", [5, 6, 7], probe, [], extra or {}, ending)
 
     drawn = asyncio.run(draw())
@@ -54,7 +54,7 @@ def probed(
 
 
 STATES = {"layers": [2, 5], "width": 1, "dtype": "bfloat16", "data": "gD8AQA=="}
-ASKED = Probe(inducer="", max_tokens=1, closing=False, hidden_states=True)
+ASKED = Probe(inducer="", max_tokens=1, close_trace=False, hidden_states=True)
 
 
 def test_hidden_states_are_asked_for_and_read() -> None:
@@ -63,7 +63,7 @@ def test_hidden_states_are_asked_for_and_read() -> None:
     body, drawn = asked(reply, probe=ASKED)
     assert body["kv_transfer_params"] == {"hidden_states": True}
     assert drawn.hidden_states is not None
-    assert list(drawn.hidden_states.behind([2, 5])) == [1.0, 2.0]
+    assert list(drawn.hidden_states.at_layers([2, 5])) == [1.0, 2.0]
     body, drawn = asked(reply)
     assert "kv_transfer_params" not in body
     assert drawn.hidden_states is None
@@ -104,7 +104,7 @@ def test_a_probe_is_greedy() -> None:
 def test_what_a_probe_brings() -> None:
     """Tokens and their log-probabilities one to one, and what the cache did not hold."""
     _, drawn = asked({"choices": [CHOICE], "usage": USAGE})
-    assert drawn == Drawn("42}", ("4", "2", "}"), (-0.1, -0.2, -0.3), True, 5, decoded=3)
+    assert drawn == ProbeResponse("42}", ("4", "2", "}"), (-0.1, -0.2, -0.3), True, 5, decoded=3)
 
 
 @pytest.mark.parametrize(
@@ -139,14 +139,14 @@ def told(token: int, logprob: float, **top: float) -> dict[str, Any]:
 
 def test_a_distribution_is_asked_for_by_ids() -> None:
     """Tokens that look alike are told apart, and the most probable come first."""
-    body, drawn = asked(told(8, -2.0, t9=-0.1), probe=Probe(inducer="", max_tokens=1, top=20))
+    body, drawn = asked(told(8, -2.0, t9=-0.1), probe=Probe(inducer="", max_tokens=1, top_logprobs=20))
     assert (body["logprobs"], body["return_tokens_as_token_ids"]) == (20, True)
-    assert drawn.top == ((-0.1, -2.0),)
-    body, _ = asked({"choices": [CHOICE]}, probe=Probe(top=20))
+    assert drawn.top_logprobs == ((-0.1, -2.0),)
+    body, _ = asked({"choices": [CHOICE]}, probe=Probe(top_logprobs=20))
     assert "return_tokens_as_token_ids" not in body  # an answer is read from its tokens' text
 
 
-ENDING = Probe(inducer="", max_tokens=1, closing=False, ending=True)
+ENDING = Probe(inducer="", max_tokens=1, close_trace=False, score_end=True)
 
 
 def test_the_end_is_scored_token_by_token() -> None:
@@ -161,7 +161,7 @@ def test_the_end_is_scored_token_by_token() -> None:
     for body in bodies:
         assert (body["max_tokens"], body["return_tokens_as_token_ids"]) == (1, True)
         assert "logprob_token_ids" not in body
-    assert drawn.ending == -2.5
+    assert drawn.end_logprob == -2.5
     assert drawn.logprobs == (-0.1,)
     assert (drawn.decoded, drawn.prefilled) == (2, 10)
 
@@ -186,10 +186,10 @@ def test_headers_that_go_on() -> None:
     kept = [b"authorization", b"accept-encoding", b"x-a"]
     assert forwarded_headers(headers) == [(name, b"1") for name in kept]
     theirs = [(b"x-adjourn-policy", b"1"), (b"connection", b"1"), (b"content-type", b"1")]
-    assert forwarded_headers(theirs, ours=False) == [theirs[0], theirs[2]]
+    assert forwarded_headers(theirs, strip_gateway_headers=False) == [theirs[0], theirs[2]]
 
 
-def served(use: Callable[[Engine], Awaitable[None]]) -> bytes:
+def served(use: Callable[[EngineClient], Awaitable[None]]) -> bytes:
     """The head of the request that a real socket gets when ``use`` uses its engine."""
     heads: list[bytes] = []
 
@@ -202,7 +202,7 @@ def served(use: Callable[[Engine], Awaitable[None]]) -> bytes:
     async def run() -> None:
         async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
             port = server.sockets[0].getsockname()[1]
-            engine = Engine(Settings(upstream=f"http://127.0.0.1:{port}"))  # type: ignore[arg-type]
+            engine = EngineClient(Settings(upstream=f"http://127.0.0.1:{port}"))  # type: ignore[arg-type]
             await use(engine)
             await engine.aclose()
 
@@ -213,7 +213,7 @@ def served(use: Callable[[Engine], Awaitable[None]]) -> bytes:
 def test_the_engine_is_not_asked_to_compress() -> None:
     """A stream that came compressed could be neither read nor cut."""
 
-    async def send(engine: Engine) -> None:
+    async def send(engine: EngineClient) -> None:
         response = await engine.send("POST", "/v1/chat/completions", [], b"{}")
         assert await response.aread() == b"ok"
 

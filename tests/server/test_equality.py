@@ -7,16 +7,16 @@ import time
 
 import pytest
 
-from policies.answers import Classes
+from policies.answers import AnswerClasses
 from server import equality
-from server.equality import Equality
+from server.equality import EqualityChecker
 
 
 def labelled(*answers: str) -> list[int]:
     async def label() -> list[int]:
-        judge, classes = Equality(), Classes()
+        judge, classes = EqualityChecker(), AnswerClasses()
         try:
-            return [await judge.label(classes, answer) for answer in answers]
+            return [await judge.label_answer(classes, answer) for answer in answers]
         finally:
             await judge.aclose()
 
@@ -32,9 +32,9 @@ def test_nothing_is_started_for_plain_answers() -> None:
     """Numbers and words need no process."""
 
     async def label() -> bool:
-        judge, classes = Equality(), Classes()
+        judge, classes = EqualityChecker(), AnswerClasses()
         for answer in ("1", "2", "Paris", "1.0"):
-            await judge.label(classes, answer)
+            await judge.label_answer(classes, answer)
         return judge._process is None
 
     assert asyncio.run(label())
@@ -45,8 +45,8 @@ def test_one_that_takes_too_long_is_ended(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(equality, "_LOADING", 0.01)
 
     async def label() -> tuple[list[int], bool]:
-        judge, classes = Equality(), Classes()
-        labels = [await judge.label(classes, a) for a in ("\\sqrt{8}", "2\\sqrt{2}")]
+        judge, classes = EqualityChecker(), AnswerClasses()
+        labels = [await judge.label_answer(classes, a) for a in ("\\sqrt{8}", "2\\sqrt{2}")]
         return labels, judge._process is None
 
     began = time.monotonic()

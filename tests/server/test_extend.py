@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from tests.exchange import chat, sent, stream
+from tests.exchange import chat, engine_requests, stream
 
 SHORT = {"tokens": 30, "answer": "The answer is 42."}
 AT_LEAST = {"policy": "budget", "min": 40, "waits": 3}
@@ -22,7 +22,7 @@ def resumed(standin: str) -> list[list[int]]:
 
 
 def resumptions(standin: str) -> list[dict[str, Any]]:
-    bodies = [request["body"] for request in sent(standin)]
+    bodies = [request["body"] for request in engine_requests(standin)]
     return [json.loads(body) for body in bodies if "kv_transfer_params" in body]
 
 
@@ -123,7 +123,7 @@ def test_a_bias_is_the_main_streams_alone(adjourn: str, standin: str) -> None:
     """The end marker's, beside the client's own; the answer behind a cut has the client's."""
     policy = {"policy": "any_of(tilt(bias=2), budget(max=5))"}
     stream(adjourn, adjourn=policy, logit_bias={"7": 1}, standin={"tokens": 80})
-    bodies = [json.loads(r["body"]) for r in sent(standin) if "messages" in r["body"]]
+    bodies = [json.loads(r["body"]) for r in engine_requests(standin) if "messages" in r["body"]]
     main, answer = (body["logit_bias"] for body in bodies[-2:])
     assert (len(main), main["7"], set(main.values())) == (2, 1, {1, 2})
     assert answer == {"7": 1}

@@ -14,8 +14,8 @@ import httpx
 import openai
 import pytest
 
-from benchmarks.services import ROOT, free_port, gateway, running
-from tests.exchange import CHAT, body, chat, events, metric, raw_stream, stream
+from benchmarks.services import ROOT, free_port, start_gateway, start_process
+from tests.exchange import CHAT, body, chat, events, metric_value, raw_stream, stream
 
 CUE = {"tokens": 60, "cues": [20], "trial_logprob": -0.001}
 
@@ -95,13 +95,13 @@ def test_policy_trouble_never_breaks_a_stream(
     impatient: str, standin: str, fault: dict[str, object], reason: str
 ) -> None:
     """The whole response comes, and a counter moves."""
-    before = metric(impatient, "adjourn_fail_open_total", reason=reason)
+    before = metric_value(impatient, "adjourn_fail_open_total", reason=reason)
     scenario = {**CUE, "tokens": 300, **fault} if "probe_delay" in fault else {**CUE, **fault}
     told = stream(impatient, standin=scenario)
     direct = stream(standin, standin=scenario)
     assert _text(direct) == _text(told)
     assert told[-1] == "[DONE]"
-    assert before + 1 == metric(impatient, "adjourn_fail_open_total", reason=reason)
+    assert before + 1 == metric_value(impatient, "adjourn_fail_open_total", reason=reason)
 
 
 def _text(chunks: list) -> str:
@@ -114,7 +114,7 @@ def impatient(standin: str) -> Iterator[str]:
     """A gateway whose probes may take a twentieth of a second."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ADJOURN_PROBE_TIMEOUT", "0.05")
-        with gateway(standin, free_port(), "--hold-out", "0") as url:
+        with start_gateway(standin, free_port(), "--hold-out", "0") as url:
             yield url
 
 
@@ -148,7 +148,7 @@ def test_a_client_that_leaves_ends_the_work(
         lambda: httpx.get(f"{standin}/standin/stats").json()["aborted"] > before["aborted"],
         within=1.0,
     )
-    _until(lambda: metric(adjourn, "adjourn_requests_in_flight") == 0)
+    _until(lambda: metric_value(adjourn, "adjourn_requests_in_flight") == 0)
 
 
 def _until(condition: Callable[[], bool], within: float = 5.0) -> None:
@@ -166,7 +166,7 @@ def test_an_engine_that_is_down() -> None:
         "--port", str(port),
     ]  # fmt: skip
     url = f"http://127.0.0.1:{port}"
-    with running(command, f"{url}/health", within=20):
+    with start_process(command, f"{url}/health", timeout=20):
         for streamed in (False, True):
             reply = chat(url, stream=streamed)
             assert reply.status_code == 502
@@ -174,7 +174,7 @@ def test_an_engine_that_is_down() -> None:
             assert reply.json()["error"]["code"] == "upstream_unavailable"
         assert httpx.get(f"{url}/ready").status_code == 503
         assert httpx.get(f"{url}/v1/models").status_code == 502
-        assert metric(url, "adjourn_engine_up") == 0
+        assert metric_value(url, "adjourn_engine_up") == 0
 
 
 def test_an_engine_that_answers_nonsense() -> None:
@@ -198,6 +198,6 @@ def test_an_engine_that_answers_nonsense() -> None:
         f"http://127.0.0.1:{listener.getsockname()[1]}", "--port", str(port),
     ]  # fmt: skip
     url = f"http://127.0.0.1:{port}"
-    with running(command, f"{url}/health", within=20):
+    with start_process(command, f"{url}/health", timeout=20):
         assert chat(url).status_code == 502
     listener.close()

@@ -16,8 +16,8 @@ from policies.policy import Policy
 from server.config import Settings
 from server.engine import Model
 from server.gateway import Gateway
-from server.selftest import Report
-from tests.policies.lab import MARKS
+from server.selftest import Capabilities
+from tests.policies.lab import DIALECT
 
 
 def made() -> Gateway:
@@ -27,26 +27,26 @@ def made() -> Gateway:
 def test_what_was_learned_of_a_policy_in_use_is_kept() -> None:
     """A client that tries a thousand thresholds does not make the others' prices forgotten."""
     gateway = made()
-    ours = gateway.appraiser("m", Deer())
+    ours = gateway.get_cost_model("m", Deer())
     for step in range(1, 1000):
-        gateway.appraiser("m", Deer(threshold=step / 1001))
-        assert gateway.appraiser("m", Deer()) is ours
+        gateway.get_cost_model("m", Deer(threshold=step / 1001))
+        assert gateway.get_cost_model("m", Deer()) is ours
 
 
 def test_what_is_kept_is_bounded() -> None:
     """A policy that nobody asked for in a long time is forgotten."""
     gateway = made()
-    first = gateway.appraiser("m", Deer(gap=0))
+    first = gateway.get_cost_model("m", Deer(gap=0))
     for gap in range(1, 1000):
-        gateway.appraiser("m", Deer(gap=gap))
-    assert gateway.appraiser("m", Deer(gap=0)) is not first
+        gateway.get_cost_model("m", Deer(gap=gap))
+    assert gateway.get_cost_model("m", Deer(gap=0)) is not first
 
 
 def test_models_learn_apart() -> None:
     """A price is one model's under one policy."""
     gateway = made()
-    assert gateway.appraiser("a", Deer()) is not gateway.appraiser("b", Deer())
-    assert gateway.appraiser("a", Deer()) is gateway.appraiser("a", Deer())
+    assert gateway.get_cost_model("a", Deer()) is not gateway.get_cost_model("b", Deer())
+    assert gateway.get_cost_model("a", Deer()) is gateway.get_cost_model("a", Deer())
 
 
 @pytest.mark.parametrize(
@@ -67,15 +67,15 @@ def test_what_a_policy_needs_is_there_or_it_is_off(
     policy: Policy, lack: str, why: str | None
 ) -> None:
     """A policy is refused for what it needs itself, by name, and for nothing else."""
-    gateway, model = made(), Model("m", None, MARKS)
-    gateway.report = Report("1", {"m": model}, {lack: "off"} if lack else {})
-    assert gateway.refusal(policy, model) == why
+    gateway, model = made(), Model("m", None, DIALECT)
+    gateway.capabilities = Capabilities("1", {"m": model}, {lack: "off"} if lack else {})
+    assert gateway.find_ineligible_reason(policy, model) == why
 
 
 def test_words_that_the_dialect_does_not_have() -> None:
     """A trace is not extended by words that nobody gave."""
     gateway = made()
-    model = Model("m", None, replace(MARKS, inducers={"answer": (20, 21)}))
-    gateway.report = Report("1", {"m": model})
-    assert gateway.refusal(Budget(min=9), model) == "dialect-lacks-an-inducer"
-    assert gateway.refusal(Deer(), model) is None
+    model = Model("m", None, replace(DIALECT, inducers={"answer": (20, 21)}))
+    gateway.capabilities = Capabilities("1", {"m": model})
+    assert gateway.find_ineligible_reason(Budget(min=9), model) == "dialect-lacks-an-inducer"
+    assert gateway.find_ineligible_reason(Deer(), model) is None

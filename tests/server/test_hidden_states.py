@@ -11,9 +11,9 @@ from typing import Any
 import httpx
 import pytest
 
-from benchmarks.services import free_port, gateway, hidden_states, running
-from tests.exchange import chat, metric, sent
-from tests.policies.probes import document
+from benchmarks.services import free_port, hidden_state_arguments, start_gateway, start_process
+from tests.exchange import chat, engine_requests, metric_value
+from tests.policies.probes import classifier_document
 
 READY, NOT_READY = 4.0, -4.0
 TRACE = {"tokens": 80, "cues": [20, 50]}
@@ -23,14 +23,16 @@ def served(scenario: dict[str, Any]) -> Any:
     port = free_port()
     command = [sys.executable, "-m", "benchmarks.standin", "--port", str(port), "--rate", "400"]
     url = f"http://127.0.0.1:{port}"
-    return url, running([*command, "--scenario", json.dumps(scenario)], f"{url}/health", within=20)
+    return url, start_process(
+        [*command, "--scenario", json.dumps(scenario)], f"{url}/health", timeout=20
+    )
 
 
 @pytest.fixture(scope="module")
 def config(tmp_path_factory: pytest.TempPathFactory) -> str:
     folder = tmp_path_factory.mktemp("lynx")
-    (folder / "lynx.json").write_bytes(document(model="standin"))
-    (folder / "other.json").write_bytes(document())
+    (folder / "lynx.json").write_bytes(classifier_document(model="standin"))
+    (folder / "other.json").write_bytes(classifier_document())
     path = folder / "adjourn.yaml"
     path.write_text(
         f"probes: {{mine: {folder}/lynx.json, other: {folder}/other.json}}\n"
@@ -43,7 +45,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> str:
 def telling(config: str) -> Iterator[tuple[str, str]]:
     """A gateway before an engine that tells them, and that engine."""
     url, engine = served({"hidden": NOT_READY})
-    with engine, gateway(url, free_port(), "--config", config) as adjourn:
+    with engine, start_gateway(url, free_port(), "--config", config) as adjourn:
         yield adjourn, url
 
 
@@ -58,7 +60,9 @@ def test_it_stops_where_the_states_say_ready(
     assert (note["stopped"], note["policy"], note["reason"]) == (True, "lynx", "ready")
     assert note["position"] == kept
     assert note["confidence"] > 0.98
-    probes = [json.loads(r["body"]) for r in sent(standin) if r["path"] == "/v1/completions"]
+    probes = [
+        json.loads(r["body"]) for r in engine_requests(standin) if r["path"] == "/v1/completions"
+    ]
     assert probes[-1]["max_tokens"] == 1
     assert probes[-1]["kv_transfer_params"] == {"hidden_states": True}
 
@@ -78,10 +82,10 @@ def test_states_that_do_not_come_change_nothing(
 ) -> None:
     """Fail open, counted: none, an error, and such as the probe was not learned from."""
     adjourn, _ = telling
-    before = metric(adjourn, "adjourn_fail_open_total", policy="lynx")
+    before = metric_value(adjourn, "adjourn_fail_open_total", policy="lynx")
     reply = chat(adjourn, standin={**TRACE, **broken}).json()
     assert reply["usage"]["completion_tokens_details"]["reasoning_tokens"] == 80
-    assert metric(adjourn, "adjourn_fail_open_total", policy="lynx") > before
+    assert metric_value(adjourn, "adjourn_fail_open_total", policy="lynx") > before
 
 
 def test_a_probe_of_another_model_judges_nothing(telling: tuple[str, str]) -> None:
@@ -102,11 +106,11 @@ def test_an_engine_that_tells_none_is_said_at_start_up(
 ) -> None:
     """With the very flags that would make it; requests are handed through, and it says why."""
     said = tmp_path / "log"
-    with gateway(standin, free_port(), "--config", config, log=said) as adjourn:
+    with start_gateway(standin, free_port(), "--config", config, log=said) as adjourn:
         ready = httpx.get(f"{adjourn}/ready").json()
         reply = chat(adjourn, standin={**TRACE, "hidden": READY})
     flags = ready["missing"]["hidden states"]
-    for flag in hidden_states((2, 5)):
+    for flag in hidden_state_arguments((2, 5)):
         name, _, value = flag.partition("=")
         told = flags.partition(f"{name} '")[2].partition("'")[0]
         assert json.loads(told) == json.loads(value)
@@ -118,6 +122,6 @@ def test_an_engine_that_tells_none_is_said_at_start_up(
 
 def test_a_model_of_another_width_is_said_at_start_up(config: str) -> None:
     url, engine = served({"hidden": READY, "hidden_width": 3})
-    with engine, gateway(url, free_port(), "--config", config) as adjourn:
+    with engine, start_gateway(url, free_port(), "--config", config) as adjourn:
         missing = httpx.get(f"{adjourn}/ready").json()["missing"]
     assert missing["hidden states"].endswith("of another width than this model's 3")

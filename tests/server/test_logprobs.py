@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.exchange import normal, raw_stream, sent, stream
+from tests.exchange import engine_requests, normalize, raw_stream, stream
 
 CUSUM = {"policy": "cusum(reference=1, threshold=1e9)"}
 SHORT = {"tokens": 12, "answer_tokens": 3}
@@ -15,7 +15,7 @@ SHORT = {"tokens": 12, "answer_tokens": 3}
 
 def chats(standin: str) -> list[Any]:
     """The bodies of the latest chat requests."""
-    bodies = [request["body"] for request in sent(standin)]
+    bodies = [request["body"] for request in engine_requests(standin)]
     return [json.loads(body) for body in bodies if "messages" in body]
 
 
@@ -25,7 +25,7 @@ def test_a_client_that_asked_for_none_gets_none(adjourn: str, ids: bool) -> None
     asked: dict[str, Any] = {"standin": {**SHORT, "empty": 3}, "return_token_ids": ids}
     plain = raw_stream(adjourn, adjourn={"policy": "never"}, **asked)
     judged = raw_stream(adjourn, adjourn=CUSUM, **asked)
-    assert normal(plain).replace(b'"never"', b'"cusum"') == normal(judged)
+    assert normalize(plain).replace(b'"never"', b'"cusum"') == normalize(judged)
 
 
 @pytest.mark.parametrize("top", [0, 2])

@@ -10,19 +10,19 @@ import httpx
 import pytest
 
 from server.app import create_app
-from server.conductor import Conductor
+from server.conductor import TraceRace
 from server.config import Settings
-from server.judged import Judged
-from server.lane import Lane
+from server.judged import PolicyResponse
+from server.lane import TraceBuffer
 from server.relay import Relay
-from server.replies import WithRawSend
+from server.replies import RawSendMiddleware
 from tests.exchange import CHAT, body
 
 
 async def _leftovers(upstream: str, path: str, fields: dict[str, Any]) -> list[str]:
     urls: dict[str, Any] = dict.fromkeys(("upstream", "embeddings_url", "reward_url"), upstream)
     app = create_app(Settings(**urls, policy="deer"))
-    transport = httpx.ASGITransport(WithRawSend(app))
+    transport = httpx.ASGITransport(RawSendMiddleware(app))
     async with (
         app.router.lifespan_context(app),
         httpx.AsyncClient(transport=transport, base_url="http://gateway") as client,
@@ -35,7 +35,7 @@ async def _leftovers(upstream: str, path: str, fields: dict[str, Any]) -> list[s
             reply = await client.post(path, json=body(standin={"tokens": 50}, **fields))
             assert reply.status_code == 200
             await asyncio.sleep(0)  # what is done is let go of in the loop's next round
-            kinds = (Judged, Relay, Lane, Conductor)
+            kinds = (PolicyResponse, Relay, TraceBuffer, TraceRace)
             return [type(o).__name__ for o in gc.get_objects() if isinstance(o, kinds)]
         finally:
             gc.enable()

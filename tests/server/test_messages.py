@@ -10,8 +10,8 @@ import pytest
 
 from server.app import create_app
 from server.config import Settings
-from server.errors import TooLarge, UpstreamDown, UpstreamTimeout, body_at, event_at
-from tests.exchange import events, metric
+from server.errors import TooLarge, UpstreamDown, UpstreamTimeout, error_body, error_event
+from tests.exchange import events, metric_value
 
 ASKED = {"model": "m", "max_tokens": 5, "messages": [{"role": "user", "content": "hi"}]}
 
@@ -83,12 +83,12 @@ def test_what_it_brings_and_says_is_kept() -> None:
 def test_shapes(error: UpstreamDown | UpstreamTimeout | TooLarge, kind: str) -> None:
     """Each API's errors, as a body and as the last event of a stream."""
     said = {"type": "error", "error": {"type": kind, "message": "x"}}
-    assert json.loads(body_at("/v1/messages", error)) == said
-    name, data = event_at("/v1/messages", error).rstrip().split(b"\n")
+    assert json.loads(error_body("/v1/messages", error)) == said
+    name, data = error_event("/v1/messages", error).rstrip().split(b"\n")
     assert name == b"event: error"
     assert json.loads(data.removeprefix(b"data: ")) == said
-    assert body_at("/v1/chat/completions", error) == error.body
-    assert event_at("/v1/responses", error) == b"data: " + error.body + b"\n\n"
+    assert error_body("/v1/chat/completions", error) == error.body
+    assert error_event("/v1/responses", error) == b"data: " + error.body + b"\n\n"
 
 
 # -- judged, before the stand-in ----------------------------------------------------------------
@@ -108,7 +108,9 @@ def test_a_cut(adjourn: str, streamed: bool) -> None:
     assert (told["adjourn"]["stopped"], told["adjourn"]["position"]) == (True, 20)
     assert ("x-adjourn" in reply.headers) != streamed
     assert b"Wait" not in reply.content
-    assert metric(adjourn, "adjourn_requests_total", endpoint="/v1/messages", policy="deer") > 0
+    assert (
+        metric_value(adjourn, "adjourn_requests_total", endpoint="/v1/messages", policy="deer") > 0
+    )
 
 
 def test_an_engine_that_dies_in_mid_stream(adjourn: str) -> None:

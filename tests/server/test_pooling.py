@@ -9,8 +9,8 @@ from typing import Any
 import httpx
 import pytest
 
-from benchmarks.services import free_port, gateway
-from tests.exchange import chat, metric, sent, stream
+from benchmarks.services import free_port, start_gateway
+from tests.exchange import chat, engine_requests, metric_value, stream
 
 REDUNDANT = {"policy": "redundancy(by='embedding', similarity=0.5, min_steps=2)"}
 LONG = {"tokens": 1500, "trial_logprob": -0.001, "rate": 3000}
@@ -24,7 +24,9 @@ def beside(standin: str) -> Iterator[str]:
     for kind in ("EMBEDDINGS", "REWARD"):
         env |= {f"ADJOURN_{kind}_URL": standin, f"ADJOURN_{kind}_MODEL": "standin"}
         env[f"ADJOURN_{kind}_API_KEY"] = kind.lower()
-    with gateway(standin, free_port(), "--policy", "never", "--hold-out", "0", env=env) as url:
+    with start_gateway(
+        standin, free_port(), "--policy", "never", "--hold-out", "0", env=env
+    ) as url:
         yield url
 
 
@@ -51,14 +53,16 @@ DOUBTING = race([5, 10, 20], [5, 30], [], [12])
 
 def test_a_step_that_repeats_is_found_by_embedding(beside: str, standin: str) -> None:
     """Each step goes to the embedder under its own key, and the second is much like the first."""
-    before = metric(beside, "adjourn_pooling_tokens_total", kind="embedding")
+    before = metric_value(beside, "adjourn_pooling_tokens_total", kind="embedding")
     chunks = stream(beside, standin=LONG, adjourn=REDUNDANT)
     note = next(c["adjourn"] for c in reversed(chunks) if c != "[DONE]" and "adjourn" in c)
     assert (note["stopped"], note["reason"]) == (True, "redundant")
-    embedded = [r for r in sent(standin) if r["path"] == "/v1/embeddings"]
+    embedded = [r for r in engine_requests(standin) if r["path"] == "/v1/embeddings"]
     assert embedded[-1]["headers"]["authorization"] == "Bearer embeddings"
-    assert metric(beside, "adjourn_pooling_requests_total", kind="embedding", outcome="ok") >= 2
-    assert metric(beside, "adjourn_pooling_tokens_total", kind="embedding") > before
+    assert (
+        metric_value(beside, "adjourn_pooling_requests_total", kind="embedding", outcome="ok") >= 2
+    )
+    assert metric_value(beside, "adjourn_pooling_tokens_total", kind="embedding") > before
     assert note["tokens"]["probe"] < 10  # the trial answer's alone
 
 
@@ -71,11 +75,11 @@ def test_an_embedder_that_fails_stops_nothing(
 ) -> None:
     """The stream is the engine's own, and each failure is counted."""
     name = "adjourn_fail_open_total"
-    before = metric(beside, name, reason=f"embedding-{outcome}")
+    before = metric_value(beside, name, reason=f"embedding-{outcome}")
     with failing(standin, **fault):
         told = stream(beside, standin=LONG, adjourn=REDUNDANT)
     assert said(told) == said(stream(standin, standin=LONG))
-    assert metric(beside, name, reason=f"embedding-{outcome}") > before
+    assert metric_value(beside, name, reason=f"embedding-{outcome}") > before
 
 
 def said(chunks: list[Any]) -> str:
@@ -101,7 +105,7 @@ def test_the_best_rewarded_trace_is_told(beside: str, standin: str) -> None:
     lost = [t["tokens"]["reasoning"] for t in note["traces"] if t["outcome"] == "given-up"]
     assert len(lost) == 3
     assert all(40 <= tokens < 120 for tokens in lost)
-    asked = [r for r in sent(standin) if r["path"] == "/pooling"]
+    asked = [r for r in engine_requests(standin) if r["path"] == "/pooling"]
     assert len(asked) >= 4
     assert asked[-1]["headers"]["authorization"] == "Bearer reward"
     assert '"role":"user"' in asked[-1]["body"].replace(" ", "")
@@ -117,11 +121,11 @@ def test_the_chosen_trace_streams_on(beside: str, standin: str) -> None:
 def test_a_reward_model_that_fails_costs_the_choice_alone(beside: str, standin: str) -> None:
     """Where it says nothing of any trace the first goes on by itself; that is counted."""
     name = "adjourn_fail_open_total"
-    before = metric(beside, name, reason="reward-bad-reply")
+    before = metric_value(beside, name, reason="reward-bad-reply")
     with failing(standin, pooling_status=503):
         note = chat(beside, **DOUBTING, adjourn=PARTIAL).json()["adjourn"]
     assert (note["chosen"], note["reason"]) == (0, "unrewarded")
-    assert metric(beside, name, reason="reward-bad-reply") == before + 4
+    assert metric_value(beside, name, reason="reward-bad-reply") == before + 4
 
 
 def test_traces_over_several_rounds(beside: str) -> None:
@@ -142,7 +146,7 @@ def test_without_one_such_requests_are_handed_through(
     """Told in a header, and counted."""
     reply = chat(adjourn, standin={"tokens": 20}, adjourn=policy)
     assert reply.headers["x-adjourn-passed-through"] == reason
-    assert metric(adjourn, "adjourn_passed_through_total", reason=reason) > 0
+    assert metric_value(adjourn, "adjourn_passed_through_total", reason=reason) > 0
 
 
 def test_a_raw_completion_has_no_conversation_to_reward(beside: str) -> None:

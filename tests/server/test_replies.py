@@ -8,19 +8,19 @@ import pytest
 from starlette.types import Message, Send
 
 from server.metrics import Metrics
-from server.replies import Abandonable
+from server.replies import CancellableResponse
 
 LABELS = ("/v1/messages", "m", "p")
 
 
-class Unending(Abandonable):
+class Unending(CancellableResponse):
     """Has sent something, and goes on until it is cancelled."""
 
-    began = True
+    has_started = True
     phase = "streaming"
-    finished = False
+    is_complete = False
 
-    async def work(self, send: Send) -> int:
+    async def respond(self, send: Send) -> int:
         await asyncio.Event().wait()
         return 200
 
@@ -30,7 +30,7 @@ def test_a_client_that_leaves(finished: bool, status: str, left: int) -> None:
     """It has left early only if there was more to come."""
     metrics = Metrics()
     response = Unending(metrics, LABELS, 0.0)
-    response.finished = finished  # type: ignore[misc]
+    response.is_complete = finished  # type: ignore[misc]
 
     async def receive() -> Message:
         return {"type": "http.disconnect"}
@@ -39,4 +39,4 @@ def test_a_client_that_leaves(finished: bool, status: str, left: int) -> None:
 
     asyncio.run(response({"type": "http"}, receive, send))
     assert metrics.requests.labels(*LABELS, status)._value.get() == 1
-    assert metrics.disconnects.labels("streaming")._value.get() == left
+    assert metrics.client_disconnects.labels("streaming")._value.get() == left

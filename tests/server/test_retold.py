@@ -21,25 +21,25 @@ from policies.never import Never
 from policies.policy import Policy
 from policies.session import Session
 from server.adapters.vllm import VLLM
-from server.apis.habits import Habits
-from server.apis.messages import Messages
-from server.apis.responses import Responses
-from server.apis.retold import Original, RetoldDocument, RetoldStream
+from server.apis.habits import EngineDefaults
+from server.apis.messages import MessagesTranslation
+from server.apis.responses import ResponsesTranslation
+from server.apis.retold import OriginalRequest, TranslatedDocument, TranslatedStream
 from server.apis.translation import Translation
-from server.chat import Chat
-from server.choose import Asked, read_translated
+from server.chat import ChatEndpoint
+from server.choose import ParsedRequest, parse_translated
 from server.config import Settings
-from server.engine import Engine
+from server.engine import EngineClient
 from server.errors import GatewayError
 from server.metrics import Metrics
 from server.relay import Relay
 from tests.exchange import CHAT, events
-from tests.policies.lab import MARKS, Generous
+from tests.policies.lab import DIALECT, AlwaysProbe
 from tests.server.test_streams import DONE, GROUPS, PLACES, Wire, chunk, cut, told
 
-MESSAGES = {"max_tokens": 500, "messages": [{"role": "user", "content": "x"}]}
-RESPONSES = {"input": "x"}
-EXAMPLE = {
+MESSAGES_REQUEST = {"max_tokens": 500, "messages": [{"role": "user", "content": "x"}]}
+RESPONSES_REQUEST = {"input": "x"}
+EXAMPLE_RESPONSE = {
     "temperature": 1.0,
     "top_p": 1.0,
     "tools": [{"name": "f", "type": "function", "strict": None}],
@@ -47,7 +47,7 @@ EXAMPLE = {
     "text": {"format": {"type": "json_schema", "strict": None}, "verbosity": None},
     "error": None,
 }
-HABITS = Habits(False, EXAMPLE, False, 100, None)
+ENGINE_DEFAULTS = EngineDefaults(False, EXAMPLE_RESPONSE, False, 100, None)
 NAMES = re.compile(r'"(rs_|msg_|fc_)?[0-9a-f]{16,32}"')
 USAGE = {
     "prompt_tokens": 9,
@@ -57,16 +57,16 @@ USAGE = {
     "completion_tokens_details": {"reasoning_tokens": 3},
 }
 APIS: dict[str, tuple[dict[str, Any], Callable[[Any], Translation]]] = {
-    "messages": (MESSAGES, lambda fields: Messages(fields, HABITS)),
-    "responses": (RESPONSES, lambda fields: Responses(fields, HABITS)),
+    "messages": (MESSAGES_REQUEST, lambda fields: MessagesTranslation(fields, ENGINE_DEFAULTS)),
+    "responses": (RESPONSES_REQUEST, lambda fields: ResponsesTranslation(fields, ENGINE_DEFAULTS)),
 }
 
 
-def asked(api: str, **fields: Any) -> Asked:
+def asked(api: str, **fields: Any) -> ParsedRequest:
     body, translate = APIS[api]
     content = json.dumps({"model": "m", **body, **fields}).encode()
     settings = Settings(rescue_tokens=0)
-    return read_translated(content, {}, settings, None, {"m": None}, translate)
+    return parse_translated(content, {}, settings, None, {"m": None}, translate)
 
 
 class Client:
@@ -104,19 +104,22 @@ def respond(
     request, client = asked(api, stream=streamed, **fields), Client()
     assert request.translation is not None
     wire = wire or Wire(main, answer or [])
-    session = Session(policy or Never(), MARKS, Generous())
+    session = Session(policy or Never(), DIALECT, AlwaysProbe())
 
     async def live() -> None:
-        adapter, metrics = VLLM(Engine(Settings(), wire)), Metrics()
-        assert request.own is not None
+        adapter, metrics = VLLM(EngineClient(Settings(), wire)), Metrics()
+        assert request.passthrough_body is not None
         extra = [(b"x-adjourn-policy", b"never")]
-        retold = (request.translation, Original(adapter.engine, "/own", [], request.own))
-        sink = (
-            RetoldStream(client.send, extra, *retold)
-            if streamed
-            else RetoldDocument(client.send, extra, {}, None, *retold)
+        retold = (
+            request.translation,
+            OriginalRequest(adapter.engine, "/own", [], request.passthrough_body),
         )
-        chat = Chat(request)
+        sink = (
+            TranslatedStream(client.send, extra, *retold)
+            if streamed
+            else TranslatedDocument(client.send, extra, {}, None, *retold)
+        )
+        chat = ChatEndpoint(request)
         relay = Relay(adapter, chat, [], "r", session, sink, metrics, ("m", "p"), False, 0.0)
         try:
             await relay.run()
@@ -166,7 +169,7 @@ def stream_of(deltas: list[dict[str, Any]], finish: str) -> list[bytes]:
 def tell(api: str, chunks: list[bytes]) -> list[dict[str, Any]]:
     translation = asked(api, stream=True).translation
     assert translation is not None
-    return events(b"".join(one for event in chunks for one in translation.tell(event)))
+    return events(b"".join(one for event in chunks for one in translation.translate_event(event)))
 
 
 def whole(api: str, reply: tuple[Any, str, str, list[tuple[str, str]]], finish: str) -> Any:
@@ -181,7 +184,7 @@ def whole(api: str, reply: tuple[Any, str, str, list[tuple[str, str]]], finish: 
     message = {"reasoning": thought, "content": content, "tool_calls": told}
     choice = {"message": message, "finish_reason": finish, "stop_reason": None}
     chat = {"id": "chatcmpl-1", "created": 7, "model": "m", "choices": [choice], "usage": USAGE}
-    return translation.document(chat)
+    return translation.build_document(chat)
 
 
 @given(replies(), st.sampled_from(["stop", "length", "tool_calls"]))
@@ -420,8 +423,8 @@ def test_when_it_is_all_told(api: str) -> None:
     assert request.translation is not None
     *most, usage, done = stream_of([{"content": "x"}], "stop")
     for event in most:
-        request.translation.tell(event)
+        request.translation.translate_event(event)
         assert not request.translation.finished
     for event in (usage, done):
-        request.translation.tell(event)
+        request.translation.translate_event(event)
     assert request.translation.finished

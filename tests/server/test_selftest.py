@@ -8,11 +8,11 @@ from typing import Any, cast
 
 import pytest
 
-from policies.dialect import Marks, builtin
-from policies.markers import NOWHERE, Ids, Mark
-from server.adapters.adapter import Adapter, Drawn
+from policies.dialect import TokenizedDialect, builtin_dialects
+from policies.markers import NO_PARTIAL_MATCH, MarkerKind, TokenIds
+from server.adapters.adapter import Adapter, ProbeResponse
 from server.engine import BadReply
-from server.selftest import _marks, _Talk
+from server.selftest import _CapabilityCheck, _detect_dialect
 
 THINK = ("<think>", "</think>", "<tool_call>")
 HARMONY = ("<|start|>", "<|end|>", "<|channel|>", "<|message|>", "assistant", "analysis", "final")
@@ -37,9 +37,9 @@ class Vocabulary:
 
 def told(
     model: str, words: Sequence[str], forced: str | None = None, **options: Any
-) -> Marks | None:
+) -> TokenizedDialect | None:
     adapter = cast(Adapter, Vocabulary(words, **options))
-    return asyncio.run(_marks(adapter, model, builtin(), forced, [], {}))
+    return asyncio.run(_detect_dialect(adapter, model, builtin_dialects(), forced, [], {}))
 
 
 @pytest.mark.parametrize(
@@ -73,7 +73,7 @@ def told(
 def test_a_dialect_is_told(model: str, words: Sequence[str], expected: str | None) -> None:
     """By tokens first, among those by name; plain text by name alone."""
     marks = told(model, words)
-    assert (marks.dialect.name if marks else None) == expected
+    assert (marks.definition.name if marks else None) == expected
 
 
 def test_an_unknown_token_is_no_marker() -> None:
@@ -85,15 +85,15 @@ def test_a_dialect_may_be_forced() -> None:
     """Whatever the name says."""
     marks = told("a-house-model", ("</", "think", ">"), forced="olmo3")
     assert marks is not None
-    assert (marks.dialect.name, len(marks.closing)) == ("olmo3", 3)
+    assert (marks.definition.name, len(marks.closing)) == ("olmo3", 3)
 
 
-def read(marks: Marks, ids: Ids) -> list[Mark | None]:
+def read(marks: TokenizedDialect, ids: TokenIds) -> list[MarkerKind | None]:
     """What is whole behind each id."""
-    found, place = [], NOWHERE
+    found, place = [], NO_PARTIAL_MATCH
     for token in ids:
-        place = marks.markers.step(place, token)
-        whole = marks.markers.whole(place)
+        place = marks.matcher.advance(place, token)
+        whole = marks.matcher.complete_match(place)
         found.append(whole[0] if whole else None)
     return found
 
@@ -102,9 +102,9 @@ def test_harmony_in_ids() -> None:
     """The header that opens a trace and the one that ends it, each whole with its last token."""
     marks = told("gpt-oss", HARMONY)
     assert marks is not None
-    assert read(marks, marks.start) == [None, None, Mark.START]
-    assert read(marks, marks.closing + marks.header)[-2:] == [Mark.END, None]
-    assert Mark.END not in read(marks, marks.closing)
+    assert read(marks, marks.start) == [None, None, MarkerKind.START]
+    assert read(marks, marks.closing + marks.header)[-2:] == [MarkerKind.END, None]
+    assert MarkerKind.END not in read(marks, marks.closing)
 
 
 def test_plain_text_is_known_behind_a_space() -> None:
@@ -113,7 +113,7 @@ def test_plain_text_is_known_behind_a_space() -> None:
     assert marks is not None
     for spelling in ("</think>", " </think>"):
         ids = asyncio.run(Vocabulary(("</", " </", "think", ">")).tokenize("", spelling, None))
-        assert read(marks, tuple(ids))[-1] is Mark.END
+        assert read(marks, tuple(ids))[-1] is MarkerKind.END
 
 
 def test_a_tool_call_in_plain_text_is_no_break() -> None:
@@ -132,7 +132,9 @@ def test_an_engine_that_will_not_tell() -> None:
             raise BadReply("no")
 
     missing: dict[str, str] = {}
-    found = asyncio.run(_marks(cast(Adapter, Silent()), "x", builtin(), None, [], missing))
+    found = asyncio.run(
+        _detect_dialect(cast(Adapter, Silent()), "x", builtin_dialects(), None, [], missing)
+    )
     assert (found, list(missing)) == (None, ["/tokenize"])
 
 
@@ -142,11 +144,11 @@ def test_scores_that_cannot_be(ending: float, scored: bool) -> None:
     tokens at one place that are both likely give it away."""
 
     class Scoring(Vocabulary):
-        async def probe(self, *_: object) -> Drawn:
-            return Drawn("", ("a",), (-0.1,), False, 1, 1, ending=ending)
+        async def probe(self, *_: object) -> ProbeResponse:
+            return ProbeResponse("", ("a",), (-0.1,), False, 1, 1, end_logprob=ending)
 
     marks = told("qwen3", THINK)
     missing: dict[str, str] = {}
-    talk = _Talk(cast(Adapter, Scoring(THINK)), "m", marks, [], missing)
-    asyncio.run(talk._try_probes([1]))
+    talk = _CapabilityCheck(cast(Adapter, Scoring(THINK)), "m", marks, [], missing)
+    asyncio.run(talk._check_probes([1]))
     assert (missing == {}) is scored

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from server.errors import UpstreamDown
-from server.sinks import Assembler, StreamSink, reply_headers
+from server.sinks import Assembler, StreamSink, response_headers
 from tests.server.test_wire import encoded
 
 EXTRA = [(b"x-request-id", b"r1")]
@@ -122,7 +122,7 @@ def test_ours_go_before_the_engines() -> None:
             ("set-cookie", "b"),
         ],
     )
-    assert reply_headers(engine, EXTRA) == [
+    assert response_headers(engine, EXTRA) == [
         (b"content-type", b"text/event-stream"),
         (b"x-vllm", b"1"),
         (b"set-cookie", b"a"),
@@ -139,7 +139,7 @@ def test_events_go_out_as_they_came() -> None:
     sent = Sent()
     sink = StreamSink(sent, EXTRA)
     sink.open(reply())
-    assert (sent.messages, sink.began) == ([], False)
+    assert (sent.messages, sink.has_started) == ([], False)
 
     async def run() -> None:
         await sink.write([b"data: 1\n\n", b": ping\n\n"])
@@ -147,7 +147,7 @@ def test_events_go_out_as_they_came() -> None:
         await sink.end(None)
 
     asyncio.run(run())
-    assert (sent.start["status"], sink.began, sent.ended) == (200, True, True)
+    assert (sent.start["status"], sink.has_started, sent.ended) == (200, True, True)
     assert sent.body == b"data: 1\n\n: ping\n\ndata: [DONE]\n\n"
     headers = dict(sent.start["headers"])
     assert headers[b"x-accel-buffering"] == b"no"
@@ -176,10 +176,10 @@ def test_a_refusal_is_the_engines_own(kind: Any) -> None:
     sink = kind(sent, EXTRA) if kind is StreamSink else kind(sent, EXTRA, {})
     body = b'{"error":{"message":"too long","code":400}}'
     headers = {"content-type": "application/json", "retry-after": "3"}
-    asyncio.run(sink.hand_through(httpx.Response(429, headers=headers, content=body)))
+    asyncio.run(sink.forward_response(httpx.Response(429, headers=headers, content=body)))
     assert (sent.start["status"], sent.body, sent.ended) == (429, body, True)
     assert (b"retry-after", b"3") in sent.start["headers"]
-    assert sink.began
+    assert sink.has_started
 
 
 # -- a document --------------------------------------------------------------------------------

@@ -10,23 +10,28 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmarks.services import free_port, gateway
-from server.spelling import Spelling, renamed, speller, spelt
-from server.wire import decode_chunk, event_of
+from benchmarks.services import free_port, start_gateway
+from server.spelling import (
+    ReasoningField,
+    make_reasoning_rewriter,
+    rename_reasoning,
+    rename_skeleton_reasoning,
+)
+from server.wire import decode_chunk, encode_event
 from tests.exchange import chat, stream
 
 TEXTS = st.text(max_size=12)
 CUT = {"policy": "budget", "max": 20, "grace": 0}
 
 
-def told(spelling: Spelling, *deltas: dict[str, Any], finish: str | None = None) -> list[Any]:
+def told(spelling: ReasoningField, *deltas: dict[str, Any], finish: str | None = None) -> list[Any]:
     """The deltas as a client gets them; the last one finishes the choice."""
-    spell, shown = speller(spelling), []
+    spell, shown = make_reasoning_rewriter(spelling), []
     for number, delta in enumerate(deltas):
         reason = finish if number == len(deltas) - 1 else None
         choice = {"index": 0, "delta": delta, "finish_reason": reason}
         data = json.dumps({"id": "a", "choices": [choice]}, separators=(",", ":")).encode()
-        event = event_of(data)
+        event = encode_event(data)
         if spell is not None:
             event = spell(event, decode_chunk(data).choices[0])
         shown.append(json.loads(event[6:])["choices"][0]["delta"])
@@ -62,9 +67,11 @@ def test_a_response_without_a_trace_has_no_tags() -> None:
 
 def test_other_keys_keep_their_bytes() -> None:
     """Nothing is written anew but the key."""
-    event = event_of(b'{"id":"a","choices":[{"index":0,"delta":{"reasoning":"\\u00e9"},"x":1.50}]}')
+    event = encode_event(
+        b'{"id":"a","choices":[{"index":0,"delta":{"reasoning":"\\u00e9"},"x":1.50}]}'
+    )
     chunk = decode_chunk(event[6:-2])
-    assert renamed("reasoning_content")(event, chunk.choices[0]) == event.replace(
+    assert rename_reasoning("reasoning_content")(event, chunk.choices[0]) == event.replace(
         b'"reasoning"', b'"reasoning_content"'
     )
 
@@ -72,9 +79,14 @@ def test_other_keys_keep_their_bytes() -> None:
 def test_a_skeleton() -> None:
     """The keys of an unstreamed reply follow."""
     skeleton = {"choices": [{"message": {"role": "assistant", "reasoning": "x"}}]}
-    assert spelt(skeleton, "tags")["choices"][0]["message"] == {"role": "assistant"}
-    assert "reasoning_content" in spelt(skeleton, "reasoning_content")["choices"][0]["message"]
-    assert spelt(skeleton, "upstream") is skeleton
+    assert rename_skeleton_reasoning(skeleton, "tags")["choices"][0]["message"] == {
+        "role": "assistant"
+    }
+    assert (
+        "reasoning_content"
+        in rename_skeleton_reasoning(skeleton, "reasoning_content")["choices"][0]["message"]
+    )
+    assert rename_skeleton_reasoning(skeleton, "upstream") is skeleton
     assert skeleton["choices"][0]["message"]["reasoning"] == "x"
 
 
@@ -83,7 +95,7 @@ def spelling(request: pytest.FixtureRequest, standin: str) -> Iterator[tuple[str
     """A gateway with this spelling."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ADJOURN_REASONING_FIELD", request.param)
-        with gateway(standin, free_port(), "--policy", "deer", "--hold-out", "0") as url:
+        with start_gateway(standin, free_port(), "--policy", "deer", "--hold-out", "0") as url:
             yield request.param, url
 
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from server.sse import EventSplitter, data_of
+from server.sse import EventSplitter, event_data
 
 _PARTS = [
     b"\n",
@@ -27,7 +27,7 @@ _STREAMS = st.lists(st.sampled_from(_PARTS), max_size=14).map(b"".join)
 
 def split(pieces: list[bytes]) -> tuple[list[bytes], bytes]:
     splitter = EventSplitter()
-    return [event for piece in pieces for event in splitter.feed(piece)], splitter.rest
+    return [event for piece in pieces for event in splitter.feed(piece)], splitter.remainder
 
 
 def cut(stream: bytes, sizes: list[int]) -> list[bytes]:
@@ -99,7 +99,7 @@ def test_streams(stream: bytes, expected: list[bytes]) -> None:
 def test_an_events_data_is_what_the_standard_says(stream: bytes) -> None:
     """The quick way and the thorough one agree."""
     for event in split([stream])[0]:
-        assert data_of(event) == oracle(event)
+        assert event_data(event) == oracle(event)
 
 
 @pytest.mark.parametrize(
@@ -118,4 +118,4 @@ def test_an_events_data_is_what_the_standard_says(stream: bytes) -> None:
 )
 def test_data(event: bytes, expected: bytes | None) -> None:
     """One space behind the colon is not data; lines are joined; a comment has none."""
-    assert data_of(event) == expected
+    assert event_data(event) == expected

@@ -21,15 +21,15 @@ from policies.never import Never
 from policies.policy import Policy
 from policies.session import Session
 from server.adapters.vllm import VLLM
-from server.chat import Chat
-from server.choose import read_chat
+from server.chat import ChatEndpoint
+from server.choose import parse_chat
 from server.config import Settings
-from server.engine import Engine
+from server.engine import EngineClient
 from server.errors import GatewayError
 from server.metrics import Metrics
 from server.relay import Relay
-from server.sse import data_of
-from tests.policies.lab import END, MARKS, PROMPT, Generous
+from server.sse import event_data
+from tests.policies.lab import DIALECT, END, PROMPT, AlwaysProbe
 
 WORDS = ("a", " b.", "é", "\n", " 日本", ' "q"', "🎉")
 DONE = b"data: [DONE]\n\n"
@@ -39,21 +39,21 @@ class Sink:
     """Keeps what a client would get."""
 
     def __init__(self) -> None:
-        self.began = False
+        self.has_started = False
         self.events: list[bytes] = []
-        self.note: dict[str, Any] | None = None
+        self.summary: dict[str, Any] | None = None
         self.error: GatewayError | None = None
 
     def open(self, response: httpx.Response) -> None: ...
 
-    async def hand_through(self, response: httpx.Response) -> None: ...
+    async def forward_response(self, response: httpx.Response) -> None: ...
 
     async def write(self, events: list[bytes]) -> None:
-        self.began = True
+        self.has_started = True
         self.events += events
 
-    async def end(self, note: dict[str, Any] | None) -> None:
-        self.note = note
+    async def end(self, summary: dict[str, Any] | None) -> None:
+        self.summary = summary
 
     async def fail(self, error: GatewayError) -> None:
         self.error = error
@@ -63,7 +63,7 @@ class Sink:
         return b"".join(self.events)
 
     def chunks(self) -> list[Any]:
-        datas = [data for event in self.events if (data := data_of(event)) is not None]
+        datas = [data for event in self.events if (data := event_data(event)) is not None]
         return [json.loads(data) for data in datas if data != b"[DONE]"]
 
     def joined(self, key: str) -> str:
@@ -126,15 +126,15 @@ def run(
     """The relay of one request, to its end."""
     asked = {"model": "m", "messages": [{"role": "user", "content": "x"}], "stream": True, **fields}
     settings, metrics, sink = Settings(rescue_tokens=0), Metrics(), Sink()
-    request = read_chat(json.dumps(asked).encode(), {}, settings, None, {"m": None})
-    session = Session(policy or Never(), MARKS, Generous())
+    request = parse_chat(json.dumps(asked).encode(), {}, settings, None, {"m": None})
+    session = Session(policy or Never(), DIALECT, AlwaysProbe())
     wire = Wire(main, answer or [])
 
     async def live() -> None:
-        adapter = VLLM(Engine(settings, wire))
+        adapter = VLLM(EngineClient(settings, wire))
         labels = ("m", session.policy.name)
         relay = Relay(
-            adapter, Chat(request), [], "r", session, sink, metrics, labels, False, 0.0
+            adapter, ChatEndpoint(request), [], "r", session, sink, metrics, labels, False, 0.0
         )  # fmt: skip
         await relay.run()
 
@@ -151,17 +151,17 @@ def test_who_has_the_last_event_has_all() -> None:
 
         async def write(self, events: list[bytes]) -> None:
             await super().write(events)
-            asyncio.get_running_loop().call_soon(lambda: told.append(self.relay.finished))
+            asyncio.get_running_loop().call_soon(lambda: told.append(self.relay.is_complete))
 
     async def live() -> None:
         settings, sink, metrics = Settings(rescue_tokens=0), Looking(), Metrics()
         asked = b'{"model": "m", "messages": [{"role": "user", "content": "x"}], "stream": true}'
-        request = read_chat(asked, {}, settings, None, {"m": None})
+        request = parse_chat(asked, {}, settings, None, {"m": None})
         late = [chunk({"content": "7"}, [9], "stop", prompt=list(PROMPT)), DONE, b"", b": bye\n\n"]
-        session = Session(Never(), MARKS, Generous())
+        session = Session(Never(), DIALECT, AlwaysProbe())
         sink.relay = Relay(
-            VLLM(Engine(settings, Wire(late, []))),
-            Chat(request), [], "r", session, sink, metrics, ("m", "never"), False, 0.0,
+            VLLM(EngineClient(settings, Wire(late, []))),
+            ChatEndpoint(request), [], "r", session, sink, metrics, ("m", "never"), False, 0.0,
         )  # fmt: skip
         await sink.relay.run()
 
@@ -257,7 +257,7 @@ def test_a_cut_keeps_what_the_client_saw(
         cut(b"".join(events), mains), cut(b"".join(answer), answers), Budget(max=limit, grace=0)
     )
     if not session.stopped:
-        assert wire.resumed is None or session.muted
+        assert wire.resumed is None or session.mute_reason
         assert sink.joined("content") == "7 é"
         return
     assert wire.resumed is not None
@@ -279,7 +279,7 @@ def test_a_stream_without_done(groups: list[list[str]], places: list[int], newli
     whole = b"".join(told(groups, False, False)[:-1])
     sink, _, _ = run(cut(whole if newline else whole.rstrip(), places))
     assert sink.error is None
-    assert data_of(sink.events[-1]) == b"[DONE]"
+    assert event_data(sink.events[-1]) == b"[DONE]"
     assert sink.joined("content") == "7 é"
 
 
@@ -315,5 +315,5 @@ def test_what_is_no_chunk_is_handed_on(junk: bytes) -> None:
     events = told([["a"], ["b"]], False, False)
     sink, _, session = run([*events[:2], junk, *events[2:]])
     assert junk in sink.raw
-    assert session.muted == "unreadable-chunk"
+    assert session.mute_reason == "unreadable-chunk"
     assert sink.raw.endswith(DONE)

@@ -10,8 +10,18 @@ from typing import Any
 import httpx
 import pytest
 
-from benchmarks.services import free_port, gateway
-from tests.exchange import CHAT, body, chat, events, metric, normal, raw_stream, sent, stream
+from benchmarks.services import free_port, start_gateway
+from tests.exchange import (
+    CHAT,
+    body,
+    chat,
+    engine_requests,
+    events,
+    metric_value,
+    normalize,
+    raw_stream,
+    stream,
+)
 
 USAGE = {"stream_options": {"include_usage": True}}
 RACE = {"policy": "first-finish", "traces": 3}
@@ -48,19 +58,21 @@ def test_the_first_to_end_its_thinking_is_told(adjourn: str, standin: str) -> No
 
 def test_losers_are_ended_at_once(adjourn: str, standin: str) -> None:
     """What they decoded is waste, in the note and in the metrics, and they decoded little."""
-    before = {k: metric(adjourn, "adjourn_tokens_total", kind=k) for k in ("wasted", "reasoning")}
-    given_up = metric(adjourn, "adjourn_traces_total", outcome="given-up")
+    before = {
+        k: metric_value(adjourn, "adjourn_tokens_total", kind=k) for k in ("wasted", "reasoning")
+    }
+    given_up = metric_value(adjourn, "adjourn_traces_total", outcome="given-up")
     reply = chat(adjourn, **race(LONG, SHORT, LONG, adjourn=RACE)).json()
     tokens = reply["adjourn"]["tokens"]
     losers = [t for t in reply["adjourn"]["traces"] if t["outcome"] == "given-up"]
     assert tokens["reasoning"] == 20
     assert 0 < tokens["wasted"] == sum(t["tokens"]["reasoning"] for t in losers) < 200
-    after = {k: metric(adjourn, "adjourn_tokens_total", kind=k) for k in before}
+    after = {k: metric_value(adjourn, "adjourn_tokens_total", kind=k) for k in before}
     assert {k: after[k] - before[k] for k in before} == {
         "wasted": tokens["wasted"],
         "reasoning": 20,
     }
-    assert metric(adjourn, "adjourn_traces_total", outcome="given-up") == given_up + 2
+    assert metric_value(adjourn, "adjourn_traces_total", outcome="given-up") == given_up + 2
     usage = reply["usage"]
     assert usage["completion_tokens"] == 20 + tokens["marker"] + tokens["answer"]
     assert usage["prompt_tokens"] == tokens["prompt"] > 0
@@ -92,7 +104,11 @@ def test_a_unanimous_window_is_enough(adjourn: str, standin: str) -> None:
     reply = chat(adjourn, {"x-request-id": "alike"}, **fields, adjourn=policy).json()
     note = reply["adjourn"]
     assert (note["reason"], note["votes"], len(note["traces"])) == ("unanimous", 3, 3)
-    asked = [r for r in sent(standin) if r["headers"].get("x-request-id", "").startswith("alike")]
+    asked = [
+        r
+        for r in engine_requests(standin)
+        if r["headers"].get("x-request-id", "").startswith("alike")
+    ]
     assert sorted(json.loads(r["body"])["seed"] for r in asked) == [7, 8, 9]
     assert len({r["headers"]["x-session-id"] for r in asked}) == 1
 
@@ -155,9 +171,9 @@ def test_all_that_break_off_are_an_error(adjourn: str) -> None:
     """502 before anything was sent; nothing is opened behind a window without an answer."""
     fields = {"standin": {"tokens": 60, "die_after": 9}}
     policy = {"policy": "early-consistency", "window": 3}
-    failed = metric(adjourn, "adjourn_traces_total", outcome="failed")
+    failed = metric_value(adjourn, "adjourn_traces_total", outcome="failed")
     assert chat(adjourn, adjourn=policy, **fields).status_code == 502
-    assert metric(adjourn, "adjourn_traces_total", outcome="failed") == failed + 3
+    assert metric_value(adjourn, "adjourn_traces_total", outcome="failed") == failed + 3
 
 
 def test_a_winner_that_breaks_off_breaks_the_response(adjourn: str) -> None:
@@ -183,7 +199,7 @@ def brisk(standin: str) -> Iterator[str]:
     arguments = ("--policy", "first-finish(traces=2)", "--hold-out", "0")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ADJOURN_KEEP_ALIVE", "0.05")
-        with gateway(standin, free_port(), *arguments) as url:
+        with start_gateway(standin, free_port(), *arguments) as url:
             yield url
 
 
@@ -237,21 +253,21 @@ def test_one_trace_where_all_would_be_the_same(brisk: str) -> None:
 
 def test_several_choices_are_handed_through(brisk: str, standin: str) -> None:
     """The policy answers with one: who asks for more gets the engine's own."""
-    before = metric(brisk, "adjourn_passed_through_total", reason="several-choices")
+    before = metric_value(brisk, "adjourn_passed_through_total", reason="several-choices")
     reply = chat(brisk, n=2, temperature=0.5, standin={"tokens": 30})
     assert reply.headers["x-adjourn-passed-through"] == "several-choices"
-    after = metric(brisk, "adjourn_passed_through_total", reason="several-choices")
+    after = metric_value(brisk, "adjourn_passed_through_total", reason="several-choices")
     assert after == before + 1
 
 
 def test_observing_opens_nothing_on_top(standin: str) -> None:
     """One request at the engine, told as it comes."""
     arguments = ("--policy", "first-finish", "--mode", "observe")
-    with gateway(standin, free_port(), *arguments) as url:
+    with start_gateway(standin, free_port(), *arguments) as url:
         ours = raw_stream(url, {"x-request-id": "watched"}, standin={"tokens": 30})
     direct = raw_stream(standin, {"x-request-id": "watched"}, standin={"tokens": 30})
-    assert normal(direct) == normal(ours)
-    asked = [r for r in sent(standin) if r["headers"].get("x-request-id") == "watched"]
+    assert normalize(direct) == normalize(ours)
+    asked = [r for r in engine_requests(standin) if r["headers"].get("x-request-id") == "watched"]
     assert len(asked) == 2  # the other one is this test's
 
 

@@ -11,17 +11,17 @@ import pytest
 from policies.budget import Budget
 from policies.compose import AnyOf
 from policies.convergence import Convergence
-from server.apis.habits import Habits
-from server.apis.messages import Messages
-from server.apis.responses import Responses
-from server.choose import Asked, read_translated
+from server.apis.habits import EngineDefaults
+from server.apis.messages import MessagesTranslation
+from server.apis.responses import ResponsesTranslation
+from server.choose import ParsedRequest, parse_translated
 from server.config import Settings
 from server.errors import BadRequest
-from tests.server.test_retold import EXAMPLE, MESSAGES, RESPONSES
+from tests.server.test_retold import EXAMPLE_RESPONSE, MESSAGES_REQUEST, RESPONSES_REQUEST
 
 DEFAULT = Convergence(window=4)
 MODELS: Mapping[str, Any] = {"m": None}
-UNKNOWN = Habits(None, EXAMPLE, False, 100, None)
+UNKNOWN = EngineDefaults(None, EXAMPLE_RESPONSE, False, 100, None)
 IMAGE = {"type": "image", "source": {"type": "url", "url": "http://x/y.png"}}
 PICTURE = {"type": "input_image", "image_url": "http://x/y.png"}
 HISTORY = [
@@ -46,14 +46,14 @@ HISTORY = [
 
 def read(
     own: dict[str, Any],
-    habits: Habits = UNKNOWN,
+    habits: EngineDefaults = UNKNOWN,
     settings: Settings | None = None,
     headers: dict[str, str] | None = None,
     **fields: Any,
-) -> Asked:
-    api = Messages if "messages" in own else Responses
+) -> ParsedRequest:
+    api = MessagesTranslation if "messages" in own else ResponsesTranslation
     body = json.dumps({"model": "m", **own, **fields}).encode()
-    return read_translated(
+    return parse_translated(
         body,
         headers or {},
         settings or Settings(),
@@ -63,14 +63,14 @@ def read(
     )
 
 
-def chat(asked: Asked) -> dict[str, Any]:
-    assert asked.untouchable is None
+def chat(asked: ParsedRequest) -> dict[str, Any]:
+    assert asked.ineligible_reason is None
     return {name: json.loads(bytes(value)) for name, value in asked.fields.items()}
 
 
 def test_messages_as_a_chat() -> None:
     """Blocks become what a chat has for them; the results of tools stand before what is said."""
-    asked = read(MESSAGES, messages=HISTORY, system=[{"type": "text", "text": "S"}])
+    asked = read(MESSAGES_REQUEST, messages=HISTORY, system=[{"type": "text", "text": "S"}])
     call = {"name": "f", "arguments": '{"x": "\\u00e9"}'}
     assert chat(asked)["messages"] == [
         {"role": "system", "content": "S"},
@@ -89,9 +89,9 @@ def test_messages_as_a_chat() -> None:
 def test_a_system_prompt_among_the_messages(merges: bool | None, roles: str | None) -> None:
     """Where the engine puts it; where that is not known, the engine does it."""
     turns = [{"role": role, "content": "x"} for role in ("user", "system", "user")]
-    asked = read(MESSAGES, Habits(merges), messages=turns)
+    asked = read(MESSAGES_REQUEST, EngineDefaults(merges), messages=turns)
     if roles is None:
-        assert asked.untouchable == "inline-system"
+        assert asked.ineligible_reason == "inline-system"
     else:
         assert "".join(m["role"][0] for m in chat(asked)["messages"]).startswith(roles)
 
@@ -108,7 +108,7 @@ def test_an_input_as_a_chat() -> None:
         {"role": "assistant", "content": "d"},
         {"role": "assistant", "content": "e"},
     ]
-    told = chat(read(RESPONSES, input=items, instructions="S"))["messages"]
+    told = chat(read(RESPONSES_REQUEST, input=items, instructions="S"))["messages"]
     assert [m["role"] for m in told] == [
         *("system", "user", "assistant", "tool", "assistant", "assistant")
     ]
@@ -120,11 +120,11 @@ def test_an_input_as_a_chat() -> None:
 def test_an_instruction_is_no_turn_to_add_to() -> None:
     """An input that begins with what an assistant thought has a turn for it."""
     items = [{"type": "reasoning", "id": "r", "summary": []}]
-    told = chat(read(RESPONSES, input=items, instructions="S"))["messages"]
+    told = chat(read(RESPONSES_REQUEST, input=items, instructions="S"))["messages"]
     assert told == [{"role": "system", "content": "S"}, {"role": "assistant", "reasoning": ""}]
 
 
-@pytest.mark.parametrize("own", [MESSAGES, RESPONSES])
+@pytest.mark.parametrize("own", [MESSAGES_REQUEST, RESPONSES_REQUEST])
 def test_fields_that_nobody_knows_go_on(own: dict[str, Any]) -> None:
     """To the chat, as the bytes they were written in; less what is for the gateway."""
     asked = read(own, x_new={"a": [1.5]}, adjourn={"policy": "loop"}, metadata={"user_id": "u"})
@@ -135,74 +135,78 @@ def test_fields_that_nobody_knows_go_on(own: dict[str, Any]) -> None:
     assert asked.policy.name == "loop"
 
 
-@pytest.mark.parametrize("own", [MESSAGES, RESPONSES])
+@pytest.mark.parametrize("own", [MESSAGES_REQUEST, RESPONSES_REQUEST])
 def test_what_is_handed_through_is_what_came(own: dict[str, Any]) -> None:
     """Byte for byte, unless there is something in it for the gateway."""
     body = json.dumps({"model": "m", "n": 2, **own}, indent=1).encode()
-    api = Messages if "messages" in own else Responses
+    api = MessagesTranslation if "messages" in own else ResponsesTranslation
 
-    def read_it(body: bytes) -> Asked:
+    def read_it(body: bytes) -> ParsedRequest:
         args = (body, {}, Settings(aliases={"o": "m"}), DEFAULT, MODELS)
-        return read_translated(*args, lambda given: api(given, UNKNOWN))
+        return parse_translated(*args, lambda given: api(given, UNKNOWN))
 
     asked = read_it(body)
-    assert (asked.untouchable, asked.own) == ("foreign-field", body)
+    assert (asked.ineligible_reason, asked.passthrough_body) == ("foreign-field", body)
     aliased = json.loads(body) | {"model": "o", "adjourn": {"policy": "loop"}}
     asked = read_it(json.dumps(aliased).encode())
-    assert asked.own is not None
-    assert json.loads(asked.own) == json.loads(body)
+    assert asked.passthrough_body is not None
+    assert json.loads(asked.passthrough_body) == json.loads(body)
 
 
 @pytest.mark.parametrize(
     ("own", "fields", "reason"),
     [
-        (MESSAGES, {"thinking": {"type": "disabled"}}, "no-thinking"),
-        (MESSAGES, {"thinking": {"type": "enabled", "budget_tokens": 9}}, "unreadable"),
-        (MESSAGES, {"messages": [{"role": "user", "content": [IMAGE]}]}, "not-text"),
-        (MESSAGES, {"messages": [{"role": "user", "content": [{"type": "x"}]}]}, "unknown-content"),
-        (MESSAGES, {"messages": [{"role": "user"}]}, "unreadable"),
-        (MESSAGES, {"system": [{"type": "tool_addition"}]}, "tool-changes"),
-        (MESSAGES, {"tools": [{"type": "web_search_20250305", "name": "w"}]}, "unreadable"),
-        (MESSAGES, {"logprobs": True}, "foreign-field"),
-        (MESSAGES, {"kv_transfer_params": {}}, "kv-transfer"),
+        (MESSAGES_REQUEST, {"thinking": {"type": "disabled"}}, "no-thinking"),
+        (MESSAGES_REQUEST, {"thinking": {"type": "enabled", "budget_tokens": 9}}, "unreadable"),
+        (MESSAGES_REQUEST, {"messages": [{"role": "user", "content": [IMAGE]}]}, "not-text"),
         (
-            RESPONSES,
+            MESSAGES_REQUEST,
+            {"messages": [{"role": "user", "content": [{"type": "x"}]}]},
+            "unknown-content",
+        ),
+        (MESSAGES_REQUEST, {"messages": [{"role": "user"}]}, "unreadable"),
+        (MESSAGES_REQUEST, {"system": [{"type": "tool_addition"}]}, "tool-changes"),
+        (MESSAGES_REQUEST, {"tools": [{"type": "web_search_20250305", "name": "w"}]}, "unreadable"),
+        (MESSAGES_REQUEST, {"logprobs": True}, "foreign-field"),
+        (MESSAGES_REQUEST, {"kv_transfer_params": {}}, "kv-transfer"),
+        (
+            RESPONSES_REQUEST,
             {"input": [{"role": "user", "content": [{"type": "input_image"}]}]},
             "not-text",
         ),
-        (RESPONSES, {"tools": [{"type": "custom", "name": "x"}]}, "tools"),
-        (RESPONSES, {"previous_response_id": "resp_1"}, "stored"),
-        (RESPONSES, {"background": True}, "background"),
-        (RESPONSES, {"enable_response_messages": True}, "raw-messages"),
-        (RESPONSES, {"input": [{"type": "computer_call_output"}]}, "unknown-content"),
-        (RESPONSES, {"text": {"format": {"type": "grammar"}}}, "unreadable"),
-        (RESPONSES, {"n": 2}, "foreign-field"),
+        (RESPONSES_REQUEST, {"tools": [{"type": "custom", "name": "x"}]}, "tools"),
+        (RESPONSES_REQUEST, {"previous_response_id": "resp_1"}, "stored"),
+        (RESPONSES_REQUEST, {"background": True}, "background"),
+        (RESPONSES_REQUEST, {"enable_response_messages": True}, "raw-messages"),
+        (RESPONSES_REQUEST, {"input": [{"type": "computer_call_output"}]}, "unknown-content"),
+        (RESPONSES_REQUEST, {"text": {"format": {"type": "grammar"}}}, "unreadable"),
+        (RESPONSES_REQUEST, {"n": 2}, "foreign-field"),
     ],
 )
 def test_what_a_chat_cannot_be_asked_for(
     own: dict[str, Any], fields: dict[str, Any], reason: str
 ) -> None:
     """It is the engine's, and the reason is told."""
-    assert read(own, **fields).untouchable == reason
+    assert read(own, **fields).ineligible_reason == reason
 
 
 def test_an_engine_that_stores() -> None:
     """A response that was drawn by a chat would not be there when it is asked for again."""
-    stores = Habits(None, EXAMPLE, True, 100, None)
-    assert read(RESPONSES, stores).untouchable == "stored"
-    assert read(RESPONSES, stores, store=False).untouchable is None
+    stores = EngineDefaults(None, EXAMPLE_RESPONSE, True, 100, None)
+    assert read(RESPONSES_REQUEST, stores).ineligible_reason == "stored"
+    assert read(RESPONSES_REQUEST, stores, store=False).ineligible_reason is None
 
 
 def test_an_engine_that_showed_no_response() -> None:
     """What its own would look like is not known."""
-    assert read(RESPONSES, Habits()).untouchable == "unexamined-api"
+    assert read(RESPONSES_REQUEST, EngineDefaults()).ineligible_reason == "unexamined-api"
 
 
 @pytest.mark.parametrize(
     ("own", "fields"),
     [
-        (MESSAGES, {"output_config": {"effort": "high"}}),
-        (RESPONSES, {"reasoning": {"effort": "high"}}),
+        (MESSAGES_REQUEST, {"output_config": {"effort": "high"}}),
+        (RESPONSES_REQUEST, {"reasoning": {"effort": "high"}}),
     ],
 )
 def test_an_effort_turns_the_policy(own: dict[str, Any], fields: dict[str, Any]) -> None:
@@ -217,8 +221,11 @@ def test_an_effort_turns_the_policy(own: dict[str, Any], fields: dict[str, Any])
 @pytest.mark.parametrize(
     ("own", "fields"),
     [
-        (MESSAGES, {"thinking": {"type": "enabled", "budget_tokens": 1024}, "max_tokens": 2000}),
-        (RESPONSES, {"reasoning": {"max_tokens": 1024}}),
+        (
+            MESSAGES_REQUEST,
+            {"thinking": {"type": "enabled", "budget_tokens": 1024}, "max_tokens": 2000},
+        ),
+        (RESPONSES_REQUEST, {"reasoning": {"max_tokens": 1024}}),
     ],
 )
 def test_a_budget_is_a_ceiling(own: dict[str, Any], fields: dict[str, Any]) -> None:
@@ -228,19 +235,19 @@ def test_a_budget_is_a_ceiling(own: dict[str, Any], fields: dict[str, Any]) -> N
     assert asked.policy.policies[1] == Budget(max=960, grace=64)
 
 
-@pytest.mark.parametrize("own", [MESSAGES, RESPONSES])
+@pytest.mark.parametrize("own", [MESSAGES_REQUEST, RESPONSES_REQUEST])
 def test_a_conversation_has_one_key(own: dict[str, Any]) -> None:
     """The client's own id, wherever it stands; else its user and how it all began."""
     user, other = {"metadata": {"user_id": "u"}}, {"metadata": {"user_id": "v"}}
-    assert read(own, **user).conversation == read(own, temperature=1, **user).conversation
-    assert read(own, **user).conversation != read(own, **other).conversation
+    assert read(own, **user).conversation_id == read(own, temperature=1, **user).conversation_id
+    assert read(own, **user).conversation_id != read(own, **other).conversation_id
     headers = {"x-claude-code-session-id": "s"}
-    assert read(own, headers=headers).conversation == "s"
+    assert read(own, headers=headers).conversation_id == "s"
     named = {"prompt_cache_key": "k"}
-    assert read(own, **user, **named).conversation == read(own, **other, **named).conversation
+    assert read(own, **user, **named).conversation_id == read(own, **other, **named).conversation_id
 
 
-@pytest.mark.parametrize("own", [MESSAGES, RESPONSES])
+@pytest.mark.parametrize("own", [MESSAGES_REQUEST, RESPONSES_REQUEST])
 @pytest.mark.parametrize("wrong", [{"stream": "yes"}, {"adjourn": {"policy": "nope"}}])
 def test_what_is_the_clients_error(own: dict[str, Any], wrong: dict[str, Any]) -> None:
     """What the gateway itself must understand."""

@@ -7,7 +7,7 @@ import json
 import httpx
 import pytest
 
-from tests.exchange import CHAT, body, chat, metric, normal, raw_stream, sent
+from tests.exchange import CHAT, body, chat, engine_requests, metric_value, normalize, raw_stream
 
 SCENARIOS = {
     "plain": {},
@@ -33,7 +33,7 @@ def test_an_unstopped_stream_is_the_engines_byte_for_byte(
     fields = {"standin": {"tokens": 40, **scenario}}
     if usage:
         fields["stream_options"] = {"include_usage": True}
-    assert normal(raw_stream(standin, **fields)) == normal(raw_stream(adjourn, **fields))
+    assert normalize(raw_stream(standin, **fields)) == normalize(raw_stream(adjourn, **fields))
 
 
 @pytest.mark.parametrize("scenario", SCENARIOS.values(), ids=SCENARIOS.keys())
@@ -43,16 +43,18 @@ def test_an_unstopped_reply_is_the_engines(
     """An unstreamed reply, put together from a stream, has the keys and values of a direct one."""
     fields = {"standin": {"tokens": 40, **scenario}}
     direct, ours = chat(standin, **fields), chat(adjourn, **fields)
-    assert normal(direct.content) == normal(ours.content)
+    assert normalize(direct.content) == normalize(ours.content)
 
 
 @pytest.mark.parametrize("wanted", ["return_token_ids", "logprobs"])
 def test_what_the_client_asked_for_itself_stays(adjourn: str, standin: str, wanted: str) -> None:
     """Ids and log-probabilities are the client's when it asks for them."""
     fields = {wanted: True, "standin": {"tokens": 20}}
-    assert normal(raw_stream(standin, **fields)) == normal(raw_stream(adjourn, **fields))
+    assert normalize(raw_stream(standin, **fields)) == normalize(raw_stream(adjourn, **fields))
     if wanted == "return_token_ids":  # the stand-in has no unstreamed log-probabilities
-        assert normal(chat(standin, **fields).content) == normal(chat(adjourn, **fields).content)
+        assert normalize(chat(standin, **fields).content) == normalize(
+            chat(adjourn, **fields).content
+        )
 
 
 def test_hidden_reasoning_stays_hidden(adjourn: str) -> None:
@@ -68,7 +70,7 @@ def test_off_hands_everything_through(adjourn: str, standin: str, streamed: bool
     """`off` turns the gateway into a wire."""
     fields = {"stream": streamed, "standin": {"tokens": 30, "cues": [10]}}
     ours = chat(adjourn, {"x-adjourn-policy": "off"}, **fields)
-    assert normal(chat(standin, **fields).content) == normal(ours.content)
+    assert normalize(chat(standin, **fields).content) == normalize(ours.content)
     assert ours.headers["x-adjourn-policy"] == "off"
 
 
@@ -79,7 +81,7 @@ def test_unknown_fields_reach_the_engine_as_they_were_written(adjourn: str, stan
         '"big":123456789012345678901234567890,"nested":{"b":1,"a":[2.50]},"standin":{"tokens":3}}'
     )
     httpx.post(adjourn + CHAT, content=text, headers={"content-type": "application/json"})
-    seen = sent(standin)[-1]["body"]
+    seen = engine_requests(standin)[-1]["body"]
     for piece in ("1.10e2", "123456789012345678901234567890", "2.50", "h\\u00e9"):
         assert piece in seen
 
@@ -95,7 +97,7 @@ def test_headers_go_both_ways(adjourn: str, standin: str) -> None:
     reply = chat(adjourn, headers, standin={"tokens": 3})
     assert reply.headers["x-request-id"] == "mine-1"
     assert reply.json()["id"] == "chatcmpl-mine-1"
-    seen = str(sent(standin)[-1]["headers"])
+    seen = str(engine_requests(standin)[-1]["headers"])
     for value in ("Bearer secret", "talk-7", "mine-1"):
         assert value in seen
 
@@ -105,7 +107,7 @@ def test_other_paths_are_the_engines(adjourn: str, standin: str, path: str) -> N
     """Status and body of every other path are the engine's own, errors included."""
     direct, ours = httpx.get(standin + path), httpx.get(adjourn + path)
     assert direct.status_code == ours.status_code
-    assert normal(direct.content) == normal(ours.content)
+    assert normalize(direct.content) == normalize(ours.content)
 
 
 def test_completions_are_handed_through(adjourn: str, standin: str) -> None:
@@ -162,11 +164,11 @@ def test_images_and_sounds_are_handed_through(
 ) -> None:
     """An engine drops the ids of such a request without a word, so nothing of it is cut: the body
     arrives as it was written, the reply is the engine's, and the reason is counted."""
-    before = metric(adjourn, "adjourn_passed_through_total", reason="not-text")
+    before = metric_value(adjourn, "adjourn_passed_through_total", reason="not-text")
     asked = body(messages=messages, stream=streamed, unknown={"kept": [1]}, standin={"tokens": 5})
     direct, ours = (httpx.post(url + CHAT, json=asked) for url in (standin, adjourn))
-    assert normal(direct.content) == normal(ours.content)
+    assert normalize(direct.content) == normalize(ours.content)
     assert ours.headers["x-adjourn-passed-through"] == "not-text"
-    theirs, through = (json.loads(request["body"]) for request in sent(standin)[-2:])
+    theirs, through = (json.loads(request["body"]) for request in engine_requests(standin)[-2:])
     assert theirs == through
-    assert metric(adjourn, "adjourn_passed_through_total", reason="not-text") == before + 1
+    assert metric_value(adjourn, "adjourn_passed_through_total", reason="not-text") == before + 1

@@ -12,17 +12,17 @@ from hypothesis import strategies as st
 
 from server.wire import (
     Chunk,
-    Renamer,
+    IdRewriter,
+    build_reasoning_chunk,
     decode_chunk,
-    event_of,
-    given,
+    encode_event,
+    has_only_token_ids,
+    has_value,
     hide_ids,
-    is_padding,
-    most_probable,
-    spoken,
-    with_bias,
+    top_logprobs,
+    trim_logprobs,
     with_key,
-    with_logprobs,
+    with_logit_bias,
     without_reasoning,
 )
 
@@ -66,7 +66,7 @@ def read(chunk: dict[str, Any]) -> Chunk:
 )
 def test_the_thought_goes_by_two_names(delta: dict[str, Any], expected: str) -> None:
     """Engines call it ``reasoning`` or ``reasoning_content``."""
-    assert read(chunk_of(delta)).choices[0].delta.thought == expected
+    assert read(chunk_of(delta)).choices[0].delta.reasoning_text == expected
 
 
 def test_what_is_not_known_does_not_matter() -> None:
@@ -101,7 +101,7 @@ def test_what_is_no_chunk_is_said_to_be_none(data: bytes) -> None:
 )
 def test_a_tool_call_is_seen(delta: dict[str, Any], expected: bool) -> None:
     """An empty list of calls is none."""
-    assert given(read(chunk_of(delta)).choices[0].delta.tool_calls) is expected
+    assert has_value(read(chunk_of(delta)).choices[0].delta.tool_calls) is expected
 
 
 # -- hiding ids --------------------------------------------------------------------------------
@@ -112,22 +112,22 @@ def test_only_the_ids_are_hidden(text: str, ids: list[int]) -> None:
     """Whatever the text says, what comes out is the chunk with null where the ids were."""
     chunk = chunk_of({"content": text}, token_ids=ids)
     expected = chunk_of({"content": text}, token_ids=None)
-    assert hide_ids(event_of(encoded(chunk))) == event_of(encoded(expected))
+    assert hide_ids(encode_event(encoded(chunk))) == encode_event(encoded(expected))
 
 
 @for_all(_TRICKY, _IDS)
 def test_the_prompts_ids_are_hidden(text: str, ids: list[int]) -> None:
     """The first chunk's, by their own key; the choice's stay."""
     chunk = chunk_of({"content": text}, token_ids=[7])
-    event = event_of(encoded(chunk | {"prompt_token_ids": ids}))
-    expected = event_of(encoded(chunk | {"prompt_token_ids": None}))
+    event = encode_event(encoded(chunk | {"prompt_token_ids": ids}))
+    expected = encode_event(encoded(chunk | {"prompt_token_ids": None}))
     assert hide_ids(event, b'"prompt_token_ids":[') == expected
 
 
 @for_all(_TRICKY)
 def test_without_ids_nothing_changes(text: str) -> None:
     """A chunk that has none is the same bytes, however much its text looks like ids."""
-    event = event_of(encoded(chunk_of({"content": text, "role": text})))
+    event = encode_event(encoded(chunk_of({"content": text, "role": text})))
     assert hide_ids(event) == event
 
 
@@ -146,7 +146,7 @@ def test_without_ids_nothing_changes(text: str) -> None:
 def test_padding(delta: dict[str, Any], choice: dict[str, Any], expected: bool) -> None:
     """A chunk that holds ids and nothing else would not have come without them."""
     chunk = chunk_of(delta, token_ids=[1], **choice)
-    assert is_padding(event_of(encoded(chunk)), read(chunk).choices[0]) is expected
+    assert has_only_token_ids(encode_event(encoded(chunk)), read(chunk).choices[0]) is expected
 
 
 # -- adding and taking -------------------------------------------------------------------------
@@ -190,14 +190,14 @@ def test_the_second_stream_bears_the_firsts_name(text: str) -> None:
     """Id and time are the first's; a text that spells the second's id is left alone."""
     first, second = Chunk(id="a", created=5), Chunk(id="b", created=6)
     chunk = chunk_of({"content": text, "tool_calls": [{"id": "b"}]}) | {"id": "b", "created": 6}
-    renamed = Renamer(first, second)(event_of(encoded(chunk)))
-    assert renamed == event_of(encoded(chunk | {"id": "a", "created": 5}))
+    renamed = IdRewriter(first, second)(encode_event(encoded(chunk)))
+    assert renamed == encode_event(encoded(chunk | {"id": "a", "created": 5}))
 
 
 def test_an_error_event_has_no_name_to_change() -> None:
     """What does not bear the second's id goes through."""
     event = b'data: {"error":{"message":"x","id":"c"}}\n\n'
-    assert Renamer(Chunk(id="a"), Chunk(id="b"))(event) == event
+    assert IdRewriter(Chunk(id="a"), Chunk(id="b"))(event) == event
 
 
 # -- log-probabilities -------------------------------------------------------------------------
@@ -220,7 +220,7 @@ def told(token: str, *logprobs: float) -> dict[str, Any]:
 def test_the_most_probable_come_first(logprobs: Any, expected: list[list[float]]) -> None:
     """One list a token; vLLM puts the sampled token before the most probable ones."""
     chunk = read(chunk_of({"reasoning": "a"}, logprobs=logprobs))
-    assert most_probable(chunk.choices[0].logprobs) == expected
+    assert top_logprobs(chunk.choices[0].logprobs) == expected
 
 
 def test_what_was_not_told_is_no_certainty() -> None:
@@ -228,25 +228,25 @@ def test_what_was_not_told_is_no_certainty() -> None:
     -9999 for the rest; a rest that cannot come beside two that can is told."""
     tokens = [told("a", -1.5, -9999.0, -9999.0), told("b", -0.7, -0.7, -9999.0), told("c", -0.1)]
     chunk = read(chunk_of({"reasoning": "a"}, logprobs={"content": tokens}))
-    assert most_probable(chunk.choices[0].logprobs) == [[], [-0.7, -0.7, -9999.0], [-0.1]]
+    assert top_logprobs(chunk.choices[0].logprobs) == [[], [-0.7, -0.7, -9999.0], [-0.1]]
 
 
 @for_all(text=_TRICKY, logprobs=st.lists(st.floats(-30, 0), max_size=4))
 def test_log_probabilities_that_nobody_asked_for(text: str, logprobs: list[float]) -> None:
     """What the client gets is the chunk as it would have come without them, to the byte."""
     with_them = chunk_of({"reasoning": text}, logprobs={"content": [told(text, *logprobs)]})
-    event = event_of(encoded(with_them))
+    event = encode_event(encoded(with_them))
     choice = read(with_them).choices[0]
-    plain = event_of(encoded(chunk_of({"reasoning": text}, logprobs=None)))
-    assert with_logprobs(event, choice, None) == plain
-    assert not given(choice.logprobs)
+    plain = encode_event(encoded(chunk_of({"reasoning": text}, logprobs=None)))
+    assert trim_logprobs(event, choice, None) == plain
+    assert not has_value(choice.logprobs)
 
 
 def test_log_probabilities_without_content() -> None:
     """What a client asked for and an engine left empty stays as it is."""
     chunk = chunk_of({"reasoning": "x"}, logprobs={"content": None})
-    event = event_of(encoded(chunk))
-    assert with_logprobs(event, read(chunk).choices[0], 2) == event
+    event = encode_event(encoded(chunk))
+    assert trim_logprobs(event, read(chunk).choices[0], 2) == event
 
 
 @pytest.mark.parametrize("asked", [0, 1, 3])
@@ -255,8 +255,8 @@ def test_as_many_as_the_client_asked_for(asked: int) -> None:
     full = chunk_of({"reasoning": "x"}, logprobs={"content": [told("x", -0.1, -2.0, -3.0)]})
     mine = chunk_of({"reasoning": "x"}, logprobs={"content": [told("x", -0.1, -2.0, -3.0)]})
     del mine["choices"][0]["logprobs"]["content"][0]["top_logprobs"][asked:]
-    event = with_logprobs(event_of(encoded(full)), read(full).choices[0], asked)
-    assert event == event_of(encoded(mine))
+    event = trim_logprobs(encode_event(encoded(full)), read(full).choices[0], asked)
+    assert event == encode_event(encoded(mine))
 
 
 # -- what is put in ----------------------------------------------------------------------------
@@ -266,11 +266,13 @@ def test_as_many_as_the_client_asked_for(asked: int) -> None:
 def test_words_that_are_put_in(text: str) -> None:
     """A chunk of the same response, with reasoning alone, and ids for who asked for them."""
     chunk = read(chunk_of({"role": "assistant"}))
-    said = decode_chunk(spoken(chunk, "m", text, (7, 8)))
+    said = decode_chunk(build_reasoning_chunk(chunk, "m", text, (7, 8)))
     assert (said.id, said.created) == (chunk.id, chunk.created)
-    assert (said.choices[0].delta.thought, said.choices[0].token_ids) == (text, [7, 8])
+    assert (said.choices[0].delta.reasoning_text, said.choices[0].token_ids) == (text, [7, 8])
     assert not said.choices[0].delta.content
-    assert json.loads(spoken(chunk, "m", text, None))["choices"][0]["token_ids"] is None
+    assert (
+        json.loads(build_reasoning_chunk(chunk, "m", text, None))["choices"][0]["token_ids"] is None
+    )
 
 
 @pytest.mark.parametrize(
@@ -285,4 +287,4 @@ def test_words_that_are_put_in(text: str) -> None:
 )
 def test_a_bias_beside_the_clients_own(given_bias: bytes, expected: dict[str, Any]) -> None:
     """Added to what the client gave; what is no bias is left for the engine to refuse."""
-    assert json.loads(bytes(with_bias(msgspec.Raw(given_bias), 2, 1.5))) == expected
+    assert json.loads(bytes(with_logit_bias(msgspec.Raw(given_bias), 2, 1.5))) == expected

@@ -11,7 +11,7 @@ import re
 from dataclasses import dataclass
 from typing import ClassVar
 
-from policies.events import Checkpoint, Command, Event, Stop, Thought
+from policies.events import Checkpoint, Command, Event, Stop, ReasoningChunk
 from policies.policy import Needs
 
 __all__ = ["Stale"]
@@ -34,7 +34,7 @@ class Stale:
 
     @property
     def needs(self) -> Needs:
-        return Needs(cues=True, thoughts=True)
+        return Needs(cues=True, reasoning_chunks=True)
 
     def start(self) -> StaleStopper:
         return StaleStopper(self)
@@ -46,23 +46,23 @@ class StaleStopper:
 
     def __init__(self, policy: Stale) -> None:
         self._policy = policy
-        self._stretch: list[str] = []
-        self._seen: set[str] = set()
-        self._stale = 0
+        self._stretch_texts: list[str] = []
+        self._seen_numbers: set[str] = set()
+        self._stale_count = 0
 
     def observe(self, event: Event) -> Command | None:
-        if isinstance(event, Thought):
-            self._stretch.append(event.text)
+        if isinstance(event, ReasoningChunk):
+            self._stretch_texts.append(event.text)
             return None
         if not isinstance(event, Checkpoint):
             return None
         # A number may have come in several tokens: only the joined text holds it whole.
-        numbers = set(_NUMBER.findall("".join(self._stretch)))
-        self._stretch.clear()
+        numbers = set(_NUMBER.findall("".join(self._stretch_texts)))
+        self._stretch_texts.clear()
         if not numbers:
             return None  # words alone say nothing of the calculation
-        self._stale = self._stale + 1 if numbers <= self._seen else 0
-        self._seen |= numbers
-        if self._stale >= self._policy.stretches and event.position >= self._policy.min_tokens:
+        self._stale_count = self._stale_count + 1 if numbers <= self._seen_numbers else 0
+        self._seen_numbers |= numbers
+        if self._stale_count >= self._policy.stretches and event.position >= self._policy.min_tokens:
             return Stop("stale", event.position)
         return None

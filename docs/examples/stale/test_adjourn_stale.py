@@ -3,7 +3,7 @@
 import pytest
 from adjourn_stale import Stale
 
-from policies.events import Checkpoint, Stop, Thought
+from policies.events import Checkpoint, Stop, ReasoningChunk
 
 
 def commands(policy, *stretches):
@@ -12,7 +12,7 @@ def commands(policy, *stretches):
     for stretch in stretches:
         for text in stretch:
             position += 1
-            assert stopper.observe(Thought(text, (1,), position, 0.0)) is None
+            assert stopper.observe(ReasoningChunk(text, (1,), position, 0.0)) is None
         answers.append(stopper.observe(Checkpoint("cue", position, 0.0, cue="Wait")))
     return answers
 

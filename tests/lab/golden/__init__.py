@@ -11,12 +11,12 @@ from typing import Any
 
 import msgspec
 
-from benchmarks.lab.traces import Event
+from benchmarks.lab.traces import LogEvent
 
 __all__ = ["FOLDER", "read"]
 
 FOLDER = Path(__file__).parent
 
 
-def read(events: list[Any]) -> list[Event]:
-    return msgspec.convert(events, list[Event])
+def read(events: list[Any]) -> list[LogEvent]:
+    return msgspec.convert(events, list[LogEvent])

@@ -9,7 +9,7 @@ import msgspec
 from benchmarks.lab import values
 from benchmarks.pocket import CHAINS
 from tests.lab.golden import FOLDER
-from tests.lab.parity import decisions, served
+from tests.lab.parity import decisions, run_through_gateway
 
 POLICIES = {
     "deer": "deer(threshold=0.9)",
@@ -26,12 +26,12 @@ for name in sys.argv[2:] or POLICIES:
             "temperature": 0,
             "max_tokens": 900,
         }
-        for problem in CHAINS.held_out(5, 3)
+        for problem in CHAINS.held_out_problems(5, 3)
     ]
-    sessions = served(sys.argv[1], policy, asked)
+    sessions = run_through_gateway(sys.argv[1], policy, asked)
     document = {
         "policy": policy,
-        "marks": values.write(sessions[0].marks),
+        "dialect": values.to_json_value(sessions[0].dialect),
         "requests": [{"events": s.events, "decisions": decisions(s)} for s in sessions],
     }
     (FOLDER / f"{name}.json").write_bytes(msgspec.json.encode(document) + b"\n")
