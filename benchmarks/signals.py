@@ -20,8 +20,15 @@ from typing import Any
 
 import aiohttp
 
+from adjourn.lab.engine_client import EngineClient
+from adjourn.policies.events import Probe, ReasoningChunk
+from adjourn.policies.evidence.answers import AnswerClasses, extract_final_answer
+from adjourn.policies.never import Never
+from adjourn.policies.parallel.confidence_meter import CONFIDENCE_TOP_LOGPROBS, ConfidenceMeter
+from adjourn.policies.registry import parse
+from adjourn.policies.sampling import SamplingPolicy
+from adjourn.policies.text.dialect import TokenizedDialect, builtin_dialects
 from benchmarks.client import MAX_TOKENS, TEMPERATURE, progress_bar
-from benchmarks.lab.engine import EngineClient
 from benchmarks.pocket import CHAINS
 from benchmarks.pocket.task import Problem
 from benchmarks.services import ROOT, free_port, start_engine, start_reward_model
@@ -34,13 +41,6 @@ from benchmarks.votes import (
     simulate_vote,
     single_trace,
 )
-from policies.answers import AnswerClasses, extract_final_answer
-from policies.dialect import TokenizedDialect, builtin_dialects
-from policies.events import Probe, ReasoningChunk
-from policies.meter import CONFIDENCE_TOP_LOGPROBS, ConfidenceMeter
-from policies.never import Never
-from policies.registry import parse
-from policies.sampling import SamplingPolicy
 
 SampleCall = Callable[[], Awaitable["UnlabelledTrace"]]
 REWARD_INTERVAL = 32

@@ -21,13 +21,9 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.client import ModelResponse, lightweight_client, progress_bar, send_all
-from benchmarks.pocket import CHAINS
-from benchmarks.services import ROOT, free_port, start_engine, start_gateway
-from benchmarks.statistics import paired_difference
-from policies.answers import AnswerClasses, extract_final_answer
-from policies.registry import parse
-from policies.sampling import (
+from adjourn.policies.evidence.answers import AnswerClasses, extract_final_answer
+from adjourn.policies.registry import parse
+from adjourn.policies.sampling import (
     AbortTraces,
     ChooseTrace,
     ConfidenceReport,
@@ -41,6 +37,10 @@ from policies.sampling import (
     TraceClosed,
     TraceScored,
 )
+from benchmarks.client import ModelResponse, lightweight_client, progress_bar, send_all
+from benchmarks.pocket import CHAINS
+from benchmarks.services import ROOT, free_port, start_engine, start_gateway
+from benchmarks.statistics import paired_difference
 
 __all__ = [
     "TraceSample",

@@ -16,7 +16,7 @@ from functools import reduce
 from operator import or_
 from typing import ClassVar
 
-from policies.events import (
+from adjourn.policies.events import (
     Checkpoint,
     Command,
     Embed,
@@ -28,8 +28,8 @@ from policies.events import (
     Stop,
     TraceEnding,
 )
-from policies.policy import Needs, Policy, Stopper
-from policies.sampling import SamplingPolicy
+from adjourn.policies.policy import Needs, Policy, Stopper
+from adjourn.policies.sampling import SamplingPolicy
 
 __all__ = ["AllOf", "AnyOf"]
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from policies.hidden_states import HiddenStates
+from adjourn.policies.evidence.hidden_states import HiddenStates
 
 __all__ = [
     "Checkpoint",

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from policies.events import Command, Event
-from policies.policy import Needs
+from adjourn.policies.events import Command, Event
+from adjourn.policies.policy import Needs
 
 __all__ = ["Never"]
 

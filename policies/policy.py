@@ -10,8 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
-from policies.events import Command, Event
-from policies.hidden_states import Layer
+from adjourn.policies.events import Command, Event
+from adjourn.policies.evidence.hidden_states import Layer
 
 __all__ = ["Needs", "Policy", "Stopper"]
 

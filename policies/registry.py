@@ -16,8 +16,8 @@ from importlib.metadata import entry_points
 from types import MappingProxyType, NoneType, UnionType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from policies.policy import Policy
-from policies.readiness import ReadinessClassifier
+from adjourn.policies.evidence.readiness import ReadinessClassifier
+from adjourn.policies.policy import Policy
 
 __all__ = [
     "ENTRY_POINT_GROUP",

@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
-from policies.never import Never
-from policies.policy import Needs, Policy, Stopper
+from adjourn.policies.never import Never
+from adjourn.policies.policy import Needs, Policy, Stopper
 
 __all__ = [
     "AbortTraces",

@@ -17,24 +17,24 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse
 
-from policies.never import Never
-from server import __version__
-from server.apis.habits import EngineDefaults
-from server.apis.messages import MESSAGES_PATH as MESSAGES
-from server.apis.messages import MessagesTranslation
-from server.apis.responses import RESPONSES_PATH as RESPONSES
-from server.apis.responses import ResponsesTranslation
-from server.apis.translation import Translation
-from server.chat import CHAT_PATH as CHAT
-from server.choose import ParsedRequest, parse_chat, parse_completion, parse_translated
-from server.completions import COMPLETIONS_PATH as COMPLETIONS
-from server.config import Settings
-from server.engine import forwarded_headers
-from server.errors import BadRequest, GatewayError, TooLarge, error_body
-from server.gateway import Gateway
-from server.judged import PolicyResponse
-from server.replies import Passthrough
-from server.wire import Fields
+from adjourn import __version__
+from adjourn.policies.never import Never
+from adjourn.server.api.chat import CHAT_PATH as CHAT
+from adjourn.server.api.completions import COMPLETIONS_PATH as COMPLETIONS
+from adjourn.server.api.request import ParsedRequest, parse_chat, parse_completion, parse_translated
+from adjourn.server.api.translated.engine_defaults import EngineDefaults
+from adjourn.server.api.translated.messages import MESSAGES_PATH as MESSAGES
+from adjourn.server.api.translated.messages import MessagesTranslation
+from adjourn.server.api.translated.responses import RESPONSES_PATH as RESPONSES
+from adjourn.server.api.translated.responses import ResponsesTranslation
+from adjourn.server.api.translated.translation import Translation
+from adjourn.server.config import Settings
+from adjourn.server.errors import BadRequest, GatewayError, TooLarge, error_body
+from adjourn.server.gateway import Gateway
+from adjourn.server.responses.passthrough import Passthrough
+from adjourn.server.responses.policy_response import PolicyResponse
+from adjourn.server.stream.chunk import Fields
+from adjourn.server.upstream.client import forwarded_headers
 
 __all__ = ["create_app"]
 

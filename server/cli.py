@@ -13,8 +13,8 @@ from typing import Annotated, Any
 
 import typer
 
-from server import __version__
-from server.config import ENV_PREFIX, BadConfig, Settings, load
+from adjourn import __version__
+from adjourn.server.config import ENV_PREFIX, BadConfig, Settings, load
 
 __all__ = ["COMMAND_GROUP", "add_commands", "app", "main"]
 
@@ -85,8 +85,8 @@ def serve(
     """Start the gateway."""
     import uvicorn
 
-    from server.app import create_app
-    from server.replies import RawSendMiddleware
+    from adjourn.server.app import create_app
+    from adjourn.server.responses.passthrough import RawSendMiddleware
 
     settings = _load_or_exit(
         config,
@@ -151,7 +151,7 @@ def policies() -> None:
     """List the installed policies and their options."""
     from dataclasses import MISSING, fields
 
-    from policies.registry import available
+    from adjourn.policies.registry import available
 
     for name, kind in available().items():
         options = ", ".join(

@@ -28,11 +28,11 @@ from pydantic_settings import (
     YamlConfigSettingsSource,
 )
 
-from policies.dialect import builtin_dialects, override_dialects
-from policies.policy import Policy
-from policies.readiness import BadReadinessClassifier, ReadinessClassifier
-from policies.registry import parse
-from server.spelling import ReasoningField
+from adjourn.policies.evidence.readiness import BadReadinessClassifier, ReadinessClassifier
+from adjourn.policies.policy import Policy
+from adjourn.policies.registry import parse
+from adjourn.policies.text.dialect import builtin_dialects, override_dialects
+from adjourn.server.stream.reasoning_field import ReasoningField
 
 __all__ = ["BadConfig", "Settings", "find_missing_setting", "load"]
 

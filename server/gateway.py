@@ -9,26 +9,31 @@ import logging
 import httpx
 import msgspec
 
-from policies.appraisal import ProbeCostModel
-from policies.dialect import builtin_dialects, override_dialects
-from policies.policy import Needs, Policy
-from policies.registry import parse
-from policies.sampling import SamplingPolicy
-from server.adapters.adapter import Adapter
-from server.adapters.recognise import detect_adapter
-from server.adapters.vllm import VLLM
-from server.apis.habits import EngineDefaults
-from server.chat import CHAT_PATH as CHAT
-from server.choose import ParsedRequest
-from server.completions import COMPLETIONS_PATH as COMPLETIONS
-from server.completions import can_separate_stops
-from server.config import Settings
-from server.engine import BadReply, EngineClient, Model
-from server.equality import EqualityChecker
-from server.errors import GatewayError
-from server.metrics import Metrics
-from server.pooling import Embedder, RewardScorer
-from server.selftest import Capabilities, authorization_headers, detect_capabilities, list_model_ids
+from adjourn.policies.policy import Needs, Policy
+from adjourn.policies.registry import parse
+from adjourn.policies.sampling import SamplingPolicy
+from adjourn.policies.session.probe_cost import ProbeCostModel
+from adjourn.policies.text.dialect import builtin_dialects, override_dialects
+from adjourn.server.api.chat import CHAT_PATH as CHAT
+from adjourn.server.api.completions import COMPLETIONS_PATH as COMPLETIONS
+from adjourn.server.api.completions import can_separate_stops
+from adjourn.server.api.request import ParsedRequest
+from adjourn.server.api.translated.engine_defaults import EngineDefaults
+from adjourn.server.config import Settings
+from adjourn.server.engines.adapter import Adapter
+from adjourn.server.engines.capabilities import (
+    Capabilities,
+    authorization_headers,
+    detect_capabilities,
+    list_model_ids,
+)
+from adjourn.server.engines.detect import detect_adapter
+from adjourn.server.engines.vllm import VLLM
+from adjourn.server.errors import GatewayError
+from adjourn.server.metrics import Metrics
+from adjourn.server.upstream.client import BadReply, EngineClient, Model
+from adjourn.server.upstream.equality import EqualityChecker
+from adjourn.server.upstream.pooling import Embedder, RewardScorer
 
 __all__ = ["Gateway"]
 

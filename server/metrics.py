@@ -9,9 +9,9 @@ from typing import get_args
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.process_collector import ProcessCollector
 
-from policies.ledger import Ledger
-from policies.session import Action
-from server import __version__
+from adjourn import __version__
+from adjourn.policies.session.ledger import Ledger
+from adjourn.policies.session.session import Action
 
 __all__ = ["Metrics"]
 

@@ -12,4 +12,4 @@ settings.register_profile("house", max_examples=100, derandomize=True, database=
 settings.register_profile("hunt", max_examples=3000, **_COMMON)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "house"))
 
-pytest_plugins = ["tests.services"]
+pytest_plugins = ["tests.fixtures"]

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.lab.tape import ReplayDataset, ReplayTrace
+from adjourn.lab.replay_trace import ReplayDataset, ReplayTrace
 
 __all__ = ["Baselines", "FloatArray", "PerTraceScores", "to_array"]
 

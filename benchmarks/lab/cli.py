@@ -13,10 +13,10 @@ import msgspec
 import typer
 
 if TYPE_CHECKING:
-    from benchmarks.lab.embedder import EmbeddingClient
-    from benchmarks.lab.engine import EngineClient
-    from benchmarks.lab.plan import RecordingPlan
-    from benchmarks.lab.prompts import Prompt
+    from adjourn.lab.embedding_client import EmbeddingClient
+    from adjourn.lab.engine_client import EngineClient
+    from adjourn.lab.plan import RecordingPlan
+    from adjourn.lab.prompts import Prompt
 
 __all__ = ["learn", "record", "replay"]
 
@@ -86,10 +86,10 @@ def record(
 
     Killed or interrupted, it goes on where it was when it is called again.
     """
-    from benchmarks.lab.plan import BadPlan, RecordingPlan, parse_needs, parse_probe
-    from benchmarks.lab.probes import parse_policy
-    from benchmarks.lab.prompts import BadPrompts, PromptSource, read_prompts
-    from policies.registry import BadPolicy
+    from adjourn.lab.plan import BadPlan, RecordingPlan, parse_needs, parse_probe
+    from adjourn.lab.policy_parser import parse_policy
+    from adjourn.lab.prompts import BadPrompts, PromptSource, read_prompts
+    from adjourn.policies.registry import BadPolicy
 
     own = {"temperature": temperature, "max_tokens": max_tokens, "seed": seed}
     try:
@@ -107,9 +107,9 @@ def record(
     if (embeds := any(needs.embeddings for needs in plan.needs)) and embeddings_url is None:
         _fail("steps are to be embedded: say where by --embeddings-url")
     with _require_lab_extra():
-        from benchmarks.lab.embedder import EmbeddingClient
-        from benchmarks.lab.engine import ENGINE_ERRORS, EngineClient
-        from benchmarks.lab.traces import BadTraces
+        from adjourn.lab.embedding_client import EmbeddingClient
+        from adjourn.lab.engine_client import ENGINE_ERRORS, EngineClient
+        from adjourn.lab.trace_log import BadTraces
 
         async def run() -> list[str]:
             async with AsyncExitStack() as stack:
@@ -157,9 +157,9 @@ def replay(
 ) -> None:
     """Play policies over recorded traces and compare them; no engine is needed."""
     with _require_lab_extra():
-        from benchmarks.lab.comparison import compare
-        from benchmarks.lab.traces import BadTraces
-        from policies.registry import BadPolicy
+        from adjourn.lab.comparison import compare
+        from adjourn.lab.trace_log import BadTraces
+        from adjourn.policies.registry import BadPolicy
 
         try:
             compare(
@@ -190,15 +190,15 @@ def learn(
     not seen."""
     out = out or Path(f"{policy}.json")
     with _require_lab_extra():
-        from benchmarks.lab import learn, readiness
-        from benchmarks.lab.traces import BadTraces
-        from policies.learned import Learned
+        from adjourn.lab import train_learned, train_lynx
+        from adjourn.lab.trace_log import BadTraces
+        from adjourn.policies.stopping.learned import Learned
 
         try:
             if policy == "lynx":
-                readiness.train(traces, out)
+                train_lynx.train(traces, out)
             else:
-                learn.train(traces, Learned(), out, tolerance / 100)
+                train_learned.train(traces, Learned(), out, tolerance / 100)
         except BadTraces as error:
             _fail(str(error))
 
@@ -216,9 +216,9 @@ async def _record_missing(
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
     from rich.progress import TimeRemainingColumn as Remaining
 
-    from benchmarks.lab.record import Recorder, record_samples
-    from benchmarks.lab.traces import Trace, TraceAppender
-    from policies.dialect import builtin_dialects
+    from adjourn.lab.record import Recorder, record_samples
+    from adjourn.lab.trace_log import Trace, TraceAppender
+    from adjourn.policies.text.dialect import builtin_dialects
 
     recorder = Recorder(
         engine, await engine.resolve_dialect(builtin_dialects(), dialect), plan, embedder

@@ -12,20 +12,20 @@ from typing import Any
 from rich.console import Console
 from rich.progress import track
 
-from benchmarks.lab.baselines import Baselines
-from benchmarks.lab.grid import expand
-from benchmarks.lab.intervals import Estimate
-from benchmarks.lab.page import render_page
-from benchmarks.lab.plan import require_replayable
-from benchmarks.lab.plot import plot
-from benchmarks.lab.points import Point, PointBuilder, pareto_front, select_best
-from benchmarks.lab.probes import parse_policy
-from benchmarks.lab.replay import sweep
-from benchmarks.lab.report import comparison_table, notes
-from benchmarks.lab.tape import ReplayDataset
-from policies.policy import Needs
-from policies.registry import BadPolicy
-from policies.sampling import SamplingPolicy
+from adjourn.lab.baselines import Baselines
+from adjourn.lab.grid import expand
+from adjourn.lab.intervals import Estimate
+from adjourn.lab.page import render_page
+from adjourn.lab.plan import require_replayable
+from adjourn.lab.plot import plot
+from adjourn.lab.points import Point, PointBuilder, pareto_front, select_best
+from adjourn.lab.policy_parser import parse_policy
+from adjourn.lab.replay import sweep
+from adjourn.lab.replay_trace import ReplayDataset
+from adjourn.lab.report import comparison_table, notes
+from adjourn.policies.policy import Needs
+from adjourn.policies.registry import BadPolicy
+from adjourn.policies.sampling import SamplingPolicy
 
 __all__ = ["compare"]
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from itertools import product
 
-from policies.registry import BadPolicy
+from adjourn.policies.registry import BadPolicy
 
 __all__ = ["MAX_POLICIES", "expand"]
 

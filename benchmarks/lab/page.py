@@ -11,12 +11,12 @@ from collections.abc import Sequence
 from importlib.resources import files
 from typing import Any
 
-from benchmarks.lab.baselines import Baselines
-from benchmarks.lab.intervals import Estimate
-from benchmarks.lab.plot import COLOURS, policy_family
-from benchmarks.lab.points import Point, pareto_front
-from benchmarks.lab.replay import Outcome
-from benchmarks.lab.tape import ReplayDataset, ReplayTrace
+from adjourn.lab.baselines import Baselines
+from adjourn.lab.intervals import Estimate
+from adjourn.lab.plot import COLOURS, policy_family
+from adjourn.lab.points import Point, pareto_front
+from adjourn.lab.replay import Outcome
+from adjourn.lab.replay_trace import ReplayDataset, ReplayTrace
 
 __all__ = ["render_page"]
 
@@ -46,7 +46,7 @@ def render_page(
         ],
         "budget": _budget_curve(baselines, points),
     }
-    template = files("benchmarks.lab").joinpath("page.html").read_text("utf-8")
+    template = files("adjourn.lab").joinpath("page.html").read_text("utf-8")
     # With every "<" written as an escape, nothing can end the element that holds the data.
     written = json.dumps(data, ensure_ascii=True).replace("<", "\\u003c")
     return template.replace("{{data}}", written)

@@ -13,9 +13,16 @@ from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any, get_args, get_type_hints
 
-from policies.events import Checkpoint, CheckpointKind, Embed, EmbeddingResult, Probe, ProbeResult
-from policies.policy import Needs, Policy, Stopper
-from policies.registry import BadPolicy
+from adjourn.policies.events import (
+    Checkpoint,
+    CheckpointKind,
+    Embed,
+    EmbeddingResult,
+    Probe,
+    ProbeResult,
+)
+from adjourn.policies.policy import Needs, Policy, Stopper
+from adjourn.policies.registry import BadPolicy
 
 __all__ = [
     "NOT_REPLAYABLE",
@@ -162,7 +169,9 @@ def probe_kind(probe: Probe) -> Probe:
     """A probe less its length: of those of one kind, a longer one answers a shorter as well, since
     both are greedy. Where a single token is told by its id, or with what the model held before it,
     it is of a kind of its own."""
-    alone = probe.score_end or probe.hidden_states or (probe.top_logprobs > 1 and probe.max_tokens == 1)
+    alone = (
+        probe.score_end or probe.hidden_states or (probe.top_logprobs > 1 and probe.max_tokens == 1)
+    )
     return probe if alone else replace(probe, max_tokens=0)
 
 

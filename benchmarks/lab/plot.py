@@ -10,8 +10,8 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from benchmarks.lab.baselines import Baselines, PerTraceScores
-from benchmarks.lab.points import Point, pareto_front
+from adjourn.lab.baselines import Baselines, PerTraceScores
+from adjourn.lab.points import Point, pareto_front
 
 __all__ = ["COLOURS", "plot", "policy_family"]
 

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from benchmarks.lab.baselines import Baselines, FloatArray, PerTraceScores, to_array
-from benchmarks.lab.intervals import ClusterBootstrap, Estimate
-from benchmarks.lab.replay import Outcome
+from adjourn.lab.baselines import Baselines, FloatArray, PerTraceScores, to_array
+from adjourn.lab.intervals import ClusterBootstrap, Estimate
+from adjourn.lab.replay import Outcome
 
 __all__ = ["Point", "PointBuilder", "pareto_front", "select_best"]
 

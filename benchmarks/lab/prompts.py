@@ -17,9 +17,9 @@ from typing import Any
 
 import msgspec
 
-from benchmarks.lab import hub
-from benchmarks.lab.hub import BadPrompts
-from policies.answers import extract_final_answer
+from adjourn.lab import hub
+from adjourn.lab.hub import BadPrompts
+from adjourn.policies.evidence.answers import extract_final_answer
 
 __all__ = [
     "ANSWER_COLUMNS",

@@ -15,12 +15,12 @@ from collections.abc import Callable, Sequence
 from contextlib import aclosing
 from typing import Any, ClassVar
 
-from benchmarks.lab import values
-from benchmarks.lab.embedder import EmbeddingClient, pack_vector
-from benchmarks.lab.engine import ENGINE_ERRORS, Chunk, EngineClient, EngineError
-from benchmarks.lab.plan import RecordingPlan, probe_kind
-from benchmarks.lab.prompts import Prompt
-from benchmarks.lab.traces import (
+from adjourn.lab import serialization
+from adjourn.lab.embedding_client import EmbeddingClient, pack_vector
+from adjourn.lab.engine_client import ENGINE_ERRORS, Chunk, EngineClient, EngineError
+from adjourn.lab.plan import RecordingPlan, probe_kind
+from adjourn.lab.prompts import Prompt
+from adjourn.lab.trace_log import (
     VERSION,
     CheckpointReached,
     CutExecuted,
@@ -32,9 +32,7 @@ from benchmarks.lab.traces import (
     StreamedChunk,
     Trace,
 )
-from policies.appraisal import ProbeCostModel
-from policies.dialect import TokenizedDialect
-from policies.events import (
+from adjourn.policies.events import (
     Checkpoint,
     Command,
     Embed,
@@ -44,12 +42,14 @@ from policies.events import (
     ProbeResult,
     Query,
 )
-from policies.events import Event as Seen
-from policies.never import Never
-from policies.orders import RequestEmbedding, SendProbe
-from policies.policy import Needs
-from policies.session import Session
-from policies.states import State
+from adjourn.policies.events import Event as Seen
+from adjourn.policies.never import Never
+from adjourn.policies.policy import Needs
+from adjourn.policies.session.orders import RequestEmbedding, SendProbe
+from adjourn.policies.session.probe_cost import ProbeCostModel
+from adjourn.policies.session.session import Session
+from adjourn.policies.session.states import State
+from adjourn.policies.text.dialect import TokenizedDialect
 
 __all__ = ["Recorder", "record_samples"]
 
@@ -110,9 +110,9 @@ class Recorder:
         return RecordingHeader(
             version=VERSION,
             model=self.engine.model,
-            dialect=values.to_json_value(self.dialect),
-            needs=values.to_json_value(self.plan.needs),
-            probes=values.to_json_value(self.plan.probes),
+            dialect=serialization.to_json_value(self.dialect),
+            needs=serialization.to_json_value(self.plan.needs),
+            probes=serialization.to_json_value(self.plan.probes),
             body=self.plan.body,
             engine_version=engine_version,
             embedder_name=self.embedder.name if self.embedder else "",
@@ -291,7 +291,7 @@ class _SampleRecording:
         async with self._auxiliary_lock:
             sent = self._now()
             result, *spent = await self._run_probe(ask, prefix, sent)
-        written = values.to_json_value(result)
+        written = serialization.to_json_value(result)
         self.events.append(ProbeCompleted(result.at, sent, ask.kept, ask.position, written, *spent))
 
     async def _run_probe(

@@ -15,16 +15,16 @@ from dataclasses import dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
 
-from benchmarks.lab.plan import NOT_REPLAYABLE
-from benchmarks.lab.probes import parse_policy
-from benchmarks.lab.tape import ChunkSpan, ReplayDataset, ReplayedResult, ReplayTrace
-from policies.appraisal import ProbeCostModel
-from policies.dialect import TokenizedDialect
-from policies.events import EmbeddingFailed, EmbeddingResult, ProbeFailed, ProbeResult
-from policies.orders import Cut, Order, RequestEmbedding, SendProbe
-from policies.policy import Policy
-from policies.registry import BadPolicy
-from policies.session import Session
+from adjourn.lab.plan import NOT_REPLAYABLE
+from adjourn.lab.policy_parser import parse_policy
+from adjourn.lab.replay_trace import ChunkSpan, ReplayDataset, ReplayedResult, ReplayTrace
+from adjourn.policies.events import EmbeddingFailed, EmbeddingResult, ProbeFailed, ProbeResult
+from adjourn.policies.policy import Policy
+from adjourn.policies.registry import BadPolicy
+from adjourn.policies.session.orders import Cut, Order, RequestEmbedding, SendProbe
+from adjourn.policies.session.probe_cost import ProbeCostModel
+from adjourn.policies.session.session import Session
+from adjourn.policies.text.dialect import TokenizedDialect
 
 __all__ = ["Outcome", "replay_all", "replay_trace", "sweep"]
 

@@ -10,11 +10,11 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from benchmarks.lab.intervals import Estimate
-from benchmarks.lab.points import Point
-from benchmarks.lab.tape import ReplayDataset
-from policies.answers import extract_final_answer
-from policies.mathematics import math_equal
+from adjourn.lab.intervals import Estimate
+from adjourn.lab.points import Point
+from adjourn.lab.replay_trace import ReplayDataset
+from adjourn.policies.evidence.answers import extract_final_answer
+from adjourn.policies.evidence.mathematics import math_equal
 
 __all__ = ["agreement", "comparison_table", "notes"]
 

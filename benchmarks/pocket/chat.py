@@ -6,7 +6,7 @@ import random
 import string
 from dataclasses import dataclass
 
-from policies.dialect import Dialect, builtin_dialects
+from adjourn.policies.text.dialect import Dialect, builtin_dialects
 
 __all__ = ["QWEN3", "SEED_OSS", "ChatFormat", "random_prompt"]
 

@@ -20,18 +20,18 @@ from statistics import fmean
 from tokenizers import Tokenizer
 from tqdm import tqdm
 
-from benchmarks.pocket import TASKS
-from benchmarks.pocket.engine import PocketEngineClient
-from benchmarks.pocket.task import Problem, Task
-from benchmarks.services import free_port
-from benchmarks.services import start_engine as started
-from policies.answers import (
+from adjourn.policies.evidence.answers import (
     INDUCERS_BY_KIND,
     answer_confidence,
     canonically_equal,
     extract_trial_answer,
 )
-from policies.cues import CueScanner
+from adjourn.policies.text.cues import CueScanner
+from benchmarks.pocket import TASKS
+from benchmarks.pocket.engine_client import PocketEngineClient
+from benchmarks.pocket.task import Problem, Task
+from benchmarks.services import free_port
+from benchmarks.services import start_engine as started
 
 TEMPERATURE = 0.6
 MAX_TOKENS = 2000

@@ -18,9 +18,9 @@ from itertools import count
 from pathlib import Path
 from typing import ClassVar, TypeVar
 
+from adjourn.policies.evidence.answers import AnswerKind as Kind
+from adjourn.policies.evidence.answers import canonically_equal, extract_final_answer
 from benchmarks.pocket.chat import ChatFormat
-from policies.answers import AnswerKind as Kind
-from policies.answers import canonically_equal, extract_final_answer
 
 __all__ = [
     "AnswerWording",

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from benchmarks.standin import vocabulary as v
-from benchmarks.standin import wire
+from benchmarks.standin import wire_format as wire
 from benchmarks.standin.scenario import Scenario
 
 __all__ = ["ChatRequest", "RequestRefused", "make_delta"]

@@ -9,7 +9,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, cast
 from urllib.parse import urlsplit
 
-from benchmarks.standin import wire
+from benchmarks.standin import wire_format as wire
 from benchmarks.standin.scenario import Scenario
 from benchmarks.standin.stream import Fault, Step
 

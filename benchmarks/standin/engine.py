@@ -11,11 +11,11 @@ from typing import Any
 from uuid import uuid4
 
 from benchmarks.standin import vocabulary as v
-from benchmarks.standin import wire
+from benchmarks.standin import wire_format as wire
 from benchmarks.standin.chat import ChatRequest, RequestRefused
+from benchmarks.standin.completion import CompletionRequest
 from benchmarks.standin.connection import Connection, DelayedReply, StreamedReply, Ticker
 from benchmarks.standin.pooling import embeddings_response, reward_response
-from benchmarks.standin.probe import CompletionRequest
 from benchmarks.standin.scenario import BadScenario, Scenario
 from benchmarks.standin.stream import stream_steps
 

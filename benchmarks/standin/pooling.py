@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 from zlib import crc32
 
-from benchmarks.standin import wire
+from benchmarks.standin import wire_format as wire
 from benchmarks.standin.chat import RequestRefused
 
 __all__ = ["embeddings_response", "reward_response"]

@@ -9,7 +9,7 @@ from itertools import pairwise
 from typing import Any
 
 from benchmarks.standin import vocabulary as v
-from benchmarks.standin import wire
+from benchmarks.standin import wire_format as wire
 from benchmarks.standin.chat import ChatRequest, make_delta
 from benchmarks.standin.scenario import Scenario
 

@@ -11,7 +11,6 @@ import json
 import sys
 from itertools import groupby
 
-from tests.conformance.places import start_targets
 from tests.conformance.results import SuiteResult, load_result, save_result
 from tests.conformance.suites import BUILD_FOLDER, SUITES, ReportsByTarget, Suite, run_suite
 from tests.conformance.table import (
@@ -21,6 +20,7 @@ from tests.conformance.table import (
     render_page,
     verdicts_by_feature,
 )
+from tests.conformance.targets import start_targets
 
 REPLIES_FOLDER = BUILD_FOLDER / "replies"
 LOGS_FOLDER = BUILD_FOLDER / "logs"

@@ -13,7 +13,7 @@ from pathlib import Path
 from benchmarks.pocket import CHAINS
 from benchmarks.services import ROOT
 from tests.conformance.compare import FeatureReport
-from tests.conformance.places import MODEL_NAMES, TargetUrls
+from tests.conformance.targets import MODEL_NAMES, TargetUrls
 
 __all__ = ["BUILD_FOLDER", "SUITES", "ReportsByTarget", "Suite", "run_suite"]
 

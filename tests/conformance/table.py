@@ -11,8 +11,8 @@ from typing import Any
 
 from benchmarks.services import ROOT
 from tests.conformance.compare import FeatureReport, Verdict, compare_reports
-from tests.conformance.places import DIRECT_TARGETS, FIRING_POLICY, GATEWAY_POLICIES
 from tests.conformance.results import SuiteResult, VerdictsByGateway
+from tests.conformance.targets import DIRECT_TARGETS, FIRING_POLICY, GATEWAY_POLICIES
 
 __all__ = ["PAGE_PATH", "REASONS_PATH", "Reasons", "render_page", "verdicts_by_feature"]
 

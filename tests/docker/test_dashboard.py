@@ -21,9 +21,9 @@ import httpx
 import pytest
 from prometheus_client import Metric
 
+from adjourn.server.metrics import Metrics
 from benchmarks import services
 from benchmarks.services import free_port, start_process
-from server.metrics import Metrics
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]

@@ -23,9 +23,9 @@ from pathlib import Path
 import httpx
 import pytest
 
+from adjourn import __version__
+from adjourn.server.config import Settings
 from benchmarks.services import free_port
-from server import __version__
-from server.config import Settings
 
 ROOT = Path(__file__).parents[2]
 DOCKERFILE = ROOT / "docker" / "Dockerfile"

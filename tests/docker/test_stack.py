@@ -12,7 +12,7 @@ import jsonschema
 import pytest
 import yaml
 
-from server.config import Settings, load
+from adjourn.server.config import Settings, load
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]

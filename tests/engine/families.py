@@ -16,14 +16,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from policies.appraisal import ProbeCostModel
-from policies.budget import Budget
-from policies.dialect import Dialect, TokenizedDialect, builtin_dialects
-from policies.markers import TokenIds
-from policies.never import Never
-from policies.orders import Cut
-from policies.policy import Policy
-from policies.session import Session
+from adjourn.policies.never import Never
+from adjourn.policies.policy import Policy
+from adjourn.policies.session.orders import Cut
+from adjourn.policies.session.probe_cost import ProbeCostModel
+from adjourn.policies.session.session import Session
+from adjourn.policies.stopping.budget import Budget
+from adjourn.policies.text.dialect import Dialect, TokenizedDialect, builtin_dialects
+from adjourn.policies.text.markers import TokenIds
 
 __all__ = ["ANSWER", "FAMILIES", "TRACE_SENTENCES", "Family", "response_text"]
 

@@ -7,8 +7,8 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.engine.talk import PROMPTS, join_deltas, send_chat
-from tests.exchange import CHAT, metric_value
+from tests.engine.pocket_client import PROMPTS, join_deltas, send_chat
+from tests.gateway_client import CHAT, metric_value
 
 pytestmark = pytest.mark.engine
 

@@ -7,8 +7,8 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.engine.talk import PROMPTS
-from tests.exchange import events, metric_value
+from tests.engine.pocket_client import PROMPTS
+from tests.gateway_client import events, metric_value
 
 pytestmark = pytest.mark.engine
 

@@ -15,6 +15,7 @@ from typing import Any
 import httpx
 import pytest
 
+from adjourn.policies.evidence.hidden_states import HiddenStates
 from benchmarks.pocket import CHAINS
 from benchmarks.services import (
     HIDDEN_STATE_LAYERS,
@@ -23,8 +24,7 @@ from benchmarks.services import (
     hidden_state_arguments,
     start_gateway,
 )
-from policies.hidden_states import HiddenStates
-from tests.engine.talk import PROMPTS, send_chat
+from tests.engine.pocket_client import PROMPTS, send_chat
 
 pytestmark = pytest.mark.engine
 
@@ -70,7 +70,7 @@ def test_they_are_the_models_own(hidden_state_engine: str, prompts: list[list[in
     layer that is named and of the last token are the nearest, and near."""
     python = ROOT / ".engine" / "bin" / "python"
     done = subprocess.run(
-        [python, "-m", "tests.engine.reference", str(CHAINS.model_path)],
+        [python, "-m", "tests.engine.reference_hidden_states", str(CHAINS.model_path)],
         input=json.dumps(prompts),
         cwd=ROOT,
         check=True,

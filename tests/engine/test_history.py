@@ -13,8 +13,8 @@ import httpx
 import pytest
 
 from benchmarks.services import free_port, start_gateway
-from tests.engine.talk import PROMPTS, join_deltas, send_chat
-from tests.exchange import CHAT
+from tests.engine.pocket_client import PROMPTS, join_deltas, send_chat
+from tests.gateway_client import CHAT
 
 pytestmark = pytest.mark.engine
 

@@ -9,13 +9,13 @@ from collections.abc import Iterator
 import httpx
 import pytest
 
-from benchmarks.lab.replay import replay_all
-from benchmarks.lab.tape import ReplayDataset
+from adjourn.lab.replay import replay_all
+from adjourn.lab.replay_trace import ReplayDataset
+from adjourn.policies.registry import parse
 from benchmarks.pocket import CHAINS
 from benchmarks.services import ROOT, free_port, start_engine, start_gateway
-from policies.registry import parse
-from tests.exchange import CHAT
-from tests.lab.parity import decisions, replay_decisions, run_through_gateway
+from tests.gateway_client import CHAT
+from tests.lab.gateway_sessions import decisions, replay_decisions, run_through_gateway
 
 pytestmark = pytest.mark.engine
 

@@ -9,8 +9,8 @@ import httpx
 import pytest
 
 from benchmarks.services import LLAMA, free_port, start_gateway, start_llama
-from tests.engine.talk import PROMPTS, join_deltas, send_chat, wait_until
-from tests.exchange import CHAT, metric_value
+from tests.engine.pocket_client import PROMPTS, join_deltas, send_chat, wait_until
+from tests.gateway_client import CHAT, metric_value
 
 pytestmark = [
     pytest.mark.engine,

@@ -7,8 +7,8 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.engine.talk import PROMPTS, named_events
-from tests.exchange import metric_value
+from tests.engine.pocket_client import PROMPTS, named_events
+from tests.gateway_client import metric_value
 
 pytestmark = pytest.mark.engine
 

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from tests.engine.talk import PROMPTS, join_deltas, send_chat
-from tests.exchange import metric_value
+from tests.engine.pocket_client import PROMPTS, join_deltas, send_chat
+from tests.gateway_client import metric_value
 
 pytestmark = pytest.mark.engine
 

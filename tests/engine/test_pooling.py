@@ -15,13 +15,13 @@ from typing import Any
 import httpx
 import pytest
 
-from benchmarks.lab.replay import replay_all
-from benchmarks.lab.tape import ReplayDataset
+from adjourn.lab.replay import replay_all
+from adjourn.lab.replay_trace import ReplayDataset
+from adjourn.policies.registry import parse
 from benchmarks.pocket import CHAINS
 from benchmarks.services import ROOT, free_port, start_embedder, start_gateway, start_reward_model
-from policies.registry import parse
-from tests.engine.talk import PROMPTS, join_deltas, send_chat
-from tests.exchange import metric_value
+from tests.engine.pocket_client import PROMPTS, join_deltas, send_chat
+from tests.gateway_client import metric_value
 
 pytestmark = pytest.mark.engine
 ALIKE = "redundancy(by='embedding', similarity=0.88, min_steps=2, confidence=0.9)"

@@ -9,8 +9,8 @@ import openai
 import pytest
 from pydantic import BaseModel
 
-from tests.engine.talk import PROMPTS, named_events
-from tests.exchange import metric_value
+from tests.engine.pocket_client import PROMPTS, named_events
+from tests.gateway_client import metric_value
 
 pytestmark = pytest.mark.engine
 

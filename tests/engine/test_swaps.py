@@ -11,8 +11,8 @@ import pytest
 
 from benchmarks.pocket import SWAPS
 from benchmarks.services import free_port, start_engine, start_gateway
-from tests.engine.talk import join_deltas, send_chat
-from tests.exchange import metric_value
+from tests.engine.pocket_client import join_deltas, send_chat
+from tests.gateway_client import metric_value
 
 pytestmark = pytest.mark.engine
 

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from benchmarks.services import free_port, start_gateway
-from tests.engine.talk import PROMPTS
+from tests.engine.pocket_client import PROMPTS
 from tests.engine.test_policies import run_policy
-from tests.exchange import metric_value
+from tests.gateway_client import metric_value
 
 ROOT = Path(__file__).parents[2]
 EXAMPLE = ROOT / "docs" / "examples" / "stale"

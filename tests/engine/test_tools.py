@@ -10,9 +10,9 @@ import httpx
 import pytest
 
 from benchmarks.services import free_port, start_gateway
-from tests.engine.host import serve_tiny_model
-from tests.engine.tiny import ANSWER_TOKENS, TOOL_CALLS, TRACE_LOOP
-from tests.exchange import CHAT, events, metric_value
+from tests.engine.tiny_model import ANSWER_TOKENS, TOOL_CALLS, TRACE_LOOP
+from tests.engine.tiny_server import serve_tiny_model
+from tests.gateway_client import CHAT, events, metric_value
 
 pytestmark = pytest.mark.engine
 

@@ -14,14 +14,14 @@ from dataclasses import asdict, astuple
 from pathlib import Path
 from typing import Any
 
-from policies import sampling
-from policies.events import EmbeddingFailed, EmbeddingResult
-from policies.orders import Cut, Order, Reopen, RequestEmbedding, SendProbe
-from policies.registry import parse
-from policies.sampling import SamplingPolicy
-from policies.session import Session
-from tests.policies.lab import DIALECT, AlwaysProbe, probe_result
-from tests.policies.probes import make_classifier, make_hidden_states
+from adjourn.policies import sampling
+from adjourn.policies.events import EmbeddingFailed, EmbeddingResult
+from adjourn.policies.registry import parse
+from adjourn.policies.sampling import SamplingPolicy
+from adjourn.policies.session.orders import Cut, Order, Reopen, RequestEmbedding, SendProbe
+from adjourn.policies.session.session import Session
+from tests.policies.readiness_fixtures import make_classifier, make_hidden_states
+from tests.policies.session_helpers import DIALECT, AlwaysProbe, probe_result
 
 __all__ = ["races", "recordings", "replay", "replay_race"]
 

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from benchmarks.services import ROOT
-from tests.lab.made import probe_completed, trace, write_log
+from tests.lab.trace_factory import probe_completed, trace, write_log
 
 ADJOURN = Path(sys.executable).with_name("adjourn")
 EVIL = "</script><img src=x onerror=alert(1)><!-- ${x} {{data}} \u2028"
@@ -166,7 +166,7 @@ def test_a_missing_library_is_named(tmp_path: Path) -> None:
     code = (
         "import sys; sys.modules['numpy'] = None\n"
         f"sys.argv = ['adjourn', 'replay', {str(tmp_path / 't.jsonl')!r}, '--policies', 'never']\n"
-        "from server.cli import main; main()"
+        "from adjourn.server.cli import main; main()"
     )
     ran = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert ran.returncode == 2

@@ -8,15 +8,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmarks.lab.comparison import compare
-from benchmarks.lab.embedder import pack_vector, unpack_vector
-from benchmarks.lab.replay import replay_all
-from benchmarks.lab.tape import ReplayDataset
-from benchmarks.lab.traces import CheckpointReached, EmbeddingCompleted, load
-from policies.registry import BadPolicy, parse
-from policies.similarity import CosineSimilarity
-from tests.lab.made import trace, write_log
+from adjourn.lab.comparison import compare
+from adjourn.lab.embedding_client import pack_vector, unpack_vector
+from adjourn.lab.replay import replay_all
+from adjourn.lab.replay_trace import ReplayDataset
+from adjourn.lab.trace_log import CheckpointReached, EmbeddingCompleted, load
+from adjourn.policies.evidence.similarity import CosineSimilarity
+from adjourn.policies.registry import BadPolicy, parse
 from tests.lab.test_record import command, run
+from tests.lab.trace_factory import trace, write_log
 
 POLICY = "redundancy(by='embedding', similarity=0.5, min_steps=2)"
 LONG = '{"standin": {"tokens": 1500, "rate": 4000, "trial_logprob": -0.001}}'

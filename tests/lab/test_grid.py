@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from benchmarks.lab.grid import expand
-from policies.registry import BadPolicy
+from adjourn.lab.grid import expand
+from adjourn.policies.registry import BadPolicy
 
 
 @pytest.mark.parametrize(

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from benchmarks.lab import values
-from tests.exchange import body
+from adjourn.lab import serialization
+from tests.gateway_client import body
+from tests.lab.gateway_sessions import decisions, replay_decisions, run_through_gateway
 from tests.lab.golden import FOLDER, read
-from tests.lab.parity import decisions, replay_decisions, run_through_gateway
 
 TRIALS = {"trial": ["1", "1", "2", "2", "2"], "trial_logprob": [-0.4, -0.3, -0.2, -0.01]}
 SCENES: list[dict[str, Any]] = [
@@ -58,7 +58,7 @@ def test_something_was_decided(standin: str) -> None:
 def test_a_golden_recording(path: Any) -> None:
     """What a gateway did before a real vLLM, kept on disk."""
     recording = json.loads(path.read_text("utf-8"))
-    marks = values.from_json_value(recording["dialect"])
+    marks = serialization.from_json_value(recording["dialect"])
     traces = [read(one["events"]) for one in recording["requests"]]
     expected = [one["decisions"] for one in recording["requests"]]
     assert expected == json.loads(json.dumps(replay_decisions(recording["policy"], marks, traces)))

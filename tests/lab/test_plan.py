@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from benchmarks.lab.plan import (
+from adjourn.lab.plan import (
     BadPlan,
     RecordingPlan,
     drop_covered_probes,
@@ -12,9 +12,9 @@ from benchmarks.lab.plan import (
     parse_probe,
     probes_of,
 )
-from policies.events import Probe
-from policies.policy import Needs
-from policies.registry import BadPolicy, parse
+from adjourn.policies.events import Probe
+from adjourn.policies.policy import Needs
+from adjourn.policies.registry import BadPolicy, parse
 
 
 @pytest.mark.parametrize(
@@ -42,12 +42,20 @@ def test_a_rehearsed_policy_shows_what_it_asks(policy: str, expected: list[Probe
 def test_the_longest_probe_stands_for_the_shorter() -> None:
     """Greedy probes with one inducer are one another's beginnings; others are not."""
     probes = [Probe(max_tokens=1), Probe(max_tokens=20), Probe("other", 5), Probe(top_logprobs=20)]
-    assert drop_covered_probes(probes) == [Probe(max_tokens=20), Probe("other", 5), Probe(top_logprobs=20)]
+    assert drop_covered_probes(probes) == [
+        Probe(max_tokens=20),
+        Probe("other", 5),
+        Probe(top_logprobs=20),
+    ]
 
 
 def test_a_token_told_by_its_id_stands_alone() -> None:
     """It is no beginning of a longer probe's texts; nor are other ways to ask."""
-    probes = [Probe(top_logprobs=20), Probe(max_tokens=1, top_logprobs=20), Probe(max_tokens=1, score_end=True)]
+    probes = [
+        Probe(top_logprobs=20),
+        Probe(max_tokens=1, top_logprobs=20),
+        Probe(max_tokens=1, score_end=True),
+    ]
     assert drop_covered_probes(probes) == probes
 
 

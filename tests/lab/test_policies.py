@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 
-from benchmarks.lab.replay import Outcome, replay_trace
-from benchmarks.lab.tape import ReplayTrace
-from benchmarks.lab.traces import LogEvent, ProbeCompleted, StreamedChunk, Trace
-from policies.events import Probe
-from policies.registry import BadPolicy, parse
-from tests.lab.made import probe_completed, stream_events
-from tests.policies.lab import DIALECT, AlwaysProbe
+from adjourn.lab.replay import Outcome, replay_trace
+from adjourn.lab.replay_trace import ReplayTrace
+from adjourn.lab.trace_log import LogEvent, ProbeCompleted, StreamedChunk, Trace
+from adjourn.policies.events import Probe
+from adjourn.policies.registry import BadPolicy, parse
+from tests.lab.trace_factory import probe_completed, stream_events
+from tests.policies.session_helpers import DIALECT, AlwaysProbe
 
 SENTENCE = [" So", " it", " is", " 7", ".", " Now"]
 PARAGRAPH = [" So", " it", " is", " 7", ".", "\n\n"]

@@ -19,8 +19,8 @@ import pyarrow
 import pytest
 from pyarrow import parquet
 
-from benchmarks.lab.prompts import BadPrompts, Prompt, PromptSource, read_prompts
-from benchmarks.lab.traces import load
+from adjourn.lab.prompts import BadPrompts, Prompt, PromptSource, read_prompts
+from adjourn.lab.trace_log import load
 from benchmarks.services import ROOT, free_port
 
 ADJOURN = Path(sys.executable).with_name("adjourn")

@@ -11,13 +11,13 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.lab.replay import replay_all
-from benchmarks.lab.tape import ReplayDataset
-from benchmarks.lab.traces import CheckpointReached, CutExecuted, ProbeCompleted, load
+from adjourn.lab.replay import replay_all
+from adjourn.lab.replay_trace import ReplayDataset
+from adjourn.lab.trace_log import CheckpointReached, CutExecuted, ProbeCompleted, load
+from adjourn.policies.events import Probe
+from adjourn.policies.registry import parse
 from benchmarks.services import ROOT
-from policies.events import Probe
-from policies.registry import parse
-from tests.lab.made import trace, write_log
+from tests.lab.trace_factory import trace, write_log
 
 ADJOURN = Path(sys.executable).with_name("adjourn")
 BODY = {"standin": {"tokens": 120, "cues": [30, 70], "rate": 2000, "trial": "42"}}
@@ -147,5 +147,7 @@ def test_what_other_policies_need_is_recorded(tmp_path: Path, standin: str) -> N
     for tape in tapes.traces:
         assert {len(told) for p in tape.chunks if p.text for told in p.logprobs} == {20}
         kept = {place.kept for place in tape.checkpoints if place.kind == "sentence"}
-        found = [tape.find_probe(Probe("", 1, close_trace=False, score_end=True), n, n) for n in kept]
+        found = [
+            tape.find_probe(Probe("", 1, close_trace=False, score_end=True), n, n) for n in kept
+        ]
         assert [one.decoded_tokens for one in found if one is not None] == [2] * len(kept)

@@ -8,18 +8,23 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmarks.lab import replay
-from benchmarks.lab.replay import Outcome, replay_trace
-from benchmarks.lab.tape import MAX_PROBE_OFFSET, ChunkSpan, ReplayTrace
-from benchmarks.lab.traces import CheckpointReached, ProbeCompleted, StreamedChunk, Trace
-from policies.answers import extract_final_answer
-from policies.appraisal import ProbeCostModel
-from policies.events import Probe, ProbeFailed, ProbeResult
-from policies.registry import parse
-from policies.session import Session
-from tests.lab.made import SECONDS_PER_TOKEN, make_replay_trace, probe_completed, stream_events
-from tests.policies.driver import VOCABULARY
-from tests.policies.lab import CLOSING, DIALECT, END, START, AlwaysProbe
+from adjourn.lab import replay
+from adjourn.lab.replay import Outcome, replay_trace
+from adjourn.lab.replay_trace import MAX_PROBE_OFFSET, ChunkSpan, ReplayTrace
+from adjourn.lab.trace_log import CheckpointReached, ProbeCompleted, StreamedChunk, Trace
+from adjourn.policies.events import Probe, ProbeFailed, ProbeResult
+from adjourn.policies.evidence.answers import extract_final_answer
+from adjourn.policies.registry import parse
+from adjourn.policies.session.probe_cost import ProbeCostModel
+from adjourn.policies.session.session import Session
+from tests.lab.trace_factory import (
+    SECONDS_PER_TOKEN,
+    make_replay_trace,
+    probe_completed,
+    stream_events,
+)
+from tests.policies.session_driver import VOCABULARY
+from tests.policies.session_helpers import CLOSING, DIALECT, END, START, AlwaysProbe
 
 FIVE = [" a", " b", " c", " Wait", ",", " d", " e", " f", " g", " h", " i"]
 
@@ -43,7 +48,10 @@ def test_a_late_probe_wastes_what_came_meanwhile(late: float, more: int) -> None
     """As many tokens as the stream brought until the result, and until the answer began."""
     on = make_replay_trace(FIVE, [probe_completed(3, delay_seconds=late * SECONDS_PER_TOKEN)])
     assert played("deer(gate=0)", on).wasted_tokens == 2 + more
-    assert played("deer(gate=0)", on, resume_seconds=2 * SECONDS_PER_TOKEN).wasted_tokens == 2 + more + 2
+    assert (
+        played("deer(gate=0)", on, resume_seconds=2 * SECONDS_PER_TOKEN).wasted_tokens
+        == 2 + more + 2
+    )
 
 
 def test_a_probe_later_than_the_end_stops_nothing() -> None:
@@ -90,10 +98,10 @@ def test_a_shorter_probe_is_a_beginning(asked: int, answer: str, recorded: int) 
 
 
 def replace_result(event: ProbeCompleted, result: ProbeResult | ProbeFailed) -> ProbeCompleted:
-    from benchmarks.lab import values
+    from adjourn.lab import serialization
 
     return ProbeCompleted(
-        event.at, event.sent_at, event.kept, event.position, values.to_json_value(result)
+        event.at, event.sent_at, event.kept, event.position, serialization.to_json_value(result)
     )
 
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from adjourn.policies.registry import parse
+from adjourn.policies.sampling import SamplingPolicy
 from benchmarks.votes import TraceSample, VoteResult, majority_vote, simulate_vote
-from policies.registry import parse
-from policies.sampling import SamplingPolicy
 
 
 def voted(policy: str, *samples: TraceSample) -> VoteResult:

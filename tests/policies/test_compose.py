@@ -8,15 +8,23 @@ from typing import Any
 
 import pytest
 
-from policies.budget import Budget
-from policies.compose import AllOf, AnyOf
-from policies.convergence import Convergence
-from policies.deer import Deer
-from policies.events import Checkpoint, Event, Probe, ProbeFailed, ProbeResult, ReasoningChunk, Stop
-from policies.loop import Loop
-from policies.never import Never
-from policies.policy import Needs
-from tests.policies.lab import (
+from adjourn.policies.compose import AllOf, AnyOf
+from adjourn.policies.events import (
+    Checkpoint,
+    Event,
+    Probe,
+    ProbeFailed,
+    ProbeResult,
+    ReasoningChunk,
+    Stop,
+)
+from adjourn.policies.never import Never
+from adjourn.policies.policy import Needs
+from adjourn.policies.stopping.budget import Budget
+from adjourn.policies.stopping.convergence import Convergence
+from adjourn.policies.stopping.deer import Deer
+from adjourn.policies.stopping.loop import Loop
+from tests.policies.session_helpers import (
     ScriptedPolicy,
     cue_checkpoint,
     interval_checkpoint,

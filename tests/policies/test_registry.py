@@ -10,19 +10,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from policies import registry
-from policies.budget import Budget
-from policies.compose import AllOf, AnyOf
-from policies.convergence import Convergence
-from policies.deer import Deer
-from policies.deer_pro import DeerPro
-from policies.entropy import Entropy
-from policies.first_try import FirstTry
-from policies.loop import Loop
-from policies.never import Never
-from policies.no_thinking import NoThinking
-from policies.policy import Needs
-from policies.registry import BadPolicy, available, build, parse
+from adjourn.policies import registry
+from adjourn.policies.compose import AllOf, AnyOf
+from adjourn.policies.never import Never
+from adjourn.policies.policy import Needs
+from adjourn.policies.registry import BadPolicy, available, build, parse
+from adjourn.policies.stopping.budget import Budget
+from adjourn.policies.stopping.convergence import Convergence
+from adjourn.policies.stopping.deer import Deer
+from adjourn.policies.stopping.deer_pro import DeerPro
+from adjourn.policies.stopping.entropy import Entropy
+from adjourn.policies.stopping.first_try import FirstTry
+from adjourn.policies.stopping.loop import Loop
+from adjourn.policies.stopping.no_thinking import NoThinking
 
 NAMES = [
     *("all_of", "any_of", "budget", "convergence", "cusum", "deer", "deer-pro", "deviation"),

@@ -9,14 +9,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from policies.adaptive_consistency import beta_lead_probability, dirichlet_lead_probability
-from policies.anytime_consistency import BettingTest
-from policies.early_consistency import choose_window
-from policies.events import ReasoningChunk, Stop
-from policies.meter import ConfidenceMeter
-from policies.never import Never
-from policies.registry import BadPolicy, parse
-from policies.sampling import (
+from adjourn.policies.events import ReasoningChunk, Stop
+from adjourn.policies.never import Never
+from adjourn.policies.parallel.adaptive_consistency import (
+    beta_lead_probability,
+    dirichlet_lead_probability,
+)
+from adjourn.policies.parallel.anytime_consistency import BettingTest
+from adjourn.policies.parallel.confidence_meter import ConfidenceMeter
+from adjourn.policies.parallel.early_consistency import choose_window
+from adjourn.policies.registry import BadPolicy, parse
+from adjourn.policies.sampling import (
     ChooseTrace,
     OpenTraces,
     RequestStarted,
@@ -25,7 +28,7 @@ from policies.sampling import (
     TraceClosed,
     TraceFailed,
 )
-from tests.policies.racing import SamplerDriver
+from tests.policies.sampler_driver import SamplerDriver
 
 VOTING = (
     "early-consistency(window=3, max=12)",

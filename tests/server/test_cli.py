@@ -10,7 +10,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from server import cli
+from adjourn.server import cli
 
 
 def greet(name: str = "you") -> None:

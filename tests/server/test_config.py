@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from server.config import BadConfig, Settings, load
-from tests.policies.probes import classifier_document, make_classifier
+from adjourn.server.config import BadConfig, Settings, load
+from tests.policies.readiness_fixtures import classifier_document, make_classifier
 
 
 @pytest.fixture(autouse=True)

@@ -7,17 +7,17 @@ from dataclasses import replace
 import httpx
 import pytest
 
-from policies.budget import Budget
-from policies.cusum import Cusum
-from policies.deer import Deer
-from policies.deer_pro import DeerPro
-from policies.margin import Margin
-from policies.policy import Policy
-from server.config import Settings
-from server.engine import Model
-from server.gateway import Gateway
-from server.selftest import Capabilities
-from tests.policies.lab import DIALECT
+from adjourn.policies.policy import Policy
+from adjourn.policies.stopping.budget import Budget
+from adjourn.policies.stopping.cusum import Cusum
+from adjourn.policies.stopping.deer import Deer
+from adjourn.policies.stopping.deer_pro import DeerPro
+from adjourn.policies.stopping.margin import Margin
+from adjourn.server.config import Settings
+from adjourn.server.engines.capabilities import Capabilities
+from adjourn.server.gateway import Gateway
+from adjourn.server.upstream.client import Model
+from tests.policies.session_helpers import DIALECT
 
 
 def made() -> Gateway:

@@ -11,8 +11,8 @@ import re
 from dataclasses import dataclass
 from typing import ClassVar
 
-from policies.events import Checkpoint, Command, Event, Stop, ReasoningChunk
-from policies.policy import Needs
+from adjourn.policies.events import Checkpoint, Command, Event, ReasoningChunk, Stop
+from adjourn.policies.policy import Needs
 
 __all__ = ["Stale"]
 
@@ -63,6 +63,9 @@ class StaleStopper:
             return None  # words alone say nothing of the calculation
         self._stale_count = self._stale_count + 1 if numbers <= self._seen_numbers else 0
         self._seen_numbers |= numbers
-        if self._stale_count >= self._policy.stretches and event.position >= self._policy.min_tokens:
+        if (
+            self._stale_count >= self._policy.stretches
+            and event.position >= self._policy.min_tokens
+        ):
             return Stop("stale", event.position)
         return None

@@ -3,7 +3,7 @@
 import pytest
 from adjourn_stale import Stale
 
-from policies.events import Checkpoint, Stop, ReasoningChunk
+from adjourn.policies.events import Checkpoint, ReasoningChunk, Stop
 
 
 def commands(policy, *stretches):

@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from benchmarks.lab.traces import LogEvent
+from adjourn.lab.trace_log import LogEvent
 
 __all__ = ["FOLDER", "read"]
 

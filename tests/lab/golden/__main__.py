@@ -6,10 +6,10 @@ import sys
 
 import msgspec
 
-from benchmarks.lab import values
+from adjourn.lab import serialization
 from benchmarks.pocket import CHAINS
+from tests.lab.gateway_sessions import decisions, run_through_gateway
 from tests.lab.golden import FOLDER
-from tests.lab.parity import decisions, run_through_gateway
 
 POLICIES = {
     "deer": "deer(threshold=0.9)",
@@ -31,7 +31,7 @@ for name in sys.argv[2:] or POLICIES:
     sessions = run_through_gateway(sys.argv[1], policy, asked)
     document = {
         "policy": policy,
-        "dialect": values.to_json_value(sessions[0].dialect),
+        "dialect": serialization.to_json_value(sessions[0].dialect),
         "requests": [{"events": s.events, "decisions": decisions(s)} for s in sessions],
     }
     (FOLDER / f"{name}.json").write_bytes(msgspec.json.encode(document) + b"\n")

@@ -1,0 +1,1 @@
+"""What policies decide on: answers, similarity, uncertainty, hidden states."""

@@ -1,0 +1,1 @@
+"""Stopping policies of one reasoning trace: one small file per policy."""

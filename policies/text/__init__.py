@@ -1,0 +1,1 @@
+"""Finding markers, cues and boundaries in streamed text, and the dialects of model families."""

@@ -1,0 +1,1 @@
+"""The request side: parse a request, select its policy, describe each endpoint."""

@@ -1,0 +1,1 @@
+"""APIs served by asking the engine for a chat: Messages and Responses."""

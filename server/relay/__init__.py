@@ -1,0 +1,1 @@
+"""The relay: carries one choice of a response from the engine to the client."""

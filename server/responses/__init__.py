@@ -1,0 +1,1 @@
+"""Whole responses: under a policy, passed through, with several choices or traces."""

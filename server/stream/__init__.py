@@ -1,0 +1,1 @@
+"""Server-sent events: splitting, reading, editing and writing them."""

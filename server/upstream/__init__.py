@@ -1,0 +1,1 @@
+"""Connections to the engine and to the auxiliary models."""

@@ -1,0 +1,84 @@
+"""Equality by algebra, which may take its time: asked of a process beside the event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import sys
+from asyncio.subprocess import DEVNULL, PIPE, Process
+
+from adjourn.policies.evidence.answers import AnswerClasses
+from adjourn.policies.evidence.mathematics import math_verify_installed, may_be_math_equal
+
+__all__ = ["EqualityChecker"]
+
+_START_TIMEOUT = 30.0
+_CHECK_TIMEOUT = 5.0
+
+
+class EqualityChecker:
+    """Made once a process; the other one is started when it is first needed, where the library is
+    installed, and again when it had to be ended."""
+
+    def __init__(self) -> None:
+        self._process: Process | None = None
+        self._lock = asyncio.Lock()
+
+    async def label_answer(self, classes: AnswerClasses, answer: str) -> int:
+        """The number of the answer's class among ``classes``, which it is added to."""
+        if (known := classes.find(answer)) is not None:
+            return known
+        for number, other in enumerate(classes.representatives):
+            if may_be_math_equal(answer, other) and await self._are_equal(other, answer):
+                return classes.add(answer, number)
+        return classes.add(answer)
+
+    async def _are_equal(self, one: str, other: str) -> bool:
+        if not math_verify_installed():
+            return False
+        async with self._lock:
+            answered = False
+            try:
+                process = self._process or await self._start()
+                async with asyncio.timeout(_CHECK_TIMEOUT):
+                    said = await _query_process(process, json.dumps([one, other]).encode())
+                answered = said in (b"true", b"false")
+                return said == b"true"
+            except (TimeoutError, OSError):
+                return False
+            finally:
+                if not answered:
+                    await self.aclose()  # what it may still say would be taken for the next answer
+
+    async def _start(self) -> Process:
+        self._process = process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-m",
+            "adjourn.policies.evidence.mathematics",
+            stdin=PIPE,
+            stdout=PIPE,
+            stderr=DEVNULL,
+        )
+        async with asyncio.timeout(_START_TIMEOUT):
+            await _read_line(process)
+        return process
+
+    async def aclose(self) -> None:
+        process, self._process = self._process, None
+        if process is not None:
+            with contextlib.suppress(ProcessLookupError):
+                process.kill()
+            await process.wait()
+
+
+async def _query_process(process: Process, question: bytes) -> bytes:
+    assert process.stdin is not None
+    process.stdin.write(question + b"\n")
+    await process.stdin.drain()
+    return await _read_line(process)
+
+
+async def _read_line(process: Process) -> bytes:
+    assert process.stdout is not None
+    return (await process.stdout.readline()).strip()

@@ -1,0 +1,208 @@
+"""Answers that are drawn by a call of their own though no policy stopped: stops and rescues."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from benchmarks.services import free_port, start_gateway
+from tests.gateway_client import chat, engine_requests, metric_value, normalize, raw_stream, stream
+
+CALM = {"tokens": 30}
+CUT = {"policy": "budget", "max": 20, "grace": 0}
+USAGE = {"stream_options": {"include_usage": True}}
+
+
+def joined(chunks: list[Any], key: str) -> str:
+    deltas = [c["choices"][0]["delta"] for c in chunks if c != "[DONE]" and c["choices"]]
+    return "".join(delta.get(key) or "" for delta in deltas)
+
+
+def bodies(standin: str, name: str) -> list[dict[str, Any]]:
+    """What the engine was asked for in the name of this request, in order."""
+    own = [
+        r for r in engine_requests(standin) if r["headers"].get("x-request-id", "").startswith(name)
+    ]
+    return [json.loads(request["body"]) for request in own]
+
+
+# -- stop strings ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("policy", ["never", CUT], ids=["whole", "cut"])
+def test_stop_strings_are_for_the_answer(adjourn: str, standin: str, policy: Any) -> None:
+    """The trace is drawn without them, its answer with them."""
+    name = f"stops-{len(policy)}"
+    fields = {"standin": CALM, "adjourn": {"policy": policy} if policy == "never" else policy}
+    chunks = stream(adjourn, {"x-request-id": name}, stop=["END", "X"], **fields, **USAGE)
+    main, answer = bodies(standin, name)
+    assert "stop" not in main
+    assert answer["stop"] == ["END", "X"]
+    assert joined(chunks, "content").strip().startswith("The answer")
+    finishes = [c["choices"][0]["finish_reason"] for c in chunks[:-1] if c["choices"]]
+    assert [f for f in finishes if f] == ["stop"]
+    assert sum(c != "[DONE]" and "usage" in c for c in chunks) == 1
+
+
+@pytest.mark.parametrize("form", [{}, {"multi": 4}, {"both_fields": True}, {"writes_marker": True}])
+def test_a_whole_trace_stays_whole(adjourn: str, standin: str, form: dict[str, Any]) -> None:
+    """Every token of the trace, none of the answer's that was begun without stop strings."""
+    scenario = {**CALM, **form}
+    direct = stream(standin, standin=scenario, **USAGE)
+    ours = stream(adjourn, stop="END", standin=scenario, **USAGE)
+    assert joined(direct, "reasoning") == joined(ours, "reasoning")
+    assert joined(direct, "content").strip() == joined(ours, "content").strip()
+
+
+def test_ids_are_those_of_the_text(adjourn: str, standin: str) -> None:
+    """A client that asks for ids gets each token once, though two calls brought them."""
+    scenario = {**CALM, "multi": 4}
+
+    def ids(url: str, **fields: Any) -> list[int]:
+        chunks = stream(url, return_token_ids=True, standin=scenario, **fields)
+        return [i for c in chunks[:-1] for i in c["choices"][0].get("token_ids") or ()]
+
+    direct, ours = ids(standin), ids(adjourn, stop="END")
+    direct.remove(271)  # the blank that the stand-in writes behind its own marker
+    assert direct == ours
+
+
+def test_stop_strings_without_a_trace(adjourn: str, standin: str) -> None:
+    """A model that does not think is stopped too."""
+    off = {"chat_template_kwargs": {"enable_thinking": False}}
+    chat(adjourn, {"x-request-id": "plain"}, stop="END", standin=CALM, **off)
+    assert bodies(standin, "plain")[-1]["stop"] == "END"
+
+
+def test_an_engine_that_will_not_answer_apart(adjourn: str) -> None:
+    """The main stream's answer is taken, and that is counted."""
+    before = metric_value(adjourn, "adjourn_fail_open_total", reason="ids-not-honoured")
+    told = stream(adjourn, stop="END", standin={**CALM, "ignore_prompt_ids": True})
+    assert joined(told, "content").strip().startswith("The answer")
+    assert told[-1] == "[DONE]"
+    assert before + 1 == metric_value(adjourn, "adjourn_fail_open_total", reason="ids-not-honoured")
+
+
+# -- rescues -----------------------------------------------------------------------------------
+
+CUT_SHORT = {"max_tokens": 20, "standin": CALM}
+GIVEN_UP = {"standin": {**CALM, "ends_in_trace": True}}
+
+
+@pytest.mark.parametrize(
+    ("fields", "reason", "thought"), [(CUT_SHORT, "length", 20), (GIVEN_UP, "stop", 30)]
+)
+@pytest.mark.parametrize("streamed", [True, False])
+def test_a_response_that_ends_in_its_trace_gets_an_answer(
+    adjourn: str, fields: dict[str, Any], reason: str, thought: int, streamed: bool
+) -> None:
+    """All that was thought, then an answer, one finish, one usage; and it is said and counted."""
+    before = metric_value(adjourn, "adjourn_rescues_total", reason=reason)
+    if streamed:
+        chunks = stream(adjourn, **fields, **USAGE)
+        last, content = chunks[-2], joined(chunks, "content")
+        finishes = [c["choices"][0]["finish_reason"] for c in chunks[:-1] if c["choices"]]
+        assert [f for f in finishes if f] == ["stop"]
+    else:
+        last = chat(adjourn, **fields).json()
+        content = last["choices"][0]["message"]["content"]
+    assert content.startswith("The answer")
+    assert last["adjourn"]["rescued"] == reason
+    assert last["adjourn"]["stopped"] is False
+    tokens, usage = last["adjourn"]["tokens"], last["usage"]
+    assert tokens["reasoning"] == thought
+    given = tokens["reasoning"] + tokens["marker"] + tokens["closing"] + tokens["answer"]
+    assert given == usage["completion_tokens"]
+    assert metric_value(adjourn, "adjourn_rescues_total", reason=reason) == before + 1
+
+
+def test_a_rescue_has_its_own_limit(adjourn: str, standin: str) -> None:
+    """The client's is used up."""
+    stream(adjourn, {"x-request-id": "rescued"}, **CUT_SHORT)
+    assert bodies(standin, "rescued")[-1]["max_tokens"] == 512
+
+
+def test_what_was_thought_reaches_the_client_once(adjourn: str, standin: str) -> None:
+    """The chunk that would have ended the response brings its reasoning and ends nothing."""
+    direct, ours = stream(standin, **CUT_SHORT), stream(adjourn, **CUT_SHORT)
+    assert joined(direct, "reasoning") == joined(ours, "reasoning")
+
+
+@pytest.fixture(scope="module")
+def strict(standin: str) -> Iterator[str]:
+    """A gateway that rescues nothing."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ADJOURN_RESCUE_TOKENS", "0")
+        with start_gateway(standin, free_port(), "--hold-out", "0") as url:
+            yield url
+
+
+def test_a_rescue_can_be_switched_off(strict: str, standin: str) -> None:
+    """Then the response is the engine's, byte for byte but for its id."""
+    direct, ours = stream(standin, **CUT_SHORT), stream(strict, **CUT_SHORT)
+    assert [c["choices"] for c in direct[:-1]] == [c["choices"] for c in ours[:-1]]
+
+
+def test_an_engine_that_will_not_rescue(adjourn: str) -> None:
+    """The response ends as it would have."""
+    fields = {"max_tokens": 20, "standin": {**CALM, "ignore_prompt_ids": True}}
+    last = stream(adjourn, **fields)[-2]
+    assert last["choices"][0]["finish_reason"] == "length"
+    assert "adjourn" not in last
+
+
+# -- escapes -----------------------------------------------------------------------------------
+
+ESCAPING = {"standin": {"tokens": 30, "reopens": 1, "answer": "It is 42."}, "adjourn": CUT}
+
+
+def test_a_trace_that_is_opened_again_is_closed(adjourn: str, standin: str) -> None:
+    """What was said before it, what is said behind its closing, nothing between; counted."""
+    before = metric_value(adjourn, "adjourn_escapes_total", action="ended")
+    chunks = stream(adjourn, {"x-request-id": "escape"}, **ESCAPING, **USAGE)
+    assert joined(chunks, "content") == "It is 42." * 2
+    finishes = [c["choices"][0]["finish_reason"] for c in chunks[:-1] if c["choices"]]
+    assert [f for f in finishes if f] == ["stop"]
+    resumed = [b["kv_transfer_params"]["prompt_token_ids"] for b in bodies(standin, "escape")[1:]]
+    assert resumed[1][: len(resumed[0])] == resumed[0]
+    assert resumed[1].count(1) == resumed[0].count(1) + 1
+    tokens, usage = chunks[-2]["adjourn"]["tokens"], chunks[-2]["usage"]
+    given = tokens["reasoning"] + tokens["marker"] + tokens["closing"] + tokens["answer"]
+    assert given == usage["completion_tokens"]
+    assert metric_value(adjourn, "adjourn_escapes_total", action="ended") == before + 1
+
+
+def test_a_model_that_will_think_thinks(adjourn: str) -> None:
+    """The second escape of a response is let go, and counted."""
+    before = metric_value(adjourn, "adjourn_escapes_total", action="left")
+    asked = {**ESCAPING, "standin": {**ESCAPING["standin"], "reopens": 2}}
+    chunks = stream(adjourn, **asked)
+    content = joined(chunks, "content")
+    assert content.startswith("It is 42." * 2 + " ")
+    assert content.endswith("It is 42.")
+    assert metric_value(adjourn, "adjourn_escapes_total", action="left") == before + 1
+
+
+# -- usage on every chunk ----------------------------------------------------------------------
+
+
+def test_usage_on_every_chunk_counts_on_over_a_cut(adjourn: str) -> None:
+    """It never falls, its prompt stays, and the last is that of the whole."""
+    options = {"include_usage": True, "continuous_usage_stats": True}
+    chunks = stream(adjourn, stream_options=options, standin=CALM, adjourn=CUT)
+    usages = [c["usage"] for c in chunks[:-1]]
+    counts = [usage["completion_tokens"] for usage in usages]
+    assert counts == sorted(counts)
+    assert len({usage["prompt_tokens"] for usage in usages}) == 1
+    assert counts[-1] == counts[-2]
+    assert chunks[-2]["adjourn"]["stopped"] is True
+
+
+def test_usage_on_every_chunk_is_the_engines(adjourn: str, standin: str) -> None:
+    """Where nothing is cut it is handed on as it came."""
+    options = {"include_usage": True, "continuous_usage_stats": True}
+    fields = {"stream_options": options, "standin": CALM}
+    assert normalize(raw_stream(standin, **fields)) == normalize(raw_stream(adjourn, **fields))

@@ -1,0 +1,146 @@
+"""``adjourn learn --policy lynx`` finds what hidden states say of readiness, calibrates it, and
+says what it is worth on prompts that taught nothing."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+from typer.testing import CliRunner
+
+from adjourn.lab import serialization
+from adjourn.lab.comparison import compare
+from adjourn.lab.replay_trace import ReplayDataset
+from adjourn.lab.trace_log import ProbeCompleted, Trace
+from adjourn.lab.train_lynx import calibrate, collect_cues, fit_probe
+from adjourn.policies.events import Probe
+from adjourn.policies.evidence.readiness import NOT_READY, READY, ReadinessClassifier
+from adjourn.policies.registry import BadPolicy
+from adjourn.server.cli import add_commands, app
+from tests.lab.trace_factory import SECONDS_PER_TOKEN, probe_completed, trace, write_log
+from tests.policies.readiness_fixtures import classifier_document, make_hidden_states
+from tests.policies.session_helpers import probe_result
+
+TEXTS = [*[" a"] * 30, " Wait", *[" b"] * 30, " Wait", *[" c"] * 30, " Wait", *[" d"] * 9]
+CUES = (30, 61, 92)
+ASKED = Probe(inducer="", max_tokens=1, close_trace=False, hidden_states=True)
+
+
+def seen(position: int, *numbers: float) -> ProbeCompleted:
+    """Hidden states at a cue; they come before the trial answer does."""
+    asked, told = SECONDS_PER_TOKEN * (position + 1), make_hidden_states(*numbers)
+    made = probe_result(position, "W", probe=ASKED, finished=False, at=asked, hidden_states=told)
+    return ProbeCompleted(asked, asked, position, position, serialization.to_json_value(made))
+
+
+def made(count: int) -> list[Trace]:
+    """Traces whose third number is high where the answer is there; all else is chance."""
+    rng, traces = random.Random(count), []
+    for index in range(count):
+        ready_from = rng.randrange(4)
+        draws = []
+        for turn, at in enumerate(CUES):
+            ready = turn >= ready_from
+            signal = rng.gauss(1.5 if ready else -1.5, 1)
+            noise = (rng.gauss(0, 1) for _ in range(3))
+            draws.append(seen(at, next(noise), next(noise), signal, next(noise)))
+            draws.append(probe_completed(at, "7" if ready else "5", rng.choice([0.6, 0.9])))
+        traces.append(trace(TEXTS, draws, prompt=f"p{index}", answer="\\boxed{7}"))
+    return traces
+
+
+@pytest.fixture(scope="module")
+def recorded(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_log(tmp_path_factory.mktemp("lynx") / "traces.jsonl", made(240))
+
+
+def test_what_is_seen_comes_back_from_the_log(recorded: Path) -> None:
+    """States, place and label of every cue."""
+    tapes = ReplayDataset(recorded)
+    looked = list(collect_cues(tapes))
+    assert len(looked) == 240 * len(CUES)
+    assert looked[0].states.layers == (2, 5)
+    rng = random.Random(240)
+    assert looked[0].is_ready == (rng.randrange(4) == 0)
+    assert {layer.number for layer in tapes.hidden_state_layers} == {2, 5}
+
+
+def test_it_learns_what_matters(recorded: Path) -> None:
+    """The third number, and nothing of the others."""
+    probe = fit_probe("made", list(collect_cues(ReplayDataset(recorded))))
+    assert probe.weights[2] > 1
+    assert max(abs(probe.weights[n]) for n in (0, 1, 3)) < 0.3
+
+
+def test_the_sets_hold_on_prompts_that_taught_nothing(recorded: Path, tmp_path: Path) -> None:
+    """At δ = 0.1, within four standard errors."""
+    every = list(collect_cues(ReplayDataset(recorded)))
+    probe = ReadinessClassifier.parse(calibrate(fit_probe("made", every[:200]), every[200:500], {}))
+    rest = every[500:]
+    for ready, label in ((True, READY), (False, NOT_READY)):
+        sets = [
+            probe.prediction_set(probe.probability(c.states), 0.1)
+            for c in rest
+            if c.is_ready is ready
+        ]
+        held = sum(label in labels for labels in sets) / len(sets)
+        assert held >= 0.9 - 4 * (0.09 / len(sets)) ** 0.5
+
+
+def ran(*arguments: Any) -> Any:
+    add_commands()
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def test_the_command_and_a_replay_of_what_it_wrote(recorded: Path, tmp_path: Path) -> None:
+    """The document says of what it was made, and `adjourn replay` takes it by its path."""
+    out = tmp_path / "lynx.json"
+    done = ran("learn", recorded, "--policy", "lynx", "--out", out)
+    assert done.exit_code == 0, done.output
+    assert "AUROC 0.9" in done.output
+    assert "policy: lynx(probe='mine')" in done.output
+    probe = ReadinessClassifier.parse(out.read_bytes())
+    assert (probe.model, probe.layers, probe.width) == ("made", (2, 5), 2)
+    assert len(probe.ready_scores) > 50 < len(probe.not_ready_scores)
+    points = compare(
+        recorded,
+        [f"lynx(probe='{out}', delta={{0.02,0.2}})", "lynx"],
+        tmp_path / "replay",
+        0.01,
+        instant=True,
+        console=Console(quiet=True),
+    )
+    stopped = {point.name[-7:]: point.stopped_share for point in points if not point.is_baseline}
+    assert stopped["lynx"] == 0 < stopped["a=0.02)"] < stopped["ta=0.2)"]
+
+
+def test_too_little_to_learn_from(tmp_path: Path) -> None:
+    few = write_log(tmp_path / "few.jsonl", made(8))
+    out = tmp_path / "lynx.json"
+    done = ran("learn", few, "--policy", "lynx", "--out", out)
+    assert done.exit_code == 2
+    assert "too few; record more prompts" in " ".join(done.output.split())
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({}, "learned from small, and this is of made"),
+        ({"model": "made", "layers": [2, 4]}, r"behind layer 4 \(width 2\) were not recorded"),
+        ({"version": 0}, "version is 0"),
+        (None, "No such file"),
+    ],
+)
+def test_a_probe_that_does_not_fit_is_refused(
+    recorded: Path, tmp_path: Path, changes: dict[str, Any] | None, said: str
+) -> None:
+    """Of another model, of layers that were not recorded, broken, or not there."""
+    path = tmp_path / "lynx.json"
+    if changes is not None:
+        path.write_bytes(classifier_document(**changes))
+    with pytest.raises(BadPolicy, match=said):
+        compare(recorded, [f"lynx(probe='{path}')"], tmp_path / "replay", 0.01, instant=True)

@@ -1,0 +1,43 @@
+"""A new score stays under the bound as often as is promised, whatever the scores are like."""
+
+from __future__ import annotations
+
+import math
+import random
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from adjourn.policies.evidence.conformal import conformal_rank
+
+
+@given(st.integers(0, 2000), st.floats(0.001, 0.999))
+def test_the_rank_is_the_least_that_holds(count: int, delta: float) -> None:
+    """Of n + 1 exchangeable scores each is the last with the same chance: the bound's rank k gives
+    k / (n + 1), and one less would not do."""
+    k = conformal_rank(count, delta)
+    assert 1 <= k <= count + 1
+    assert k / (count + 1) >= 1 - delta - 1e-6
+    assert (k - 1) / (count + 1) < 1 - delta + 1e-6
+
+
+@pytest.mark.parametrize(
+    ("count", "delta", "expected"), [(19, 0.05, 19), (18, 0.05, 19), (99, 0.01, 99), (9, 0.5, 5)]
+)
+def test_some_ranks(count: int, delta: float, expected: int) -> None:
+    """19 scores are the fewest that hold 5 %: with 18 no score is bound enough."""
+    assert conformal_rank(count, delta) == expected
+
+
+@pytest.mark.parametrize("delta", [0.05, 0.2])
+@pytest.mark.parametrize("count", [30, 200])
+def test_coverage_of_exchangeable_scores(count: int, delta: float) -> None:
+    """Drawn anew each time, the further score is under the bound in at least 1 - δ of the draws,
+    within four standard errors; and not in many more than that."""
+    rng, draws, held = random.Random(f"{count} {delta}"), 4000, 0
+    for _ in range(draws):
+        scores = sorted(rng.gammavariate(0.5, 1) for _ in range(count))
+        held += rng.gammavariate(0.5, 1) <= scores[conformal_rank(count, delta) - 1]
+    error = 4 * math.sqrt(delta * (1 - delta) / draws)
+    assert 1 - delta - error <= held / draws <= 1 - delta + 1 / (count + 1) + error

@@ -1,0 +1,290 @@
+"""What the gateway reads of a chunk, and what it edits in its bytes: that, and nothing else."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given as for_all
+from hypothesis import strategies as st
+
+from adjourn.server.stream.chunk import (
+    Chunk,
+    IdRewriter,
+    build_reasoning_chunk,
+    decode_chunk,
+    encode_event,
+    has_only_token_ids,
+    has_value,
+    hide_ids,
+    top_logprobs,
+    trim_logprobs,
+    with_key,
+    with_logit_bias,
+    without_reasoning,
+)
+
+_IDS = st.lists(st.integers(0, 10**6), max_size=4)
+_TRICKY = st.text(max_size=12) | st.sampled_from(
+    ['"token_ids":[1]', '\\"token_ids":[', '"delta":{}', '],"x":[', '"id":"b"', "]", "\\"]
+)
+
+
+def encoded(chunk: Any) -> bytes:
+    """As vLLM writes it: no spaces, text beyond ASCII as it is."""
+    return json.dumps(chunk, separators=(",", ":"), ensure_ascii=False).encode()
+
+
+def chunk_of(delta: dict[str, Any], **choice: Any) -> dict[str, Any]:
+    return {
+        "id": "a",
+        "object": "chat.completion.chunk",
+        "created": 5,
+        "model": "m",
+        "choices": [{"index": 0, "delta": delta, "finish_reason": None, **choice}],
+    }
+
+
+def read(chunk: dict[str, Any]) -> Chunk:
+    return decode_chunk(encoded(chunk))
+
+
+# -- reading -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("delta", "expected"),
+    [
+        ({"reasoning": "so"}, "so"),
+        ({"reasoning_content": "so"}, "so"),
+        ({"reasoning": "", "reasoning_content": "so"}, "so"),
+        ({"reasoning": None, "content": "x"}, ""),
+        ({}, ""),
+    ],
+)
+def test_the_thought_goes_by_two_names(delta: dict[str, Any], expected: str) -> None:
+    """Engines call it ``reasoning`` or ``reasoning_content``."""
+    assert read(chunk_of(delta)).choices[0].delta.reasoning_text == expected
+
+
+def test_what_is_not_known_does_not_matter() -> None:
+    """Fields of tomorrow are no error."""
+    chunk = chunk_of({"content": "x", "mood": {"a": [1]}}, token_ids=[1], novelty=[{}])
+    read_ = read(chunk | {"system_fingerprint": "f", "usage": None, "metrics": {}})
+    assert (read_.choices[0].delta.content, read_.choices[0].token_ids) == ("x", [1])
+
+
+def test_a_usage_chunk_has_no_choices() -> None:
+    """Trap 11: an empty ``choices`` list is no error, nor is a finish reason that is missing."""
+    chunk = decode_chunk(b'{"id":"a","choices":[],"usage":{"prompt_tokens":3}}')
+    assert (chunk.choices, chunk.usage) == ([], {"prompt_tokens": 3})
+    assert decode_chunk(b'{"choices":[{"delta":{}}]}').choices[0].finish_reason is None
+
+
+@pytest.mark.parametrize("data", [b"", b"{", b"[]", b'{"choices":5}', b'{"choices":[{"delta":5}]}'])
+def test_what_is_no_chunk_is_said_to_be_none(data: bytes) -> None:
+    """One kind of error, whatever is wrong."""
+    with pytest.raises(msgspec.MsgspecError):
+        decode_chunk(data)
+
+
+@pytest.mark.parametrize(
+    ("delta", "expected"),
+    [
+        ({}, False),
+        ({"tool_calls": None}, False),
+        ({"tool_calls": []}, False),
+        ({"tool_calls": [{"index": 0}]}, True),
+    ],
+)
+def test_a_tool_call_is_seen(delta: dict[str, Any], expected: bool) -> None:
+    """An empty list of calls is none."""
+    assert has_value(read(chunk_of(delta)).choices[0].delta.tool_calls) is expected
+
+
+# -- hiding ids --------------------------------------------------------------------------------
+
+
+@for_all(_TRICKY, _IDS)
+def test_only_the_ids_are_hidden(text: str, ids: list[int]) -> None:
+    """Whatever the text says, what comes out is the chunk with null where the ids were."""
+    chunk = chunk_of({"content": text}, token_ids=ids)
+    expected = chunk_of({"content": text}, token_ids=None)
+    assert hide_ids(encode_event(encoded(chunk))) == encode_event(encoded(expected))
+
+
+@for_all(_TRICKY, _IDS)
+def test_the_prompts_ids_are_hidden(text: str, ids: list[int]) -> None:
+    """The first chunk's, by their own key; the choice's stay."""
+    chunk = chunk_of({"content": text}, token_ids=[7])
+    event = encode_event(encoded(chunk | {"prompt_token_ids": ids}))
+    expected = encode_event(encoded(chunk | {"prompt_token_ids": None}))
+    assert hide_ids(event, b'"prompt_token_ids":[') == expected
+
+
+@for_all(_TRICKY)
+def test_without_ids_nothing_changes(text: str) -> None:
+    """A chunk that has none is the same bytes, however much its text looks like ids."""
+    event = encode_event(encoded(chunk_of({"content": text, "role": text})))
+    assert hide_ids(event) == event
+
+
+@pytest.mark.parametrize(
+    ("delta", "choice", "expected"),
+    [
+        ({}, {}, True),
+        ({}, {"logprobs": None}, True),
+        ({}, {"logprobs": {"content": []}}, False),
+        ({}, {"finish_reason": "stop"}, False),
+        ({"content": ""}, {}, False),
+        ({"content": '"delta":{}'}, {}, False),
+        ({"reasoning": "x"}, {}, False),
+    ],
+)
+def test_padding(delta: dict[str, Any], choice: dict[str, Any], expected: bool) -> None:
+    """A chunk that holds ids and nothing else would not have come without them."""
+    chunk = chunk_of(delta, token_ids=[1], **choice)
+    assert has_only_token_ids(encode_event(encoded(chunk)), read(chunk).choices[0]) is expected
+
+
+# -- adding and taking -------------------------------------------------------------------------
+
+
+@for_all(st.dictionaries(st.text(max_size=4), st.integers() | _TRICKY, min_size=1, max_size=3))
+def test_a_key_is_added_at_the_end(chunk: dict[str, Any]) -> None:
+    """The bytes before it stay as they were."""
+    data, note = encoded(chunk), {"stopped": True, "reason": 'a"b'}
+    longer = with_key(data + b" \n", "adjourn", note)
+    assert longer.startswith(data[:-1])
+    assert json.loads(longer) == {**chunk, "adjourn": note}
+
+
+@pytest.mark.parametrize("key", ["reasoning", "reasoning_content"])
+def test_a_client_that_wants_no_reasoning(key: str) -> None:
+    """A chunk of nothing else does not come; of more, the rest does, without ids."""
+    assert without_reasoning(encoded(chunk_of({key: "so"}, token_ids=[1]))) is None
+    shown = without_reasoning(encoded(chunk_of({key: "so", "content": "7"}, token_ids=[1])))
+    expected = chunk_of({"content": "7"}, token_ids=None, logprobs=None)
+    assert json.loads(shown or b"") == expected
+
+
+def test_the_last_chunk_comes_in_any_case() -> None:
+    """A finish reason is for every client."""
+    shown = without_reasoning(encoded(chunk_of({"reasoning": "so"}, finish_reason="length")))
+    assert json.loads(shown or b"")["choices"][0]["finish_reason"] == "length"
+
+
+def test_an_answer_is_not_touched() -> None:
+    """What holds no reasoning comes as it was."""
+    chunk = chunk_of({"content": "7"}, logprobs=None)
+    assert json.loads(without_reasoning(encoded(chunk)) or b"") == chunk
+
+
+# -- one response of two -----------------------------------------------------------------------
+
+
+@for_all(_TRICKY)
+def test_the_second_stream_bears_the_firsts_name(text: str) -> None:
+    """Id and time are the first's; a text that spells the second's id is left alone."""
+    first, second = Chunk(id="a", created=5), Chunk(id="b", created=6)
+    chunk = chunk_of({"content": text, "tool_calls": [{"id": "b"}]}) | {"id": "b", "created": 6}
+    renamed = IdRewriter(first, second)(encode_event(encoded(chunk)))
+    assert renamed == encode_event(encoded(chunk | {"id": "a", "created": 5}))
+
+
+def test_an_error_event_has_no_name_to_change() -> None:
+    """What does not bear the second's id goes through."""
+    event = b'data: {"error":{"message":"x","id":"c"}}\n\n'
+    assert IdRewriter(Chunk(id="a"), Chunk(id="b"))(event) == event
+
+
+# -- log-probabilities -------------------------------------------------------------------------
+
+
+def told(token: str, *logprobs: float) -> dict[str, Any]:
+    """A token's entry as vLLM writes it: the sampled one first, then the most probable."""
+    tops = [{"token": f"{token}{n}", "logprob": p} for n, p in enumerate(logprobs)]
+    return {"token": token, "logprob": logprobs[0] if logprobs else 0.0, "top_logprobs": tops}
+
+
+@pytest.mark.parametrize(
+    ("logprobs", "expected"),
+    [
+        (None, []),
+        ({"content": None}, []),
+        ({"content": [told("a", -2.0, -0.1), told("b")]}, [[-0.1, -2.0], []]),
+    ],
+)
+def test_the_most_probable_come_first(logprobs: Any, expected: list[list[float]]) -> None:
+    """One list a token; vLLM puts the sampled token before the most probable ones."""
+    chunk = read(chunk_of({"reasoning": "a"}, logprobs=logprobs))
+    assert top_logprobs(chunk.choices[0].logprobs) == expected
+
+
+def test_what_was_not_told_is_no_certainty() -> None:
+    """While vLLM scores chosen tokens for another request, it tells of the token itself and writes
+    -9999 for the rest; a rest that cannot come beside two that can is told."""
+    tokens = [told("a", -1.5, -9999.0, -9999.0), told("b", -0.7, -0.7, -9999.0), told("c", -0.1)]
+    chunk = read(chunk_of({"reasoning": "a"}, logprobs={"content": tokens}))
+    assert top_logprobs(chunk.choices[0].logprobs) == [[], [-0.7, -0.7, -9999.0], [-0.1]]
+
+
+@for_all(text=_TRICKY, logprobs=st.lists(st.floats(-30, 0), max_size=4))
+def test_log_probabilities_that_nobody_asked_for(text: str, logprobs: list[float]) -> None:
+    """What the client gets is the chunk as it would have come without them, to the byte."""
+    with_them = chunk_of({"reasoning": text}, logprobs={"content": [told(text, *logprobs)]})
+    event = encode_event(encoded(with_them))
+    choice = read(with_them).choices[0]
+    plain = encode_event(encoded(chunk_of({"reasoning": text}, logprobs=None)))
+    assert trim_logprobs(event, choice, None) == plain
+    assert not has_value(choice.logprobs)
+
+
+def test_log_probabilities_without_content() -> None:
+    """What a client asked for and an engine left empty stays as it is."""
+    chunk = chunk_of({"reasoning": "x"}, logprobs={"content": None})
+    event = encode_event(encoded(chunk))
+    assert trim_logprobs(event, read(chunk).choices[0], 2) == event
+
+
+@pytest.mark.parametrize("asked", [0, 1, 3])
+def test_as_many_as_the_client_asked_for(asked: int) -> None:
+    """A client that wants fewer than the policy gets its own number, all else unchanged."""
+    full = chunk_of({"reasoning": "x"}, logprobs={"content": [told("x", -0.1, -2.0, -3.0)]})
+    mine = chunk_of({"reasoning": "x"}, logprobs={"content": [told("x", -0.1, -2.0, -3.0)]})
+    del mine["choices"][0]["logprobs"]["content"][0]["top_logprobs"][asked:]
+    event = trim_logprobs(encode_event(encoded(full)), read(full).choices[0], asked)
+    assert event == encode_event(encoded(mine))
+
+
+# -- what is put in ----------------------------------------------------------------------------
+
+
+@for_all(text=_TRICKY)
+def test_words_that_are_put_in(text: str) -> None:
+    """A chunk of the same response, with reasoning alone, and ids for who asked for them."""
+    chunk = read(chunk_of({"role": "assistant"}))
+    said = decode_chunk(build_reasoning_chunk(chunk, "m", text, (7, 8)))
+    assert (said.id, said.created) == (chunk.id, chunk.created)
+    assert (said.choices[0].delta.reasoning_text, said.choices[0].token_ids) == (text, [7, 8])
+    assert not said.choices[0].delta.content
+    assert (
+        json.loads(build_reasoning_chunk(chunk, "m", text, None))["choices"][0]["token_ids"] is None
+    )
+
+
+@pytest.mark.parametrize(
+    ("given_bias", "expected"),
+    [
+        (b"{}", {"2": 1.5}),
+        (b"null", {"2": 1.5}),
+        (b'{"2":-1,"7":3}', {"2": 0.5, "7": 3.0}),
+        (b'{"2":99}', {"2": 100.0}),
+        (b'{"x":"y"}', {"x": "y"}),
+    ],
+)
+def test_a_bias_beside_the_clients_own(given_bias: bytes, expected: dict[str, Any]) -> None:
+    """Added to what the client gave; what is no bias is left for the engine to refuse."""
+    assert json.loads(bytes(with_logit_bias(msgspec.Raw(given_bias), 2, 1.5))) == expected
