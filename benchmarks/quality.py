@@ -59,7 +59,8 @@ async def _measure(url: str, options: argparse.Namespace) -> None:
                 )
 
             arms = {"off": await arm("off"), options.policy: await arm(options.policy)}
-            rival = f"budget(max={_budget_of_equal_cost(*(runs for runs, _ in arms.values()))}, grace=16)"
+            cost = _budget_of_equal_cost(*(runs for runs, _ in arms.values()))
+            rival = f"budget(max={cost}, grace=16)"
             arms[rival] = await arm(rival)
             for threshold in options.thresholds:
                 policy = f"deer(threshold={threshold}, gate=0)"

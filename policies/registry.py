@@ -65,7 +65,8 @@ def parse(
     """
     if len(specification) > MAX_SPECIFICATION_LENGTH:
         raise BadPolicy(
-            f"cannot read a policy of more than {MAX_SPECIFICATION_LENGTH} characters: {_examples()}"
+            f"cannot read a policy of more than {MAX_SPECIFICATION_LENGTH} characters: "
+            f"{_examples()}"
         )
     text = _HYPHEN.sub(lambda match: match.group(1) or "_", specification.strip())
     try:

@@ -125,7 +125,8 @@ def _require_coverage(point: Point) -> None:
     if missing > _MAX_MISSING_SHARE * probes or point.inexact_share > _MAX_INEXACT_SHARE:
         raise BadPolicy(
             f"{point.name}: of {probes} probes {missing} were not recorded, and "
-            f"{100 * point.inexact_share:.0f} % not where it looks: record with --for '{point.name}'"
+            f"{100 * point.inexact_share:.0f} % not where it looks: "
+            f"record with --for '{point.name}'"
         )
 
 

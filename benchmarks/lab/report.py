@@ -77,7 +77,8 @@ def notes(dataset: ReplayDataset, points: Sequence[Point], *, instant: bool) -> 
         f"{dataset.truncated_count} truncated ones left out.",
         "An answer behind a cut is taken to be the trial answer recorded there or last before it"
         + (
-            f". Served for real it was so {_format_agreement(dataset)} times, the latter where it was at least "
+            f". Served for real it was so {_format_agreement(dataset)} times, "
+            "the latter where it was at least "
             f"{_HIGH_CONFIDENCE} sure."
             if agreement(dataset)[1]
             else "."
@@ -86,12 +87,14 @@ def notes(dataset: ReplayDataset, points: Sequence[Point], *, instant: bool) -> 
     ]
     if gold < len(dataset.traces):
         said.append(
-            f"{len(dataset.traces) - gold} traces have no gold answer: right means equal to their own."
+            f"{len(dataset.traces) - gold} traces have no gold answer: "
+            "right means equal to their own."
         )
     if any(point.inexact_share for point in points):
         worst = max(points, key=lambda point: point.inexact_share)
         said.append(
-            f"Up to {100 * worst.inexact_share:.1f} % of a policy's probes ({worst.name}) were answered "
+            f"Up to {100 * worst.inexact_share:.1f} % of a policy's probes "
+            f"({worst.name}) were answered "
             "from a place a few tokens before."
         )
     return said

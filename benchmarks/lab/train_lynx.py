@@ -217,7 +217,8 @@ def _summary(probe: ReadinessClassifier, tried: Sequence[CueExample], out: Path)
     return (
         f"{len(tried)} cues tried, {100 * np.mean(ready):.1f} % of them ready. "
         f"AUROC {told:.3f} (a trial answer's confidence {alone:.3f}).\n"
-        f"Calibrated on {len(probe.ready_scores)} ready and {len(probe.not_ready_scores)} not ready. "
+        f"Calibrated on {len(probe.ready_scores)} ready and "
+        f"{len(probe.not_ready_scores)} not ready. "
         "δ holds for each cue, not for a request.\n"
         f"{out}; to serve it:\nprobes: {{mine: {out}}}\npolicy: lynx(probe='mine')"
     )

@@ -2,7 +2,8 @@
 
 The one place of this room that is not the standard library's alone: equivalence of LaTeX is a
 library's business (``pip install adjourn[math]``). It is loaded when it is first needed, takes
-some 60 MB and may take its time, so whoever must not wait runs ``python -m adjourn.policies.evidence.mathematics``
+some 60 MB and may take its time, so whoever must not wait runs
+``python -m adjourn.policies.evidence.mathematics``
 beside itself: it says when it is ``ready``, then to each line of JSON, ``[one, other]``, ``true``
 or ``false``.
 """

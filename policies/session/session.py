@@ -1,4 +1,4 @@
-"""One request under a policy, by the table in ``policies/session/states.py``, and nothing that does I/O.
+"""One request under a policy, by the table in ``policies/session/states.py``, without any I/O.
 
 A driver (the server, a replay, a test) feeds the session what the engine sent, numbered by pieces,
 and carries out what comes back: ``Ask`` (send a probe), ``Represent`` (ask the embedder), ``Cut``

@@ -120,7 +120,9 @@ class TokenizedDialect:
 
 def builtin_dialects() -> dict[str, Dialect]:
     """The dialects that come with the project, in the order in which they are tried."""
-    data = tomllib.loads(files("adjourn.policies.text").joinpath("dialects.toml").read_text("utf-8"))
+    data = tomllib.loads(
+        files("adjourn.policies.text").joinpath("dialects.toml").read_text("utf-8")
+    )
     shared = data.pop("shared")
     return {name: Dialect.load(name, {**shared, **values}) for name, values in data.items()}
 

@@ -54,6 +54,7 @@ class EqualityChecker:
     async def _start(self) -> Process:
         self._process = process = await asyncio.create_subprocess_exec(
             sys.executable,
+            "-P",
             "-m",
             "adjourn.policies.evidence.mathematics",
             stdin=PIPE,

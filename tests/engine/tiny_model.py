@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from adjourn.policies.text.dialect import builtin_dialects
-from tests.engine import forms
+from tests.engine import answer_formats as forms
 from tests.engine.answer_formats import TOOL_CALLS
 from tests.engine.families import Family, FamilyTokenizer
 
@@ -183,7 +183,8 @@ def build_model(name: str, folder: Path) -> None:
     }
     coder.backend.eos_token = "<|eos|>"
     coder.backend.chat_template = (
-        "{% for message in messages %}" + (_TURN_TEMPLATE if name in QWEN3_VARIANTS else "{{ message.content }}")
+        "{% for message in messages %}"
+        + (_TURN_TEMPLATE if name in QWEN3_VARIANTS else "{{ message.content }}")
         + "{% endfor %}{% if add_generation_prompt %}{{ " + repr(family.prompt) + " }}{% endif %}"
     )  # fmt: skip
     coder.backend.save_pretrained(folder)
