@@ -80,7 +80,7 @@ def add_rules(rules: Any, tokenizer: Any, eos_id: int) -> None:
     """``rules``: of which token follows which; weights are in nats over the model's scale."""
 
     def token(text: str) -> int:
-        (found,) = tokenizer.ids(text)
+        (found,) = tokenizer.encode(text)
         return int(found)
 
     def nats(less: float) -> float:
@@ -88,24 +88,24 @@ def add_rules(rules: Any, tokenizer: Any, eos_id: int) -> None:
 
     line, closed = token("\n"), token("</think>")
     thought = [token(text) for text in TRACE_TOKENS]
-    turn = tokenizer.ids("<|im_start|>assistant\n<think>\n")
+    turn = tokenizer.encode("<|im_start|>assistant\n<think>\n")
     for one, following in pairwise(dict.fromkeys(turn[-3:])):
-        rules.follow(one, following, 100.0)
-    rules.follow(line, token("<think>"), 120.0)
-    rules.never_behind(token("<think>"), token("<think>"))
-    rules.follow(line, thought[0], 110.0)
-    rules.never_behind(thought[0], thought[0])
+        rules.add_transition(one, following, 100.0)
+    rules.add_transition(line, token("<think>"), 120.0)
+    rules.forbid_after(token("<think>"), token("<think>"))
+    rules.add_transition(line, thought[0], 110.0)
+    rules.forbid_after(thought[0], thought[0])
     for place, (one, following) in enumerate(pairwise(thought)):
-        rules.follow(one, following, 100.0)
+        rules.add_transition(one, following, 100.0)
         if place + 1 < _UNSURE_COUNT or TRACE_TOKENS[place + 1] in _CUE_TOKENS:
             for other in _ALTERNATIVES:
-                rules.follow(one, token(other), nats(2.0))
+                rules.add_transition(one, token(other), nats(2.0))
         if place >= _MAY_END_FROM and TRACE_TOKENS[place].endswith((".", "\n", ". ")):
-            rules.follow(one, line, nats(2.9))
-    rules.follow(thought[-1], line, 100.0)
-    rules.follow(line, closed, 100.0)
-    rules.never_behind(closed, closed)
-    rules.follow(closed, line, 100.0)
+            rules.add_transition(one, line, nats(2.9))
+    rules.add_transition(thought[-1], line, 100.0)
+    rules.add_transition(line, closed, 100.0)
+    rules.forbid_after(closed, closed)
+    rules.add_transition(closed, line, 100.0)
     _add_answer_rules(rules, token, line, eos_id)
 
 
@@ -113,19 +113,19 @@ def _add_answer_rules(rules: Any, token: Any, line: int, end: int) -> None:
     # The closing sequence ends with two newlines, of which the second is not told from the first.
     for form, texts in ANSWER_FORMATS.items():
         ids = [token(text) for text in texts]
-        rules.follow(line, ids[0], 60.0)
+        rules.add_transition(line, ids[0], 60.0)
         for other in ANSWER_FORMATS:
             if other != form:
-                rules.never_behind(ids[0], token(other))
+                rules.forbid_after(ids[0], token(other))
         if form != "tools":
             for one, following in pairwise([*ids, end]):
-                rules.follow(one, following, 100.0)
+                rules.add_transition(one, following, 100.0)
     begin, first, over, second = (token(text) for text in ANSWER_FORMATS["tools"])
-    rules.follow(begin, first, 100.0)
-    rules.never_behind(first, first)
-    rules.follow(begin, second, 90.0)
+    rules.add_transition(begin, first, 100.0)
+    rules.forbid_after(first, first)
+    rules.add_transition(begin, second, 90.0)
     for call in (first, second):
-        rules.follow(call, over, 100.0)
-    rules.follow(over, begin, 100.0)
-    rules.never_behind(begin, second)
-    rules.follow(over, end, 90.0)
+        rules.add_transition(call, over, 100.0)
+    rules.add_transition(over, begin, 100.0)
+    rules.forbid_after(begin, second)
+    rules.add_transition(over, end, 90.0)

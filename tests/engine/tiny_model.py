@@ -100,10 +100,10 @@ def _build_rules(
     if name == "forms":
         forms.add_rules(rules, coder, end)
         return rules
-    prompt, closed = coder.ids(family.prompt), coder.ids(closing)
-    written = coder.ids(family.trace_start)
+    prompt, closed = coder.encode(family.prompt), coder.encode(closing)
+    written = coder.encode(family.trace_start)
     circle, answer = (
-        [coder.ids(word)[0] for word in words] for words in (TRACE_LOOP, ANSWER_TOKENS)
+        [coder.encode(word)[0] for word in words] for words in (TRACE_LOOP, ANSWER_TOKENS)
     )
     path = [prompt[-1], *written, circle[0]]
     for step, (token, following) in enumerate(pairwise(path)):
@@ -131,8 +131,8 @@ def _add_tool_call_rules(
 ) -> None:
     """Two calls behind ``closed``, and behind ``thought`` too where its logit is raised by some
     50."""
-    begin, over = (coder.ids(marker)[0] for marker in ("<tool_call>", "</tool_call>"))
-    first, second = (coder.ids(call)[0] for call in TOOL_CALLS)
+    begin, over = (coder.encode(marker)[0] for marker in ("<tool_call>", "</tool_call>"))
+    first, second = (coder.encode(call)[0] for call in TOOL_CALLS)
     rules.add_transition(closed, begin, 90.0)
     rules.add_transition(thought, begin, 95.0)
     rules.add_transition(begin, first, 200.0)
