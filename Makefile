@@ -1,17 +1,17 @@
-# What one does with this project, one line each. `make` alone lists it.
+# Every task of this project. `make` alone lists them.
 .DEFAULT_GOAL := help
-.PHONY: help install engine llama demo serve test conformance check lock pocket bench
+.PHONY: help install engine llama demo serve test conformance check lock pocket bench docs
 
-help:  ## this list
+help:  ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile | expand -t 14
 
-install:  ## the gateway, into .venv
+install:  ## install the gateway into .venv
 	@scripts/install
 
-engine:  ## vLLM for the CPU, into .engine
+engine:  ## install vLLM for the CPU into .engine
 	@scripts/engine
 
-llama:  ## llama.cpp's server for the CPU, into .llama
+llama:  ## install llama.cpp's server for the CPU into .llama
 	@scripts/llama
 
 .venv-dev:
@@ -29,7 +29,7 @@ test: .venv-dev engine  ## install all, then run every test
 	-@scripts/llama
 	@scripts/test
 
-conformance: .venv-dev engine  ## install all, then point other people's clients at it
+conformance: .venv-dev engine  ## install all, then run unmodified clients against it
 	@scripts/conformance
 
 check: .venv-dev  ## formatting, lint and types
@@ -38,9 +38,12 @@ check: .venv-dev  ## formatting, lint and types
 bench: .venv-dev engine  ## quality, votes, latency and overhead, into benchmarks/results
 	@scripts/bench
 
-pocket: .venv-dev engine  ## train the pocket model's tasks anew (about an hour each)
+pocket: .venv-dev engine  ## train the pocket models again (about an hour each)
 	@.engine/bin/python -m benchmarks.pocket.train chains
 	@.engine/bin/python -m benchmarks.pocket.train swaps
 
-lock:  ## pin every dependency anew
+docs: .venv-dev  ## build the documentation site into build/site
+	@scripts/docs
+
+lock:  ## pin every dependency again
 	@scripts/lock

@@ -1,7 +1,7 @@
 """Adjourn: end a reasoning model's chain of thought once the answer is known.
 
 This module is the API for plug-ins: everything that a stopping policy of your own needs, and
-nothing else. ``docs/writing-a-policy.md`` explains it with an example package. The gateway is
+nothing else. ``docs/policies/writing.md`` explains it with an example package. The gateway is
 ``adjourn.server``, the laboratory ``adjourn.lab``; neither is a stable API.
 """
 
