@@ -11,7 +11,7 @@
     thinking     extend     reopening   the model would end its trace too soon, or too late
     thinking     answer     answering   the model ended its trace
     probing      probe      probing     a second question at the same checkpoint
-    probing      go on      thinking    the probe said no: what was held is released
+    probing      continue   thinking    the probe said no: what was held is released
     probing      stop       closing     the probe said yes
     probing      extend     reopening   it would, and was faster than the probe
     probing      answer     answering   the model was faster: what was held is released
@@ -19,7 +19,7 @@
     reopening    refused    thinking    the engine would not: the model's own end comes after all
     closing      resumed    answering   the answer streams from the kept prefix
     closing      refused    thinking    the engine would not: the main stream goes on, unjudged
-    closing      told       thinking    the engine ends the trace itself, in the main stream
+    closing      ended in place  thinking    the engine ends the trace itself, in the main stream
     any          end        done
 
 A test keeps this and the table in force the same.
@@ -46,12 +46,12 @@ class Input(Enum):
     THINK = "think"
     ANSWER = "answer"
     PROBE = "probe"
-    CONTINUE = "go on"
+    CONTINUE = "continue"
     STOP = "stop"
     EXTEND = "extend"
     RESUMED = "resumed"
     REFUSED = "refused"
-    ENDED_IN_PLACE = "told"
+    ENDED_IN_PLACE = "ended in place"
     END = "end"
 
 

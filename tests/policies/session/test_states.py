@@ -10,7 +10,7 @@ from adjourn.policies.session.states import TRANSITIONS, State
 
 def test_the_table_in_the_text_is_the_table_in_force() -> None:
     """The module's prose and its data say the same."""
-    rows = re.findall(r"^    (\w+) +(\S+(?: \S+)?)  +(\w+)(?:  |$)", module.__doc__ or "", re.M)
+    rows = re.findall(r"^    (\w+) +(\S+(?: \S+)*)  +(\w+)(?:  |$)", module.__doc__ or "", re.M)
     written = {row for row in rows if row[0] not in ("state", "any")}
     expected = {
         (state.value, signal.value, after.value)
