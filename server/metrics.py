@@ -11,7 +11,7 @@ from prometheus_client.process_collector import ProcessCollector
 
 from adjourn import __version__
 from adjourn.policies.session.ledger import Ledger
-from adjourn.policies.session.session import Action
+from adjourn.policies.session.trigger import Action
 
 __all__ = ["Metrics"]
 

@@ -1,4 +1,4 @@
-"""The token ledger of one request: what was spent on what."""
+"""The token ledger of one request: how many tokens were spent on what."""
 
 from __future__ import annotations
 
@@ -9,15 +9,14 @@ __all__ = ["Ledger"]
 
 @dataclass(slots=True)
 class Ledger:
-    """Counts in tokens, exact.
+    """Exact counts of tokens.
 
-    ``reasoning``: the trace as the client got it, markers not counted. ``answer``: what follows.
-    ``probe``: decoded by probes. ``closing``: the closing sequence put behind a cut.
-    ``wasted``: decoded by the main stream behind the cut, until it was aborted (as received; what
-    the engine decoded between our closing the socket and its noticing never reaches us).
-    ``marker``: the opening and closing markers that the model itself wrote, so that nothing is
-    uncounted. ``prefilled`` are prompt tokens of probes that the engine's cache did not hold,
-    which is work of another kind and in no sum.
+    ``prompt``: the request's prompt. ``reasoning``: the trace that the client got, without markers.
+    ``answer``: what follows it. ``marker``: opening and closing markers that the model wrote.
+    ``closing``: the closing sequences that cuts inserted. ``probe``: decoded by probes. ``wasted``:
+    decoded by the main stream after a cut, until it was aborted (only what was received: the engine
+    may have decoded more before it noticed the abort). ``prefilled``: prompt tokens of probes that
+    the engine's cache did not hold; prefill is work of another kind, so no sum includes them.
     """
 
     prompt: int = 0
@@ -31,12 +30,14 @@ class Ledger:
 
     @property
     def completion(self) -> int:
-        """What the client's usage says: all that it got, however many calls drew it."""
+        """The ``completion_tokens`` of the client's usage: all tokens that the client got, from
+        however many engine requests."""
         return self.reasoning + self.marker + self.closing + self.answer
 
     @property
     def as_wasted(self) -> Ledger:
-        """The same where the client got nothing of it; the prompt is another response's."""
+        """The same ledger for a trace of which the client got nothing. The prompt is not counted:
+        it is in the ledger of the response that the client got."""
         wasted = self.completion + self.wasted
         return Ledger(probe=self.probe, wasted=wasted, prefilled=self.prefilled)
 
@@ -46,5 +47,5 @@ class Ledger:
 
     @property
     def net(self) -> int:
-        """All that was spent for this response."""
+        """All tokens decoded or inserted for this response (net tokens)."""
         return self.completion + self.probe + self.wasted

@@ -1,4 +1,4 @@
-"""What a session has its driver carry out at the engine."""
+"""Orders: what a session asks its driver to do at the engine or the embedder."""
 
 from __future__ import annotations
 
@@ -11,10 +11,12 @@ __all__ = ["Cut", "InsertedText", "Order", "Reopen", "RequestEmbedding", "SendPr
 
 @dataclass(frozen=True, slots=True)
 class SendProbe:
-    """Send this probe: the first ``kept`` generated ids, then ``closing`` (empty where the probe
-    leaves the trace open; with what stands between it and the answer), then the inducer.
-    ``ending``: ids up to the end marker's, which a probe that asks for their log-probability must
-    score behind that."""
+    """Send this probe: the prompt, the first ``kept`` generated ids, ``closing``, then the inducer.
+
+    ``position``: tokens of the trace in ``kept``. ``closing`` includes the dialect's header; it is
+    empty if the probe leaves the trace open. ``end_ids``: the closing sequence up to its end
+    marker, to be scored after the kept ids if the probe asks for that log-probability.
+    """
 
     probe: Probe
     kept: int
@@ -25,8 +27,7 @@ class SendProbe:
 
 @dataclass(frozen=True, slots=True)
 class RequestEmbedding:
-    """Ask the embedder for the vector of a text. ``kept`` and ``position`` as of a probe sent from
-    here."""
+    """Ask the embedder for the vector of a text. ``kept`` and ``position`` as in ``SendProbe``."""
 
     embed: Embed
     kept: int
@@ -35,7 +36,7 @@ class RequestEmbedding:
 
 @dataclass(frozen=True, slots=True)
 class InsertedText:
-    """A text that is put into the trace; the client gets it as reasoning."""
+    """A text that is inserted into the trace; the client gets it as reasoning."""
 
     text: str = ""
     ids: tuple[int, ...] = ()
@@ -43,11 +44,11 @@ class InsertedText:
 
 @dataclass(frozen=True, slots=True)
 class Cut:
-    """Open the answer: the first ``kept`` generated ids, then ``said``, then ``closing``.
+    """Open the answer after the first ``kept`` generated ids, then ``inserted``, then ``closing``.
 
-    ``edge``: how many of the kept ids stand in pieces that are not released; those pieces say
-    nothing but the trace's last text. ``rescue``: the finish reason of a response that would have
-    ended within its trace.
+    ``unreleased_ids``: how many of the kept ids are in chunks that are not released; of those
+    chunks' text, only reasoning goes to the client. ``rescued_finish_reason``: the finish reason of
+    a response that would have ended within its trace.
     """
 
     kept: int
@@ -60,8 +61,11 @@ class Cut:
 
 @dataclass(frozen=True, slots=True)
 class Reopen:
-    """Go on with the trace: the first ``kept`` generated ids, which came in ``pieces``, then
-    ``said``; with another bias on the end marker, where there is one."""
+    """Continue the trace after the first ``kept`` generated ids, which came in ``chunks`` chunks,
+    then ``inserted``.
+
+    ``end_bias``: added to the end marker's logit from now on; None leaves it as it is.
+    """
 
     kept: int
     position: int
@@ -71,4 +75,4 @@ class Reopen:
 
 
 Order = SendProbe | RequestEmbedding | Cut | Reopen
-"""What the driver is to carry out."""
+"""Carried out by the driver, which reports the result through the session's ``on_*`` methods."""

@@ -1,10 +1,10 @@
-"""Is a probe worth its price?
+"""Decide whether a probe is worth its cost.
 
-A probe takes a place in the engine's batch for as long as it runs, and its prefill holds up
-everybody's decoding. Its price in tokens is therefore the time it takes over the time that a
-stream's token takes, both as measured now, under the load of now. What it may bring is the chance
-that it says stop, times the tokens that are left. A probe that costs more than it may bring is
-not sent; now and then one is sent all the same, so that the estimate can change its mind.
+A probe occupies a slot in the engine's batch while it runs, and its prefill delays the decoding of
+all requests. Its cost in tokens is therefore the probe's duration divided by a token's, both as
+measured under the current load. Its expected gain is the probability that it stops the trace, times
+the tokens that would follow. A probe that costs more than its expected gain is not sent; a few are
+sent in spite of it, so that the estimate can recover.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _EXPLORE_EVERY = 16
 
 @dataclass(slots=True)
 class _Rate:
-    """A chance as a decayed count with a prior of one in two."""
+    """A probability, estimated from decayed counts with a prior of one in two."""
 
     hits: float = 1.0
     tries: float = 2.0
@@ -35,12 +35,22 @@ class _Rate:
 
 
 class ProbeCostModel:
-    """What was learned on one model under one policy, over all requests.
+    """What was measured for one model under one policy, over all requests.
 
-    The chance of a stop is kept by how often the trace was probed before. What is left of a trace
-    is the mean length of those that came to their own end less what was thought, and never less
-    than what was thought: long traces are the ones that go on. A row of looks has to begin early
-    all the same, or the trace ends before it does.
+    The probability of a stop depends on how often the trace was probed before. The tokens left are
+    estimated as the mean length of traces that ended by themselves, less the current position, and
+    for a single checkpoint at least the current position: traces that are long already tend to go
+    on. That minimum does not apply to a series of checkpoints, which has to start early to finish
+    before the trace ends.
+
+    state               content                                               changed by
+    ------------------  ----------------------------------------------------  -------------------
+    _stop_rates         the probability of a stop, by number of earlier       record_outcome,
+                        probes (the last entry covers all higher numbers)     record_probe
+    _probe_seconds      duration of a checkpoint's probes (moving average)    record_probe
+    _token_seconds      time per decoded token (moving average)               record_decoding
+    _mean_length        tokens of a trace that ended by itself (moving avg.)  record_trace_length
+    _refused_count      probes not sent, to choose the ones sent to explore   should_probe
     """
 
     __slots__ = (
@@ -60,41 +70,41 @@ class ProbeCostModel:
 
     @property
     def cost(self) -> float:
-        """Of one checkpoint's probes, in tokens. 0.0 before anything was measured."""
+        """The cost of one checkpoint's probes in tokens. 0.0 before anything was measured."""
         if not self._token_seconds or self._probe_seconds is None:
             return 0.0
         return self._probe_seconds / self._token_seconds
 
     def should_probe(self, position: int, earlier_probes: int, checkpoints: int = 1) -> bool:
-        """Whether to probe after ``position`` tokens of a trace that was probed ``asked`` times,
-        and at so many checkpoints in a row, ``looks``, before there can be a stop."""
-        chance = self._stop_rates[min(earlier_probes, _ORDINALS - 1)].value
+        """Whether to probe after ``position`` tokens of a trace that had ``earlier_probes``.
+        ``checkpoints``: how many must be probed in a row before there can be a stop."""
+        stop_rate = self._stop_rates[min(earlier_probes, _ORDINALS - 1)].value
         left = max(
             float(position if checkpoints == 1 else 0), (self._mean_length or 0.0) - position
         )
-        if chance * left >= checkpoints * self.cost:
+        if stop_rate * left >= checkpoints * self.cost:
             return True
         self._refused_count += 1
         return self._refused_count % (_EXPLORE_EVERY * checkpoints) == 0
 
     def record_probe(self, seconds: float, earlier_probes: int, stopped: bool | None) -> None:
-        """One checkpoint was probed, gate and trial answer together taking ``seconds``. None where
-        it could not have said stop."""
+        """The probes of one checkpoint (gate and trial answer) took ``seconds`` together.
+        ``stopped``: None if the policy could not have stopped there."""
         if stopped is not None:
             self.record_outcome(earlier_probes, stopped=stopped)
         self._probe_seconds = _smoothed(self._probe_seconds, seconds)
 
     def record_outcome(self, earlier_probes: int, *, stopped: bool) -> None:
-        """What came of a probe, or of a row of them, after ``asked`` others."""
+        """Whether a probe or a series, after ``earlier_probes`` others, stopped the trace."""
         self._stop_rates[min(earlier_probes, _ORDINALS - 1)].add(stopped)
 
     def record_decoding(self, tokens: int, seconds: float) -> None:
-        """A stream brought ``tokens`` in ``seconds``."""
+        """A stream decoded ``tokens`` in ``seconds``."""
         if tokens > 0:
             self._token_seconds = _smoothed(self._token_seconds, seconds / tokens)
 
     def record_trace_length(self, position: int) -> None:
-        """A trace came to its own end after ``position`` tokens."""
+        """A trace ended by itself after ``position`` tokens."""
         self._mean_length = _smoothed(self._mean_length, float(position))
 
 

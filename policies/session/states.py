@@ -1,28 +1,28 @@
-"""The states of a request under a policy, and what leads from one to the next.
+"""The states of a request under a policy, and the transitions between them.
 
-    state        input      next        what happens
-    -----------  ---------  ----------  -----------------------------------------------------
-    opening      think      thinking    the prompt's or the output's ids open a trace
-    opening      answer     answering   no trace: everything is the answer
-    opening      stop       closing     no trace, but the answer is to be drawn apart
-    thinking     probe      probing     a checkpoint is held, a probe is on its way
-    thinking     stop       closing     a trigger without a probe (budget, loop), or the trace ended
-                                        and its answer is to be drawn apart
-    thinking     extend     reopening   the model would end its trace too soon, or too late
-    thinking     answer     answering   the model ended its trace
-    probing      probe      probing     a second question at the same checkpoint
-    probing      continue   thinking    the probe said no: what was held is released
-    probing      stop       closing     the probe said yes
-    probing      extend     reopening   it would, and was faster than the probe
-    probing      answer     answering   the model was faster: what was held is released
-    reopening    resumed    thinking    the trace goes on behind what was put into it
-    reopening    refused    thinking    the engine would not: the model's own end comes after all
-    closing      resumed    answering   the answer streams from the kept prefix
-    closing      refused    thinking    the engine would not: the main stream goes on, unjudged
+    state        input           next        when
+    -----------  --------------  ----------  -----------------------------------------------------
+    opening      think           thinking    the prompt's or the output's ids open a trace
+    opening      answer          answering   no trace: everything is the answer
+    opening      stop            closing     no trace, but the answer comes from a second request
+    thinking     probe           probing     a checkpoint is held back, a probe is in flight
+    thinking     stop            closing     a stop without a probe (budget, loop), or the trace
+                                             ended and its answer comes from a second request
+    thinking     extend          reopening   the model would end its trace too soon, or too late
+    thinking     answer          answering   the model ended its trace
+    probing      probe           probing     a second query at the same checkpoint
+    probing      continue        thinking    the probe brought no stop: release what was held back
+    probing      stop            closing     the probe brought a stop
+    probing      extend          reopening   the model would end its trace before the probe's result
+    probing      answer          answering   the model ended its trace before the probe's result
+    reopening    resumed         thinking    the trace continues after the inserted text
+    reopening    refused         thinking    the engine refused: the model's own end applies
+    closing      resumed         answering   the answer streams from the kept prefix
+    closing      refused         thinking    the engine refused: the main stream goes on, muted
     closing      ended in place  thinking    the engine ends the trace itself, in the main stream
-    any          end        done
+    any          end             done        the response is over
 
-A test keeps this and the table in force the same.
+A test compares this text with ``TRANSITIONS``.
 """
 
 from __future__ import annotations
@@ -33,6 +33,8 @@ __all__ = ["TRANSITIONS", "Input", "State"]
 
 
 class State(Enum):
+    """Where a request is. ``DONE`` and ``ANSWERING`` have no way back to the trace."""
+
     OPENING = "opening"
     THINKING = "thinking"
     PROBING = "probing"
@@ -43,6 +45,8 @@ class State(Enum):
 
 
 class Input(Enum):
+    """What moves a request from one state to the next."""
+
     THINK = "think"
     ANSWER = "answer"
     PROBE = "probe"

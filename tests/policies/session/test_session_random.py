@@ -226,8 +226,8 @@ def test_a_policy_that_never_stops_changes_nothing(trace: list[int], sizes: list
         )
         seen += chunk.text
         whole = chunk.text and not ends_mid_grapheme(seen)
-        assert made.released_chunks == made._chunk_count or not whole
-    assert made.released_chunks == made._chunk_count
+        assert made.released_chunks == made.chunk_count or not whole
+    assert made.released_chunks == made.chunk_count
     expected = {"marker": 2, "answer": 1} | ({"reasoning": len(trace)} if trace else {})
     assert token_counts(made) == expected
 
@@ -365,12 +365,12 @@ def test_kinds_of_checkpoints_take_turns(
     asked: SendProbe | None = None
     due = 0
     for step in range(600):
-        before = dict(made._deferred_checkpoints)
+        before = dict(made.checkpoints.deferred)
         order = made.feed(texts[step % len(texts)], (50,), float(step))
         if asked is not None:
             seen += [
                 kind
-                for kind, find in made._deferred_checkpoints.items()
+                for kind, find in made.checkpoints.deferred.items()
                 if before.get(kind, 0) != find
             ]
             if step < due:

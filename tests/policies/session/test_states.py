@@ -1,4 +1,4 @@
-"""The table of states: what is written of it holds, and no row is dead."""
+"""The transition table: its documentation matches it, and every state can be reached."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from adjourn.policies.session import states as module
 from adjourn.policies.session.states import TRANSITIONS, State
 
 
-def test_the_table_in_the_text_is_the_table_in_force() -> None:
-    """The module's prose and its data say the same."""
+def test_the_documented_table_is_the_table_in_force() -> None:
+    """The table in the module's docstring has the same rows as ``TRANSITIONS``."""
     rows = re.findall(r"^    (\w+) +(\S+(?: \S+)*)  +(\w+)(?:  |$)", module.__doc__ or "", re.M)
     written = {row for row in rows if row[0] not in ("state", "any")}
     expected = {
@@ -24,7 +24,7 @@ def test_the_table_in_the_text_is_the_table_in_force() -> None:
 
 
 def test_every_state_can_be_reached() -> None:
-    """No row of the table is dead."""
+    """From ``opening``, along rows of the table."""
     reached = {State.OPENING}
     for _ in State:
         reached |= {after for state in reached for after in TRANSITIONS[state].values()}
