@@ -331,7 +331,7 @@ class Session(Trace):
         return self.checkpoints.cue_count
 
     @property
-    def closing(self) -> Sequence[int]:
+    def closing(self) -> tuple[int, ...]:
         """The closing sequence after the kept trace; empty before the first cut."""
         return self._switch.closing
 

@@ -1,10 +1,10 @@
-"""Recorded requests: what a session was given, and what it must make of it, to the token.
+"""Recorded requests: the calls of a session, and the exact outcome that they must have.
 
-``inputs`` of a recording are a session's calls in order; ``outcome`` is what ``replay`` makes of
-them. ``python -m tests.golden NAME`` prints a replay, to be read before it is kept.
-Where the policy has a probe it is ``small``, and ``hidden_states`` of a result are what that reads.
-A step is (command, state after it, pieces released so far). Recordings in ``races`` are those of
-policies over several traces: events, and the commands that answer each.
+``inputs`` of a recording are the calls of a session in order; ``outcome`` is what ``replay``
+returns for them. ``python -m tests.golden NAME`` prints a replay: read it before you record it.
+A policy that needs a classifier gets one named ``small``; ``hidden_states`` of a probe result are
+the arguments that make its inputs. A step is (order, state after it, chunks released so far).
+Recordings in ``races`` are of policies over several traces: events, and the commands for each.
 """
 
 from __future__ import annotations
@@ -36,12 +36,14 @@ def races() -> dict[str, dict[str, Any]]:
 
 
 def replay_race(recording: dict[str, Any]) -> list[Any]:
-    """The commands that answer each event of a race."""
+    """The sampler's commands for each event of a race."""
     policy = parse(recording["policy"])
     assert isinstance(policy, SamplingPolicy)
     sampler = policy.start_sampler()
-    told = [sampler.observe(getattr(sampling, name)(*args)) for name, *args in recording["events"]]
-    written = [[[type(c).__name__, *astuple(c)] for c in commands] for commands in told]
+    replies = [
+        sampler.observe(getattr(sampling, name)(*args)) for name, *args in recording["events"]
+    ]
+    written = [[[type(c).__name__, *astuple(c)] for c in commands] for commands in replies]
     return list(json.loads(json.dumps(written)))
 
 
@@ -51,16 +53,16 @@ def _load(folder: Path) -> dict[str, dict[str, Any]]:
 
 
 def replay(recording: dict[str, Any]) -> dict[str, Any]:
-    """Each input's command, state and released pieces, and the ledger and trigger at the end."""
+    """The order, state and released chunks after each input; ledger and trigger at the end."""
     policy = parse(recording["policy"], readiness_probes={"small": make_classifier()})
     session = Session(policy, DIALECT, AlwaysProbe(), **recording["options"])
-    asked: list[SendProbe | RequestEmbedding] = []
+    orders: list[SendProbe | RequestEmbedding] = []
     steps = []
     for name, *values in recording["inputs"]:
-        command = _call_session(session, name, values, asked)
-        if isinstance(command, SendProbe | RequestEmbedding):
-            asked.append(command)
-        steps.append([_encode_order(command), session.state.value, session.released_chunks])
+        order = _call_session(session, name, values, orders)
+        if isinstance(order, SendProbe | RequestEmbedding):
+            orders.append(order)
+        steps.append([_encode_order(order), session.state.value, session.released_chunks])
     trigger = asdict(session.trigger) if session.trigger else None
     if trigger and not trigger["stop"]["text_name"]:
         del trigger["stop"]["text_name"]
@@ -69,45 +71,53 @@ def replay(recording: dict[str, Any]) -> dict[str, Any]:
     return json.loads(json.dumps(outcome))
 
 
-def _call_session(session: Session, name: str, values: list[Any], asked: list[Any]) -> Order | None:
+def _call_session(
+    session: Session, name: str, values: list[Any], orders: list[Any]
+) -> Order | None:
     match name:
         case "feed":
             text, ids, at, *rest = values
             return session.feed(text, ids, at, **(rest[0] if rest else {}))
         case "on_probe_result":
-            answer, certainty, closed, at, *more = values
-            ask, told = asked[-1], dict(more[0]) if more else {}
-            if "hidden_states" in told:
-                told["hidden_states"] = make_hidden_states(*told["hidden_states"])
-            drawn = probe_result(
-                ask.position, answer, certainty, ask.probe, finished=closed, at=at, **told
+            answer, probability, finished, at, *more = values
+            order, fields = orders[-1], dict(more[0]) if more else {}
+            if "hidden_states" in fields:
+                fields["hidden_states"] = make_hidden_states(*fields["hidden_states"])
+            result = probe_result(
+                order.position, answer, probability, order.probe, finished=finished, at=at, **fields
             )
-            return session.on_probe_result(drawn)
+            return session.on_probe_result(result)
         case "on_probe_failed":
             reason, at = values
-            return session.on_probe_failed(reason, asked[-1], at)
+            return session.on_probe_failed(reason, orders[-1], at)
         case "on_embedding":
             vector, at = values
-            ask = asked[-1]
-            told = EmbeddingResult(ask.embed, tuple(vector), ask.position, 0.1, at)
-            return session.on_embedding(told)
+            order = orders[-1]
+            embedded = EmbeddingResult(order.embed, tuple(vector), order.position, 0.1, at)
+            return session.on_embedding(embedded)
         case "on_embedding_failed":
             reason, at = values
-            ask = asked[-1]
-            return session.on_embedding(EmbeddingFailed(ask.embed, ask.position, reason, at))
+            order = orders[-1]
+            return session.on_embedding(EmbeddingFailed(order.embed, order.position, reason, at))
     returned: None = getattr(session, name)(*values)
     return returned
 
 
-def _encode_order(command: Order | None) -> Any:
-    match command:
+def _encode_order(order: Order | None) -> Any:
+    match order:
         case SendProbe(probe, kept, position, closing):
             other = [probe.inducer] if probe.inducer != "answer" else []
             return ["send_probe", probe.max_tokens, kept, position, list(closing), *other]
         case RequestEmbedding(embed, kept, position):
             return ["request_embedding", embed.text, kept, position]
-        case Cut(kept, position, closing, said):
-            return ["cut", kept, position, list(closing), *([list(said.ids)] if said.ids else [])]
-        case Reopen(kept, position, pieces, said):
-            return ["reopen", kept, position, pieces, list(said.ids)]
+        case Cut(kept, position, closing, inserted):
+            return [
+                "cut",
+                kept,
+                position,
+                list(closing),
+                *([list(inserted.ids)] if inserted.ids else []),
+            ]
+        case Reopen(kept, position, chunks, inserted):
+            return ["reopen", kept, position, chunks, list(inserted.ids)]
     return None

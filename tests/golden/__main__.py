@@ -1,4 +1,4 @@
-"""Print what a recording replays to: ``python -m tests.golden NAME``."""
+"""Print the outcome of a recording's replay: ``python -m tests.golden NAME``."""
 
 from __future__ import annotations
 
@@ -8,5 +8,5 @@ import sys
 from tests.golden import races, recordings, replay, replay_race
 
 name = sys.argv[1]
-told = replay_race(races()[name]) if name in races() else replay(recordings()[name])
-print(json.dumps(told, indent=1))
+outcome = replay_race(races()[name]) if name in races() else replay(recordings()[name])
+print(json.dumps(outcome, indent=1))

@@ -1,4 +1,4 @@
-"""Drives a session as the server would, and checks at every step what must always hold."""
+"""Drives a session as the server does, and checks the invariants at every step."""
 
 from __future__ import annotations
 
@@ -30,18 +30,18 @@ VOCABULARY = {
     40: " But",
     41: " wait",
     42: ",",
-    43: "",  # half of a character: its text comes with the next token
+    43: "",  # the first half of a character: its text comes with the next token
     44: "é",
     45: "```",
-    46: "\u200d",  # a joiner: half of a character that is text
+    46: "\u200d",  # a joiner: part of a character that has text
     47: '"',
 }
-"""Tokens of a trace, with what each says."""
+"""The tokens of a trace and their texts."""
 
 
 @dataclass(frozen=True)
 class Chunk:
-    """What the engine sends at once."""
+    """One streamed chunk of the engine."""
 
     text: str
     ids: tuple[int, ...]
@@ -50,8 +50,8 @@ class Chunk:
 
 
 def chunks(tokens: Sequence[int], sizes: Sequence[int], finish_reason: str | None) -> list[Chunk]:
-    """These tokens, so many at once; what stands behind the end marker is the answer's."""
-    made, rest, turn, ended = [], list(tokens), 0, False
+    """These tokens in chunks of these sizes; those after the end marker are the answer's."""
+    result, rest, turn, ended = [], list(tokens), 0, False
     while rest:
         size = sizes[turn % len(sizes)] if sizes else 1
         ids, rest, turn = rest[:size], rest[size:], turn + 1
@@ -59,13 +59,13 @@ def chunks(tokens: Sequence[int], sizes: Sequence[int], finish_reason: str | Non
         answer = ended or (END in ids and ids[-1] != END)
         ended = ended or END in ids
         text = "".join(VOCABULARY[token] for token in inside)
-        made.append(Chunk(text, tuple(ids), answer, None if rest else finish_reason))
-    return made
+        result.append(Chunk(text, tuple(ids), answer, None if rest else finish_reason))
+    return result
 
 
 class Driver:
-    """``asked``, ``cut`` and ``reopening`` are what the session wants carried out and nobody has
-    yet."""
+    """``pending_query``, ``pending_cut`` and ``pending_reopen`` are orders of the session that the
+    test has not carried out yet."""
 
     def __init__(self, session: Session) -> None:
         self.session = session
@@ -83,55 +83,53 @@ class Driver:
         self._ids: list[int] = []
         self._texts: list[str] = []
 
-    # -- what a driver does ----------------------------------------------------------------
-
     def feed(self, chunk: Chunk, at: float) -> None:
         self.received_tokens += len(chunk.ids)
         self.chunk_sizes.append(len(chunk.ids))
         self._ids.extend(chunk.ids)
         self._texts.append(chunk.text)
-        command = self.session.feed(
+        order = self.session.feed(
             chunk.text, chunk.ids, at, answering=chunk.answering, finish_reason=chunk.finish_reason
         )
-        self._handle_order(command)
+        self._handle_order(order)
 
     def deliver_result(self, probability: float | None, at: float) -> None:
-        """The probe's result: how sure it is, or None where it failed; every text's vector is the
-        same."""
+        """The result of the pending query, with this probability of each token; None: it failed.
+        All texts have the same vector."""
         assert self.pending_query is not None
-        ask, self.pending_query = self.pending_query, None
-        if isinstance(ask, RequestEmbedding) and probability is None:
-            command = self.session.on_embedding(
-                EmbeddingFailed(ask.embed, ask.position, "error", at)
+        query, self.pending_query = self.pending_query, None
+        if isinstance(query, RequestEmbedding) and probability is None:
+            order = self.session.on_embedding(
+                EmbeddingFailed(query.embed, query.position, "error", at)
             )
-        elif isinstance(ask, RequestEmbedding):
-            command = self.session.on_embedding(
-                EmbeddingResult(ask.embed, (1.0,), ask.position, 0.1, at)
+        elif isinstance(query, RequestEmbedding):
+            order = self.session.on_embedding(
+                EmbeddingResult(query.embed, (1.0,), query.position, 0.1, at)
             )
         elif probability is None:
-            command = self.session.on_probe_failed("error", ask, at)
+            order = self.session.on_probe_failed("error", query, at)
         else:
-            told = {"top_logprobs": ((-0.1,),), "end_logprob": -1.0 if ask.end_ids else None}
-            event = probe_result(ask.position, "7", probability, ask.probe, at=at, **told)
+            more = {"top_logprobs": ((-0.1,),), "end_logprob": -1.0 if query.end_ids else None}
+            event = probe_result(query.position, "7", probability, query.probe, at=at, **more)
             self.probe_tokens += len(event.tokens)
-            command = self.session.on_probe_result(event)
-        self._handle_order(command)
+            order = self.session.on_probe_result(event)
+        self._handle_order(order)
 
     def reopen(self, at: float) -> None:
-        """The engine goes on with the trace; what it had sent behind the place is nobody's."""
+        """The engine continues the trace; the chunks it sent after the kept ids are dropped."""
         assert self.pending_reopen is not None
         reopen, self.pending_reopen = self.pending_reopen, None
-        self.pending_query = None  # it came too late
-        pieces = reopen.chunks
-        self.chunk_sizes = [*self.chunk_sizes[:pieces], len(reopen.inserted.ids)]
-        self._texts = [*self._texts[:pieces], reopen.inserted.text]
+        self.pending_query = None  # its result would come too late
+        kept = reopen.chunks
+        self.chunk_sizes = [*self.chunk_sizes[:kept], len(reopen.inserted.ids)]
+        self._texts = [*self._texts[:kept], reopen.inserted.text]
         self._ids = [*self._ids[: reopen.kept], *reopen.inserted.ids]
         assert sum(self.chunk_sizes) == len(self._ids)
         self.inserted_tokens += len(reopen.inserted.ids)
         self._handle_order(self.session.on_reopened(at))
 
     def resume(self, answer_tokens: int) -> None:
-        """The engine took the prefix; ``answers`` tokens follow."""
+        """The engine accepts the cut; ``answer_tokens`` tokens follow."""
         self.accepted_cut, self.pending_cut = self.pending_cut, None
         self.session.on_resumed()
         self._check_invariants()
@@ -141,7 +139,7 @@ class Driver:
             self._check_invariants()
 
     def refuse(self) -> None:
-        """The engine would not; an answer that is drawn apart may be asked for now."""
+        """The engine refuses; the session may order a cut for a separate answer now."""
         self.refused, self.pending_cut, self.pending_reopen = True, None, None
         self._handle_order(self.session.on_refused("resume-failed"))
 
@@ -152,29 +150,27 @@ class Driver:
         if self.accepted_cut is None and self.pending_cut is None:
             assert self.session.released_chunks == len(self.chunk_sizes)
 
-    # -- what must hold --------------------------------------------------------------------
-
-    def _handle_order(self, command: Order | None) -> None:
-        if isinstance(command, SendProbe | RequestEmbedding):
-            assert self.pending_query is None, "two questions at once"
+    def _handle_order(self, order: Order | None) -> None:
+        if isinstance(order, SendProbe | RequestEmbedding):
+            assert self.pending_query is None, "two queries at once"
             assert self.session.state is State.PROBING
-            self._check_cut_point(command.kept, command.position)
-            self.pending_query = command
-        elif isinstance(command, Cut):
+            self._check_cut_point(order.kept, order.position)
+            self.pending_query = order
+        elif isinstance(order, Cut):
             assert self.pending_cut is None
             assert self.session.state is State.CLOSING
-            if not self._is_separate_answer(command):
-                self._check_cut_point(command.kept, command.position)
-            self.pending_cut = command
-        elif isinstance(command, Reopen):
+            if not self._is_separate_answer(order):
+                self._check_cut_point(order.kept, order.position)
+            self.pending_cut = order
+        elif isinstance(order, Reopen):
             assert self.pending_cut is None
             assert self.session.state is State.REOPENING
-            assert command.kept == sum(self.chunk_sizes[: command.chunks])
-            self.pending_reopen = command
+            assert order.kept == sum(self.chunk_sizes[: order.chunks])
+            self.pending_reopen = order
         self._check_invariants()
 
     def _is_separate_answer(self, cut: Cut) -> bool:
-        """Whether it is no stop's cut: then it is where the trace ended, or where none began."""
+        """Whether the cut is not a stop's: it is where the trace ended, or there was no trace."""
         trigger = self.session.trigger
         if trigger is not None and trigger.action == "abandoned":
             return False
@@ -182,15 +178,15 @@ class Driver:
         return True
 
     def _check_cut_point(self, kept: int, position: int) -> None:
-        """A place is where the released pieces end, in ids of whole characters."""
+        """A cut point is where the released chunks end, and never splits a character."""
         ids = self._ids
         before = sum(self.chunk_sizes[: self.session.released_chunks])
         opened = ids[:1] == [START]
-        # The first piece's marker is kept even where the rest of that piece is not.
+        # The start marker in the first chunk is kept even if the rest of that chunk is not.
         assert kept == before or (kept == 1 and opened and before == 0)
         assert kept >= opened
         assert position == kept - opened
-        # Ids that brought no text are part of a character, and so is what a joiner follows.
+        # An id without text is part of a character, and so is a text that ends with a joiner.
         last = self._texts[: self.session.released_chunks][-1:]
         assert last != [""] or kept == opened
         assert not last or not last[0].endswith("\u200d")
@@ -203,12 +199,12 @@ class Driver:
         if cut is not None:
             released = sum(self.chunk_sizes[: session.released_chunks])
             assert released + cut.unreleased_ids == cut.kept or (cut.kept == 1 and released == 0)
-            told = ledger.reasoning + ledger.marker + ledger.answer - self.answer_tokens
-            assert told == cut.kept + len(cut.inserted.ids)
+            client_ids = ledger.reasoning + ledger.marker + ledger.answer - self.answer_tokens
+            assert client_ids == cut.kept + len(cut.inserted.ids)
             assert session.closing == cut.closing
         fed = ledger.reasoning + ledger.marker + ledger.answer + ledger.wasted
-        said = self.inserted_tokens + (len(cut.inserted.ids) if cut else 0)
-        assert fed == self.received_tokens + self.answer_tokens + said
+        inserted = self.inserted_tokens + (len(cut.inserted.ids) if cut else 0)
+        assert fed == self.received_tokens + self.answer_tokens + inserted
         assert ledger.closing == (len(cut.closing) if cut else 0)
         assert ledger.probe == self.probe_tokens
         assert ledger.prompt == len(session.prompt)

@@ -1,4 +1,4 @@
-"""What the core's tests share: a small dialect in made-up ids, events, policies by script."""
+"""Shared by the tests of policies: a small dialect in made-up ids, events, scripted policies."""
 
 from __future__ import annotations
 
@@ -83,14 +83,14 @@ DIALECT = TokenizedDialect(
 
 
 class AlwaysProbe(ProbeCostModel):
-    """Every probe is worth its price."""
+    """Every probe is worth its cost."""
 
     def should_probe(self, position: int, earlier_probes: int, checkpoints: int = 1) -> bool:
         return True
 
 
 class NeverProbe(ProbeCostModel):
-    """No probe is worth its price."""
+    """No probe is worth its cost."""
 
     def should_probe(self, position: int, earlier_probes: int, checkpoints: int = 1) -> bool:
         return False
@@ -98,7 +98,7 @@ class NeverProbe(ProbeCostModel):
 
 @dataclass(frozen=True)
 class ScriptedPolicy:
-    """Answers each event with what ``script`` says, be it what no policy ought to say."""
+    """Answers each event with what ``script`` returns, valid or not."""
 
     script: Callable[[Event], Any]
     needs: Needs = CUE_NEEDS
@@ -112,7 +112,7 @@ class ScriptedPolicy:
 
 
 class CheckedSession(Session):
-    """A session whose state may only change along a row of the table, one step at a time."""
+    """A session that asserts that each change of state is a row of ``TRANSITIONS``."""
 
     _state: State | None = None
 
@@ -128,11 +128,17 @@ class CheckedSession(Session):
         self._state = after
 
 
-def make_session(policy: Policy, *, prompt: tuple[int, ...] = PROMPT, **options: Any) -> Session:
-    """A session that has seen its prompt, by default one that opens a trace."""
-    made = CheckedSession(policy, DIALECT, options.pop("appraiser", AlwaysProbe()), **options)
-    made.on_prompt(prompt)
-    return made
+def make_session(
+    policy: Policy,
+    *,
+    prompt: tuple[int, ...] = PROMPT,
+    cost_model: ProbeCostModel | None = None,
+    **options: Any,
+) -> Session:
+    """A session after its prompt, which opens a trace by default."""
+    session = CheckedSession(policy, DIALECT, cost_model or AlwaysProbe(), **options)
+    session.on_prompt(prompt)
+    return session
 
 
 def reasoning_chunk(text: str, *ids: int, position: int = 0) -> ReasoningChunk:
@@ -163,7 +169,7 @@ def probe_result(
     at: float = 0.0,
     **more: Any,
 ) -> ProbeResult:
-    """A probe's result whose tokens are the answer's characters, each with this probability."""
+    """A result with one token per character of ``answer``, each with this probability."""
     tokens = (*answer, "}") if finished else tuple(answer)
     logprob = math.log(probability)
     return ProbeResult(
@@ -188,12 +194,12 @@ EAGER_DEER = Deer(gate=0, gap=0)
 CHUNK_NEEDS = Needs(reasoning_chunks=True)
 
 
-def feed_all(made: Session, *chunks: tuple[str, *tuple[int, ...]]) -> list[Order | None]:
-    """What the session says to each piece."""
-    return [made.feed(text, ids, at=0.0) for text, *ids in chunks]
+def feed_all(session: Session, *chunks: tuple[str, *tuple[int, ...]]) -> list[Order | None]:
+    """The order that each chunk (text and ids) leads to."""
+    return [session.feed(text, ids, at=0.0) for text, *ids in chunks]
 
 
-def token_counts(made: Session) -> dict[str, int]:
-    """The ledger's entries that are not nothing, the prompt's aside."""
+def token_counts(session: Session) -> dict[str, int]:
+    """The ledger's counts that are not zero, without the prompt's."""
     names = ("reasoning", "answer", "marker", "closing", "probe", "wasted")
-    return {name: value for name in names if (value := getattr(made.ledger, name))}
+    return {name: value for name in names if (value := getattr(session.ledger, name))}

@@ -1,4 +1,4 @@
-"""A session whose policy has texts embedded: held and answered as probes are, and in no ledger."""
+"""Embedding requests of a policy: held back like probes, but not in the ledger."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ STEP = Embed("step")
 
 
 def embedding(then: Any) -> ScriptedPolicy:
-    """Has a text embedded at each cue, and says ``then`` to its vector."""
+    """Requests an embedding at each cue, and answers its vector with ``then``."""
 
     def script(event: Event) -> Any:
         if isinstance(event, Checkpoint):
@@ -47,64 +47,64 @@ def embedding(then: Any) -> ScriptedPolicy:
     return ScriptedPolicy(script, CUE_NEEDS | Needs(embeddings=True))
 
 
-def at_a_cue(made: Session) -> RequestEmbedding:
-    """What it asks at a cue behind two tokens."""
-    *_, order = feed_all(made, ("One", 31), (" two.", 32), (" Wait", 33), (",", 34))
+def at_a_cue(session: Session) -> RequestEmbedding:
+    """The order at a cue after two tokens."""
+    *_, order = feed_all(session, ("One", 31), (" two.", 32), (" Wait", 33), (",", 34))
     assert isinstance(order, RequestEmbedding)
     return order
 
 
-def told(order: RequestEmbedding, *vector: float, at: float = 1.0) -> EmbeddingResult:
+def result(order: RequestEmbedding, *vector: float, at: float = 1.0) -> EmbeddingResult:
     return EmbeddingResult(order.embed, vector or (1.0,), order.position, 0.5, at)
 
 
-def test_a_step_is_held_while_it_is_embedded() -> None:
-    """What stands behind it goes out with the vector that changes nothing."""
-    made = make_session(embedding(lambda event: None))
-    order = at_a_cue(made)
-    assert (order, made.state, made.released_chunks) == (
+def test_chunks_are_held_during_an_embedding_request() -> None:
+    """A result without a command releases them."""
+    session = make_session(embedding(lambda event: None))
+    order = at_a_cue(session)
+    assert (order, session.state, session.released_chunks) == (
         RequestEmbedding(STEP, 2, 2),
         State.PROBING,
         2,
     )
-    feed_all(made, (" so", 35))
-    assert made.released_chunks == 2
-    assert made.on_embedding(told(order)) is None
-    assert (made.state, made.released_chunks) == (State.THINKING, 5)
-    assert token_counts(made) == {"reasoning": 5}
-    assert made.probe_count == 0
+    feed_all(session, (" so", 35))
+    assert session.released_chunks == 2
+    assert session.on_embedding(result(order)) is None
+    assert (session.state, session.released_chunks) == (State.THINKING, 5)
+    assert token_counts(session) == {"reasoning": 5}
+    assert session.probe_count == 0
 
 
-def test_a_stop_is_where_it_was_asked() -> None:
-    """However late the vector comes: what was thought meanwhile is wasted."""
-    made = make_session(embedding(lambda event: Stop("alike", event.position)))
-    order = at_a_cue(made)
-    feed_all(made, (" and", 35), (" on", 36))
-    cut = made.on_embedding(told(order))
+def test_a_stop_after_an_embedding_cuts_at_its_checkpoint() -> None:
+    """However late the result: tokens generated meanwhile are wasted."""
+    session = make_session(embedding(lambda event: Stop("alike", event.position)))
+    order = at_a_cue(session)
+    feed_all(session, (" and", 35), (" on", 36))
+    cut = session.on_embedding(result(order))
     assert isinstance(cut, Cut)
     assert (cut.kept, cut.position) == (2, 2)
-    assert token_counts(made) == {"reasoning": 2, "closing": 3, "wasted": 4}
+    assert token_counts(session) == {"reasoning": 2, "closing": 3, "wasted": 4}
 
 
-def test_a_failure_goes_on() -> None:
-    """The policy is told, and what it does not mind changes nothing."""
-    made = make_session(embedding(lambda event: Stop("alike", event.position)))
-    order = at_a_cue(made)
-    assert made.on_embedding(EmbeddingFailed(STEP, order.position, "timeout", 1.0)) is None
-    assert (made.state, made.mute_reason) == (State.THINKING, None)
+def test_a_failed_embedding_continues_the_trace() -> None:
+    """The policy sees the failure, and without a command nothing changes."""
+    session = make_session(embedding(lambda event: Stop("alike", event.position)))
+    order = at_a_cue(session)
+    assert session.on_embedding(EmbeddingFailed(STEP, order.position, "timeout", 1.0)) is None
+    assert (session.state, session.mute_reason) == (State.THINKING, None)
 
 
-def test_what_comes_behind_the_trace_is_nobodys() -> None:
-    """The model was faster."""
-    made = make_session(embedding(lambda event: Stop("alike", event.position)))
-    order = at_a_cue(made)
-    made.feed("", (2, 99), 1.0, answering=True)
-    assert made.on_embedding(told(order)) is None
-    assert made.state is State.ANSWERING
+def test_an_embedding_after_the_end_of_the_trace_is_ignored() -> None:
+    """The model ended its trace first."""
+    session = make_session(embedding(lambda event: Stop("alike", event.position)))
+    order = at_a_cue(session)
+    session.feed("", (2, 99), 1.0, answering=True)
+    assert session.on_embedding(result(order)) is None
+    assert session.state is State.ANSWERING
 
 
-def test_a_probe_behind_a_vector_is_weighed() -> None:
-    """An embedding takes no place in the engine's batch and is never refused; the probe is."""
+def test_a_probe_after_an_embedding_is_weighed_by_its_cost() -> None:
+    """Embeddings use no slot in the engine's batch and are always sent; probes may be refused."""
     failures = []
 
     def script(event: Event) -> Any:
@@ -115,36 +115,36 @@ def test_a_probe_behind_a_vector_is_weighed() -> None:
         return Probe() if isinstance(event, EmbeddingResult) else None
 
     policy = ScriptedPolicy(script, CUE_NEEDS | Needs(embeddings=True))
-    dear = make_session(policy, appraiser=NeverProbe())
-    assert dear.on_embedding(told(at_a_cue(dear))) is None
-    assert (failures, dear.state, dear.released_chunks, dear.probe_count) == (
+    expensive = make_session(policy, cost_model=NeverProbe())
+    assert expensive.on_embedding(result(at_a_cue(expensive))) is None
+    assert (failures, expensive.state, expensive.released_chunks, expensive.probe_count) == (
         ["price"],
         State.THINKING,
         4,
         0,
     )
-    made = make_session(policy, appraiser=AlwaysProbe())
-    ask = made.on_embedding(told(at_a_cue(made)))
-    assert isinstance(ask, SendProbe)
-    assert (ask.kept, ask.position, made.probe_count) == (2, 2, 1)
+    session = make_session(policy, cost_model=AlwaysProbe())
+    order = session.on_embedding(result(at_a_cue(session)))
+    assert isinstance(order, SendProbe)
+    assert (order.kept, order.position, session.probe_count) == (2, 2, 1)
 
 
 def alike(event: EmbeddingResult) -> Stop:
     return Stop("alike", event.position)
 
 
-def test_members_take_turns() -> None:
-    """A vector and a probe at one cue, one behind the other; the first to stop is enough."""
+def test_members_ask_one_after_the_other() -> None:
+    """An embedding and then a probe at one cue; the first member to stop decides."""
     stopper = AnyOf((embedding(lambda event: None), EAGER_DEER)).start()
     assert stopper.observe(cue_checkpoint(5)) == STEP
     assert stopper.observe(EmbeddingResult(STEP, (1.0,), 5, 0.1, 0.0)) == Probe()
-    said = stopper.observe(probe_result(5, "7", 0.99))
-    assert isinstance(said, Stop)
-    assert said.reason == "confident"
+    command = stopper.observe(probe_result(5, "7", 0.99))
+    assert isinstance(command, Stop)
+    assert command.reason == "confident"
 
 
-def test_both_must_agree_at_the_same_place() -> None:
-    """One that asks for vectors is asked again at each checkpoint, as one that probes is."""
+def test_all_members_must_agree_at_the_same_position() -> None:
+    """A member that embeds is asked again at each checkpoint, like one that probes."""
 
     def sure(event: Event) -> Any:
         if isinstance(event, Checkpoint):
@@ -161,7 +161,7 @@ def test_both_must_agree_at_the_same_place() -> None:
     assert stopper.observe(probe_result(9, "7", 0.99)) == Stop("alike+sure", 9, 0.9)
 
 
-def test_members_that_embed_the_same_share_the_vector() -> None:
+def test_members_share_the_embedding_of_the_same_text() -> None:
     """One request for both; a failure is shared too."""
     stopper = AllOf((embedding(alike), embedding(alike))).start()
     assert stopper.observe(cue_checkpoint(5)) == STEP

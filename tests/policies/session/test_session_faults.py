@@ -1,4 +1,4 @@
-"""Whatever goes wrong with a policy, a probe or a cut, the stream goes on."""
+"""Fail open: whatever goes wrong with a policy, a probe or a cut, the stream goes on."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from tests.policies.session_helpers import (
 
 
 def _raising(event: Event) -> Any:
-    raise RuntimeError("a policy's own fault")
+    raise RuntimeError("an error in the policy")
 
 
 @pytest.mark.parametrize(
@@ -68,10 +68,10 @@ def _raising(event: Event) -> Any:
     ],
 )
 @pytest.mark.parametrize("prompt", [PROMPT, (5,)], ids=["opened", "unopened"])
-def test_whatever_a_policy_does_the_stream_goes_on(
+def test_the_stream_goes_on_whatever_a_policy_does(
     prompt: tuple[int, ...], script: Callable[[Event], Any], needs: Needs
 ) -> None:
-    """Trap 6, and every other: what a policy returns or raises never breaks the response."""
+    """Nothing that a policy returns or raises breaks the response."""
     driver = Driver(make_session(ScriptedPolicy(script, needs), prompt=prompt))
     marker = () if START in prompt else (START,)
     tokens = [*marker, 32, 33, 30, 42, 32, 31, 42, 32, END, ANSWER]
@@ -84,33 +84,39 @@ def test_whatever_a_policy_does_the_stream_goes_on(
     driver.end()
 
 
-def test_a_policy_that_fails_is_muted() -> None:
-    """It is asked no more, its error is kept for the log, and what was held goes out."""
-    heard: list[Event] = []
+def test_a_policy_that_raises_is_muted() -> None:
+    """It is asked no more, its error is kept for the log, and held chunks are released."""
+    events: list[Event] = []
 
     def script(event: Event) -> Any:
-        heard.append(event)
+        events.append(event)
         raise RuntimeError("mine")
 
-    made = make_session(ScriptedPolicy(script, Needs(cues=True, interval=1, reasoning_chunks=True)))
-    feed_all(made, ("Wait, a", 50, 51), (" Wait, b", 52, 53))
-    made.feed("", (END,), 0.0)
-    assert (made.mute_reason, str(made.policy_error), len(heard)) == ("policy-error", "mine", 1)
-    assert made.released_chunks == 3
+    session = make_session(
+        ScriptedPolicy(script, Needs(cues=True, interval=1, reasoning_chunks=True))
+    )
+    feed_all(session, ("Wait, a", 50, 51), (" Wait, b", 52, 53))
+    session.feed("", (END,), 0.0)
+    assert (session.mute_reason, str(session.policy_error), len(events)) == (
+        "policy-error",
+        "mine",
+        1,
+    )
+    assert session.released_chunks == 3
 
 
-def test_a_policy_that_fails_at_a_probes_result() -> None:
-    """The stream goes on from where it was held."""
+def test_a_policy_that_raises_at_a_probe_result_is_muted() -> None:
+    """The held chunks are released."""
 
     def script(event: Event) -> Any:
         if isinstance(event, ProbeResult):
             raise ValueError("mine")
         return Probe()
 
-    made = make_session(ScriptedPolicy(script))
-    feed_all(made, (".", 50), (" Wait", 51), (" a", 52))
-    assert made.on_probe_result(probe_result(1)) is None
-    assert (made.state, made.mute_reason, made.released_chunks) == (
+    session = make_session(ScriptedPolicy(script))
+    feed_all(session, (".", 50), (" Wait", 51), (" a", 52))
+    assert session.on_probe_result(probe_result(1)) is None
+    assert (session.state, session.mute_reason, session.released_chunks) == (
         State.THINKING,
         "policy-error",
         3,
@@ -118,90 +124,90 @@ def test_a_policy_that_fails_at_a_probes_result() -> None:
 
 
 @pytest.mark.parametrize("returned", [True, "stop", 0, [], Stop])
-def test_what_is_no_command_is_a_policys_error(returned: object) -> None:
-    """A command is a Probe or a Stop; anything else is a mistake, and said so."""
-    made = make_session(ScriptedPolicy(lambda event: returned, CHUNK_NEEDS))
-    assert made.feed("a", (50,), 0.0) is None
-    assert made.mute_reason == "policy-error"
-    assert made.policy_error is not None
+def test_a_returned_value_that_is_no_command_mutes_the_policy(returned: object) -> None:
+    """Anything but a command or None is recorded as a policy error."""
+    session = make_session(ScriptedPolicy(lambda event: returned, CHUNK_NEEDS))
+    assert session.feed("a", (50,), 0.0) is None
+    assert session.mute_reason == "policy-error"
+    assert session.policy_error is not None
 
 
-def test_a_policy_that_cannot_start_is_muted() -> None:
-    """A request is not lost to a policy that fails before it has seen anything."""
+def test_a_policy_that_fails_to_start_is_muted() -> None:
+    """The request is served without it."""
 
     class Broken(Never):
         def start(self) -> Any:
             raise OverflowError("mine")
 
-    made = make_session(Broken())
-    feed_all(made, ("a", 50), (" Wait, b", 51))
-    assert (made.mute_reason, made.released_chunks) == ("policy-error", 2)
+    session = make_session(Broken())
+    feed_all(session, ("a", 50), (" Wait, b", 51))
+    assert (session.mute_reason, session.released_chunks) == ("policy-error", 2)
 
 
-def test_one_probe_is_in_flight_at_a_time() -> None:
-    """A policy that asks at every piece gets its first question answered before a second."""
-    made = make_session(
+def test_one_probe_in_flight_at_a_time() -> None:
+    """A policy that asks at every chunk gets its first result before a second probe is sent."""
+    session = make_session(
         ScriptedPolicy(lambda event: Probe(), Needs(reasoning_chunks=True, probes=True))
     )
-    asks = feed_all(made, ("a", 50), ("b", 51), ("c", 52))
-    assert [type(ask) for ask in asks] == [SendProbe, type(None), type(None)]
-    assert made.probe_count == 1
+    orders = feed_all(session, ("a", 50), ("b", 51), ("c", 52))
+    assert [type(order) for order in orders] == [SendProbe, type(None), type(None)]
+    assert session.probe_count == 1
 
 
-def test_a_question_at_a_thought_is_about_its_place() -> None:
-    """Where the beginning of a cue is held back, the probe is asked before it, and says so."""
+def test_a_probe_at_a_chunk_is_sent_from_the_cut_point() -> None:
+    """If the beginning of a cue is held back, the probe's prefix ends before it."""
     needs = Needs(cues=True, reasoning_chunks=True, probes=True)
 
     def script(event: Event) -> Any:
         return Probe() if isinstance(event, ReasoningChunk) and event.position == 2 else None
 
-    made = make_session(ScriptedPolicy(script, needs))
-    assert feed_all(made, ("a", 50), (" W", 51))[-1] == SendProbe(Probe(), 1, 1, CLOSING)
+    session = make_session(ScriptedPolicy(script, needs))
+    assert feed_all(session, ("a", 50), (" W", 51))[-1] == SendProbe(Probe(), 1, 1, CLOSING)
 
 
-def test_the_latest_cue_that_came_beside_a_probe_is_looked_at_next() -> None:
-    """A probe that says no is followed by one at the latest of the cues that it kept waiting."""
-    made = make_session(EAGER_DEER)
-    feed_all(made, (".", 50), (" Wait", 51), (" a", 52), (" Hmm", 53), (".", 54), (" Wait", 55))
-    feed_all(made, (" b", 56))
-    ask = made.on_probe_result(probe_result(1, "7", 0.5))
-    assert isinstance(ask, SendProbe)
-    assert (ask.position, ask.kept, made.released_chunks) == (5, 5, 5)
-    assert made.on_probe_result(probe_result(5, "7", 0.5)) is None
-    assert (made.state, made.released_chunks) == (State.THINKING, 7)
-    assert made.probe_count == 2
+def test_the_latest_cue_deferred_by_a_probe_is_probed_next() -> None:
+    """After an unsure probe, the latest of the cues that came meanwhile is probed."""
+    session = make_session(EAGER_DEER)
+    feed_all(session, (".", 50), (" Wait", 51), (" a", 52), (" Hmm", 53), (".", 54), (" Wait", 55))
+    feed_all(session, (" b", 56))
+    order = session.on_probe_result(probe_result(1, "7", 0.5))
+    assert isinstance(order, SendProbe)
+    assert (order.position, order.kept, session.released_chunks) == (5, 5, 5)
+    assert session.on_probe_result(probe_result(5, "7", 0.5)) is None
+    assert (session.state, session.released_chunks) == (State.THINKING, 7)
+    assert session.probe_count == 2
 
 
-def test_a_cue_beside_the_probe_of_another_in_its_piece_is_not_lost() -> None:
-    """Of two cues that become certain at once the second waits for the first's probe."""
-    made = make_session(EAGER_DEER)
-    first = feed_all(made, (".", 50), (" Wait", 51), (", no. Hmm, so", 52, 53))[-1]
-    second = made.on_probe_result(probe_result(1, "7", 0.5))
-    assert [ask.position for ask in (first, second) if isinstance(ask, SendProbe)] == [1, 2]
+def test_a_second_cue_in_the_same_chunk_is_deferred() -> None:
+    """Of two cues found in one chunk, the second waits for the probe of the first."""
+    session = make_session(EAGER_DEER)
+    first = feed_all(session, (".", 50), (" Wait", 51), (", no. Hmm, so", 52, 53))[-1]
+    second = session.on_probe_result(probe_result(1, "7", 0.5))
+    assert [order.position for order in (first, second) if isinstance(order, SendProbe)] == [1, 2]
 
 
-def test_a_cue_that_was_kept_waiting_does_not_outlive_its_trace() -> None:
-    """Where the trace ends first, nothing is asked any more."""
-    made = make_session(EAGER_DEER)
-    feed_all(made, (".", 50), (" Wait", 51), (" a", 52), (" Hmm", 53), (".", 54))
-    made.feed("", (END, ANSWER), 0.0, answering=True)
-    assert made.on_probe_result(probe_result(1, "7", 0.5)) is None
-    assert made.state is State.ANSWERING
+def test_a_deferred_cue_is_dropped_at_the_end_of_the_trace() -> None:
+    """If the trace ends first, no probe is sent."""
+    session = make_session(EAGER_DEER)
+    feed_all(session, (".", 50), (" Wait", 51), (" a", 52), (" Hmm", 53), (".", 54))
+    session.feed("", (END, ANSWER), 0.0, answering=True)
+    assert session.on_probe_result(probe_result(1, "7", 0.5)) is None
+    assert session.state is State.ANSWERING
 
 
-def test_a_late_result_is_counted_and_not_judged() -> None:
-    """A result for another place, or for a trace that is over, costs what it cost."""
-    made = make_session(EAGER_DEER)
-    feed_all(made, (".", 50), (" Wait", 51), (" a", 52))
-    assert made.on_probe_result(probe_result(0, "7", 0.99), prefilled=5) is None
-    assert (made.state, made.ledger.probe, made.ledger.prefilled) == (State.PROBING, 2, 5)
-    assert isinstance(made.on_probe_result(probe_result(1, "7", 0.99), prefilled=6), Cut)
-    assert made.ledger.prefilled == 11
+def test_a_late_probe_result_is_counted_and_ignored() -> None:
+    """A result for another position is in the ledger, but the policy does not see it."""
+    session = make_session(EAGER_DEER)
+    feed_all(session, (".", 50), (" Wait", 51), (" a", 52))
+    assert session.on_probe_result(probe_result(0, "7", 0.99), prefilled=5) is None
+    assert (session.state, session.ledger.probe, session.ledger.prefilled) == (State.PROBING, 2, 5)
+    assert isinstance(session.on_probe_result(probe_result(1, "7", 0.99), prefilled=6), Cut)
+    assert session.ledger.prefilled == 11
 
 
-def test_a_mute_keeps_its_first_reason() -> None:
-    """What went wrong first is what is told."""
-    made = make_session(Never())
-    made.mute("first")
-    made.mute("second")
-    assert made.mute_reason == "first"
+def test_the_first_mute_reason_stays() -> None:
+    """What went wrong first is reported."""
+    session = make_session(Never())
+    session.mute("first")
+    session.mute("second")
+    assert session.mute_reason == "first"

@@ -1,4 +1,4 @@
-"""The session's looks: what they cost, where they may be, and what they ask."""
+"""Probes of a session: their cost, their checkpoints, and their requests."""
 
 from __future__ import annotations
 
@@ -34,176 +34,172 @@ from tests.policies.session_helpers import (
     token_counts,
 )
 
-# -- prices ------------------------------------------------------------------------------------
 
-
-def test_a_probe_that_is_too_dear_is_not_sent() -> None:
-    """The policy hears that it failed, the text goes on, nothing is asked."""
-    heard: list[Any] = []
+def test_a_probe_that_costs_too_much_is_not_sent() -> None:
+    """The policy sees a ``ProbeFailed``, and the trace continues."""
+    events: list[Any] = []
 
     def script(event: Event) -> Any:
-        heard.append((type(event).__name__, getattr(event, "reason", None)))
+        events.append((type(event).__name__, getattr(event, "reason", None)))
         return Probe() if isinstance(event, Checkpoint) else None
 
-    made = make_session(ScriptedPolicy(script), appraiser=NeverProbe())
-    assert feed_all(made, (".", 50), (" Wait", 51), (" a", 52)) == [None] * 3
-    assert heard == [("Checkpoint", None), ("ProbeFailed", "price")]
-    assert (made.state, made.released_chunks, made.probe_count) == (State.THINKING, 3, 0)
+    session = make_session(ScriptedPolicy(script), cost_model=NeverProbe())
+    assert feed_all(session, (".", 50), (" Wait", 51), (" a", 52)) == [None] * 3
+    assert events == [("Checkpoint", None), ("ProbeFailed", "price")]
+    assert (session.state, session.released_chunks, session.probe_count) == (State.THINKING, 3, 0)
 
 
-def test_a_second_question_at_a_place_is_not_priced_again() -> None:
-    """Gate and trial answer are one look."""
-    looked: list[tuple[int, int]] = []
+def test_a_second_probe_at_a_checkpoint_is_not_weighed_again() -> None:
+    """Gate and trial answer are weighed together, once."""
+    weighed: list[tuple[int, int]] = []
 
-    class Counting(AlwaysProbe):
+    class RecordingModel(AlwaysProbe):
         def should_probe(self, position: int, earlier_probes: int, checkpoints: int = 1) -> bool:
-            looked.append((position, earlier_probes))
+            weighed.append((position, earlier_probes))
             return True
 
-    made = make_session(Deer(gap=0), appraiser=Counting())
-    feed_all(made, (".", 50), (" Wait", 51), (" a", 52))
+    session = make_session(Deer(gap=0), cost_model=RecordingModel())
+    feed_all(session, (".", 50), (" Wait", 51), (" a", 52))
     assert isinstance(
-        made.on_probe_result(probe_result(1, "7", 0.9, GATE_PROBE, finished=False)), SendProbe
+        session.on_probe_result(probe_result(1, "7", 0.9, GATE_PROBE, finished=False)), SendProbe
     )
-    assert made.on_probe_result(probe_result(1, "7", 0.5)) is None
-    feed_all(made, (" Wait", 53), (" b", 54))
-    assert looked == [(1, 0), (3, 1)]
+    assert session.on_probe_result(probe_result(1, "7", 0.5)) is None
+    feed_all(session, (" Wait", 53), (" b", 54))
+    assert weighed == [(1, 0), (3, 1)]
 
 
-def test_a_series_is_priced_where_it_begins() -> None:
-    """A policy that cannot stop before its third look is not starved of its second, and what came
-    of the three, and of those behind them, is learned by the trace's end."""
-    asked: list[tuple[int, int]] = []
-    came: list[tuple[int, bool]] = []
+def test_a_series_is_weighed_at_its_first_checkpoint() -> None:
+    """A policy that cannot stop before its third probe gets the first three together; the outcomes
+    of the series and of each later probe are recorded by the end of the trace."""
+    weighed: list[tuple[int, int]] = []
+    outcomes: list[tuple[int, bool]] = []
 
-    class Counting(ProbeCostModel):
+    class RecordingModel(ProbeCostModel):
         def should_probe(self, position: int, earlier_probes: int, checkpoints: int = 1) -> bool:
-            asked.append((earlier_probes, checkpoints))
+            weighed.append((earlier_probes, checkpoints))
             return True
 
         def record_outcome(self, earlier_probes: int, *, stopped: bool) -> None:
-            came.append((earlier_probes, stopped))
+            outcomes.append((earlier_probes, stopped))
 
     policy = ScriptedPolicy(
         lambda event: Probe() if isinstance(event, Checkpoint) else None,
         Needs(cues=True, probes=True, min_checkpoints=3),
     )
 
-    def looked(times: int) -> Session:
-        made = make_session(policy, appraiser=Counting())
-        for look in range(times):
-            feed_all(made, (".", 50), (" Wait", 51), (" a", 52))
-            made.on_probe_result(probe_result(1 + 3 * look, "7", 0.5))
-        return made
+    def probed(checkpoints: int) -> Session:
+        session = make_session(policy, cost_model=RecordingModel())
+        for index in range(checkpoints):
+            feed_all(session, (".", 50), (" Wait", 51), (" a", 52))
+            session.on_probe_result(probe_result(1 + 3 * index, "7", 0.5))
+        return session
 
-    made = looked(5)
-    assert asked == [(0, 3), (1, 1), (2, 1)]
-    assert came == [(1, False), (2, False)]
-    made.feed("", (END,), 9.0)
-    assert came[2:] == [(0, False)]
+    session = probed(5)
+    assert weighed == [(0, 3), (1, 1), (2, 1)]
+    assert outcomes == [(1, False), (2, False)]
+    session.feed("", (END,), 9.0)
+    assert outcomes[2:] == [(0, False)]
 
 
 @pytest.mark.parametrize("certainty", [0.5, 0.99])
-def test_the_price_is_measured_whatever_the_probe_says(certainty: float) -> None:
-    """A second's probe at a hundred tokens a second costs a hundred tokens, cut or not."""
-    appraiser = ProbeCostModel()
-    made = make_session(EAGER_DEER, appraiser=appraiser)
+def test_the_cost_is_measured_whatever_the_result(certainty: float) -> None:
+    """A probe of one second at 100 tokens per second costs 100 tokens, cut or not."""
+    cost_model = ProbeCostModel()
+    session = make_session(EAGER_DEER, cost_model=cost_model)
     now = 0.0
     for token in range(99):
         now = token * 0.01
-        made.feed("x", (token + 50,), now)
-    assert isinstance(made.feed(" Wait, so", (7,), 0.99), SendProbe)
+        session.feed("x", (token + 50,), now)
+    assert isinstance(session.feed(" Wait, so", (7,), 0.99), SendProbe)
     for step in range(100):
-        made.feed("x", (step + 50,), 1.0 + step * 0.01)
-    made.on_probe_result(probe_result(99, "7", certainty, seconds=1.0, at=1.99))
-    assert appraiser.cost == pytest.approx(100, rel=0.05)
+        session.feed("x", (step + 50,), 1.0 + step * 0.01)
+    session.on_probe_result(probe_result(99, "7", certainty, seconds=1.0, at=1.99))
+    assert cost_model.cost == pytest.approx(100, rel=0.05)
 
 
-# -- ends of sentences, paragraphs and steps ----------------------------------------------------
-
-ENDS = Needs(sentences=True, paragraphs=True, probes=True)
+BOUNDARIES = Needs(sentences=True, paragraphs=True, probes=True)
 
 
-def shown_checkpoints(*pieces: str, needs: Needs = ENDS) -> list[tuple[str, int]]:
-    """(kind, position) of the checkpoints that a policy is shown of these one-token pieces."""
-    seen: list[Checkpoint] = []
+def shown_checkpoints(*texts: str, needs: Needs = BOUNDARIES) -> list[tuple[str, int]]:
+    """(kind, position) of the checkpoints that a policy sees in these one-token chunks."""
+    checkpoints: list[Checkpoint] = []
 
-    def look(event: Event) -> None:
+    def script(event: Event) -> None:
         if isinstance(event, Checkpoint):
-            seen.append(event)
+            checkpoints.append(event)
 
-    feed_all(make_session(ScriptedPolicy(look, needs)), *((piece, 30) for piece in pieces))
-    return [(event.kind, event.position) for event in seen]
+    feed_all(make_session(ScriptedPolicy(script, needs)), *((text, 30) for text in texts))
+    return [(event.kind, event.position) for event in checkpoints]
 
 
 @pytest.mark.parametrize(
-    ("pieces", "expected"),
+    ("texts", "expected"),
     [
         (["It is 7", ".", " So"], [("sentence", 2)]),
         (["It is 7", ".", "\n\n", "So"], [("sentence", 2), ("paragraph", 2)]),
         (["It is 7", ".\n\n", "So"], [("sentence", 2), ("paragraph", 2)]),
-        (["It is 7. So"], [("sentence", 0)]),  # trap 2: no cut in the middle of a piece
+        (["It is 7. So"], [("sentence", 0)]),  # no cut within a chunk
         (["3", ".", "14"], []),
     ],
 )
-def test_where_ends_are(pieces: list[str], expected: list[tuple[str, int]]) -> None:
-    """Behind the text that ended, before the space that follows, where the pieces allow it."""
-    assert shown_checkpoints(*pieces) == expected
+def test_boundary_checkpoints(texts: list[str], expected: list[tuple[str, int]]) -> None:
+    """After the text that ended, before the space that follows, as far as the chunks allow."""
+    assert shown_checkpoints(*texts) == expected
 
 
-def test_only_the_ends_that_are_needed() -> None:
-    """A policy is shown what it asked for."""
-    pieces = ("So", ".", "\n\n", "Wait", ",")
-    assert shown_checkpoints(*pieces, needs=Needs(paragraphs=True)) == [("paragraph", 2)]
-    assert shown_checkpoints(*pieces, needs=Needs(sentences=True, cues=True)) == [
+def test_only_the_boundaries_that_are_needed() -> None:
+    """A policy sees the kinds of checkpoints that it declares."""
+    texts = ("So", ".", "\n\n", "Wait", ",")
+    assert shown_checkpoints(*texts, needs=Needs(paragraphs=True)) == [("paragraph", 2)]
+    assert shown_checkpoints(*texts, needs=Needs(sentences=True, cues=True)) == [
         ("sentence", 2),
         ("cue", 3),
     ]
 
 
 def test_a_cut_at_the_end_of_a_sentence() -> None:
-    """The space behind it is held until the next text begins, and is not kept."""
-    made = make_session(
-        ScriptedPolicy(lambda e: Stop("x", 2) if isinstance(e, Checkpoint) else None, ENDS)
+    """The space after it is held back until the next text begins, and is not kept."""
+    session = make_session(
+        ScriptedPolicy(lambda e: Stop("x", 2) if isinstance(e, Checkpoint) else None, BOUNDARIES)
     )
-    assert feed_all(made, ("It is 7", 30), (".", 31), ("\n\n", 32)) == [None] * 3
-    assert made.released_chunks == 2
-    assert feed_all(made, ("Wait", 33)) == [Cut(2, 2, CLOSING)]
-    assert token_counts(made) == {"reasoning": 2, "closing": 3, "wasted": 2}
+    assert feed_all(session, ("It is 7", 30), (".", 31), ("\n\n", 32)) == [None] * 3
+    assert session.released_chunks == 2
+    assert feed_all(session, ("Wait", 33)) == [Cut(2, 2, CLOSING)]
+    assert token_counts(session) == {"reasoning": 2, "closing": 3, "wasted": 2}
 
 
 @pytest.mark.parametrize(
-    ("probe", "closing", "ending"),
+    ("probe", "closing", "end_ids"),
     [
         (Probe(close_trace=False, score_end=True), (), CLOSING[:2]),
         (Probe(score_end=True), CLOSING, CLOSING[:2]),
         (Probe(inducer=""), CLOSING, ()),
     ],
 )
-def test_what_a_probe_asks_at(
-    probe: Probe, closing: tuple[int, ...], ending: tuple[int, ...]
+def test_the_ids_of_a_probe_request(
+    probe: Probe, closing: tuple[int, ...], end_ids: tuple[int, ...]
 ) -> None:
-    """The trace as it runs or closed, and the ids that would end it there."""
-    made = make_session(
-        ScriptedPolicy(lambda e: probe if isinstance(e, Checkpoint) else None, ENDS)
+    """The open or the closed trace, and the ids that would end it there."""
+    session = make_session(
+        ScriptedPolicy(lambda e: probe if isinstance(e, Checkpoint) else None, BOUNDARIES)
     )
-    asked = feed_all(made, ("It is 7", 30), (".", 31), (" So", 32))[-1]
-    assert asked == SendProbe(probe, 2, 2, closing, ending)
+    order = feed_all(session, ("It is 7", 30), (".", 31), (" So", 32))[-1]
+    assert order == SendProbe(probe, 2, 2, closing, end_ids)
 
 
-def test_a_probe_may_take_more_than_it_shows() -> None:
-    """What was scored beside the drawn token is in the ledger too."""
-    made = make_session(EAGER_DEER)
-    ask = feed_all(made, ("So ", 30), ("Wait", 31), (",", 32))[-1]
-    assert isinstance(ask, SendProbe)
-    drawn = probe_result(ask.position, "7", 0.1, ask.probe)
-    made.on_probe_result(drawn, decoded=9)
-    assert made.ledger.probe == 9
+def test_the_ledger_counts_all_tokens_that_a_probe_decoded() -> None:
+    """``decoded`` may be more than the tokens of the result."""
+    session = make_session(EAGER_DEER)
+    order = feed_all(session, ("So ", 30), ("Wait", 31), (",", 32))[-1]
+    assert isinstance(order, SendProbe)
+    result = probe_result(order.position, "7", 0.1, order.probe)
+    session.on_probe_result(result, decoded=9)
+    assert session.ledger.probe == 9
 
 
 def test_log_probabilities_reach_the_policy() -> None:
-    """As the driver told them, one sequence a token."""
-    seen: list[Event] = []
-    made = make_session(ScriptedPolicy(seen.append, CHUNK_NEEDS))
-    made.feed("so", [30, 31], 1.0, logprobs=[[-0.1, -3.0], [-0.2]])
-    assert seen == [ReasoningChunk("so", (30, 31), 2, 1.0, ((-0.1, -3.0), (-0.2,)))]
+    """As the driver passed them, one sequence per token."""
+    events: list[Event] = []
+    session = make_session(ScriptedPolicy(events.append, CHUNK_NEEDS))
+    session.feed("so", [30, 31], 1.0, logprobs=[[-0.1, -3.0], [-0.2]])
+    assert events == [ReasoningChunk("so", (30, 31), 2, 1.0, ((-0.1, -3.0), (-0.2,)))]

@@ -1,4 +1,4 @@
-"""A session under anything that an engine and a policy may do, at random."""
+"""Random engines and policies: properties that every session must have."""
 
 from __future__ import annotations
 
@@ -47,10 +47,10 @@ from tests.policies.session_helpers import (
 )
 
 
-class Chaos:
-    """Answers from a list, whatever the event: commands, nonsense and exceptions."""
+class RandomPolicy:
+    """Returns what a list says, whatever the event: commands, invalid values and exceptions."""
 
-    name = "chaos"
+    name = "random"
 
     def __init__(self, choices: list[int], needs: Needs) -> None:
         self.needs = needs
@@ -73,7 +73,7 @@ class Chaos:
         ]
         commands += [Extend(), "nonsense"]
         if choice >= len(commands):
-            raise RuntimeError("chaos")
+            raise RuntimeError("random")
         return commands[choice]
 
 
@@ -112,7 +112,7 @@ _POLICIES = st.one_of(
             ),
         ]
     ),
-    st.builds(Chaos, st.lists(st.integers(0, 8), min_size=1, max_size=12), _NEEDS),
+    st.builds(RandomPolicy, st.lists(st.integers(0, 8), min_size=1, max_size=12), _NEEDS),
 )
 _WORDS = [token for token in VOCABULARY if token not in (START, EOS, 43)]
 _TRACES = st.lists(
@@ -127,23 +127,25 @@ _TRACES = st.lists(
     sizes=st.lists(st.integers(1, 4), max_size=6),
     turns=st.lists(st.integers(0, 5), min_size=1, max_size=12),
     finish=st.sampled_from(["answer", "length", "stop", "break"]),
-    spare=st.sampled_from([{}, {}, {"observe_only": True}, {"hold_out": True}]),
-    drawn=st.fixed_dictionaries({"separate_answer": st.booleans(), "rescue": st.booleans()}),
+    dry_run=st.sampled_from([{}, {}, {"observe_only": True}, {"hold_out": True}]),
+    answer_options=st.fixed_dictionaries(
+        {"separate_answer": st.booleans(), "rescue": st.booleans()}
+    ),
 )
-def test_what_must_always_hold(
+def test_the_drivers_invariants_hold(
     policy: Policy,
     trace: list[int],
     opened: str,
     sizes: list[int],
     turns: list[int],
     finish: str,
-    spare: dict[str, bool],
-    drawn: dict[str, bool],
+    dry_run: dict[str, bool],
+    answer_options: dict[str, bool],
 ) -> None:
-    """Traps 2 and 6: under any chunking, policy, probe and refusal, whatever answers are drawn
-    where no policy stopped, the driver's checks hold."""
+    """Under any chunking, policy, probe result and refusal, with separate answers and rescues, all
+    checks of ``Driver`` pass."""
     prompt = PROMPT if opened == "prompt" else (5,)
-    driver = Driver(make_session(policy, prompt=prompt, **spare, **drawn))
+    driver = Driver(make_session(policy, prompt=prompt, **dry_run, **answer_options))
     tokens = ([START] if opened == "model" else []) + trace
     tokens += {"answer": [END, ANSWER, ANSWER], "stop": [EOS]}.get(finish, [])
     ending = {"answer": "stop", "length": "length", "stop": "stop", "break": None}[finish]
@@ -176,29 +178,31 @@ def test_what_must_always_hold(
     opened=st.booleans(),
     sizes=st.lists(st.integers(1, 4), max_size=6),
     finish=st.sampled_from(["answer", "length", "stop"]),
-    drawn=st.fixed_dictionaries({"separate_answer": st.booleans(), "rescue": st.booleans()}),
+    answer_options=st.fixed_dictionaries(
+        {"separate_answer": st.booleans(), "rescue": st.booleans()}
+    ),
     patience=st.integers(0, 6),
 )
-def test_an_engine_that_refuses_all_changes_nothing(
+def test_an_engine_that_refuses_every_order_changes_nothing(
     policy: Policy,
     trace: list[int],
     opened: bool,
     sizes: list[int],
     finish: str,
-    drawn: dict[str, bool],
+    answer_options: dict[str, bool],
     patience: int,
 ) -> None:
-    """Whatever was to be cut, drawn or extended, and however late the engine said no, the ledger
-    is that of the stream alone, and all of it goes out."""
+    """However late it refuses, the ledger is that of the main stream plain, and everything is
+    released."""
     tokens = [*trace, *{"answer": [END, ANSWER, ANSWER], "stop": [EOS]}.get(finish, [])]
     stream = chunks(tokens, sizes, "length" if finish == "length" else "stop")
-    made, alone = (
+    session, plain = (
         make_session(each, prompt=PROMPT if opened else (5,), **options)
-        for each, options in ((policy, drawn), (Never(), {}))
+        for each, options in ((policy, answer_options), (Never(), {}))
     )
     waited = 0
     for chunk in stream:
-        for each in (made, alone):
+        for each in (session, plain):
             each.feed(
                 chunk.text,
                 chunk.ids,
@@ -206,35 +210,35 @@ def test_an_engine_that_refuses_all_changes_nothing(
                 answering=chunk.answering,
                 finish_reason=chunk.finish_reason,
             )
-        waited += made.is_switching_stream
-        while made.is_switching_stream and waited > patience:
-            made.on_refused("resume-failed")
-    while made.is_switching_stream:
-        made.on_refused("resume-failed")
-    assert token_counts(made) == token_counts(alone)
-    assert (made.state, made.released_chunks) == (alone.state, alone.released_chunks)
-    assert made.generated == alone.generated or made.state is State.ANSWERING
+        waited += session.is_switching_stream
+        while session.is_switching_stream and waited > patience:
+            session.on_refused("resume-failed")
+    while session.is_switching_stream:
+        session.on_refused("resume-failed")
+    assert token_counts(session) == token_counts(plain)
+    assert (session.state, session.released_chunks) == (plain.state, plain.released_chunks)
+    assert session.generated == plain.generated or session.state is State.ANSWERING
 
 
 @given(trace=_TRACES, sizes=st.lists(st.integers(1, 4), max_size=6))
 def test_a_policy_that_never_stops_changes_nothing(trace: list[int], sizes: list[int]) -> None:
-    """Trap 2: whatever the chunking, the ledger is the tokens' and nothing is held at the end."""
-    made, seen = make_session(Never(), prompt=(5,)), ""
+    """Under any chunking, the ledger counts the tokens and nothing is held back at the end."""
+    session, text = make_session(Never(), prompt=(5,)), ""
     for chunk in chunks([START, *trace, END, ANSWER], sizes, "stop"):
-        made.feed(
+        session.feed(
             chunk.text, chunk.ids, 0.0, answering=chunk.answering, finish_reason=chunk.finish_reason
         )
-        seen += chunk.text
-        whole = chunk.text and not ends_mid_grapheme(seen)
-        assert made.released_chunks == made.chunk_count or not whole
-    assert made.released_chunks == made.chunk_count
+        text += chunk.text
+        complete = chunk.text and not ends_mid_grapheme(text)
+        assert session.released_chunks == session.chunk_count or not complete
+    assert session.released_chunks == session.chunk_count
     expected = {"marker": 2, "answer": 1} | ({"reasoning": len(trace)} if trace else {})
-    assert token_counts(made) == expected
+    assert token_counts(session) == expected
 
 
 @given(sizes=st.lists(st.integers(1, 3), min_size=1, max_size=6))
-def test_the_cut_is_before_the_cue_whatever_the_chunking(sizes: list[int]) -> None:
-    """Trap 2: the text that stays never holds the cue, and never less than the pieces before it."""
+def test_the_cut_is_before_the_cue_under_any_chunking(sizes: list[int]) -> None:
+    """The kept text ends before the cue, and has all chunks before the one with the cue."""
     tokens = [32, 33, 32, 33, 30, 42, 32, 32, 32, 32]
     driver = Driver(make_session(EAGER_DEER))
     for chunk in chunks(tokens, sizes, None):
@@ -247,8 +251,8 @@ def test_the_cut_is_before_the_cue_whatever_the_chunking(sizes: list[int]) -> No
     assert driver.pending_cut.kept == max(end for end in ends if end <= 4)
 
 
-def test_the_marks_of_the_lab() -> None:
-    """The lab's two closings differ, or the tests of their choice would show nothing."""
+def test_the_test_dialects_closing_sequences_differ() -> None:
+    """Otherwise the tests of their choice would pass for any choice."""
     assert DIALECT.closing != DIALECT.closing_on_newline
 
 
@@ -266,53 +270,54 @@ ANSWER_FREE = [
     answer=st.lists(st.sampled_from(["So. ", "Wait", "```py\n", '{"a": "b. ', "\n\n", "x"])),
     late=st.booleans(),
 )
-def test_nothing_is_cut_once_an_answer_or_a_call_has_begun(
+def test_nothing_is_cut_after_the_start_of_an_answer_or_tool_call(
     policy: Policy, thought: list[int], answer: list[str], late: bool
 ) -> None:
-    """Trap 9, for those that serve every form of answer: neither by what they see of it, nor by a
-    probe that comes back too late."""
-    made = make_session(policy)
-    told = ((0.0,),)
+    """Policies that need no trial answer never cut into an answer, neither because of its text nor
+    because of a late probe result."""
+    session = make_session(policy)
+    logprobs = ((0.0,),)
     order = None
     for token in thought:
-        order = made.feed(VOCABULARY[token], (token,), 0.0, logprobs=told) or order
+        order = session.feed(VOCABULARY[token], (token,), 0.0, logprobs=logprobs) or order
         while isinstance(order, SendProbe) and not late:
-            order = made.on_probe_result(probe_result(order.position, "7", 0.9, order.probe))
-    if made.state not in (State.THINKING, State.PROBING):
-        return  # it was cut before
-    made.feed("", (ANSWER,), 0.0, answering=True)
+            order = session.on_probe_result(probe_result(order.position, "7", 0.9, order.probe))
+    if session.state not in (State.THINKING, State.PROBING):
+        return  # stopped before the answer
+    session.feed("", (ANSWER,), 0.0, answering=True)
     for text in answer:
-        assert made.feed(text, (ANSWER,), 0.0, answering=True, logprobs=told) is None
+        assert session.feed(text, (ANSWER,), 0.0, answering=True, logprobs=logprobs) is None
     if isinstance(order, SendProbe):
         sure = {"top_logprobs": ((0.0,),), "end_logprob": 0.0}
         assert (
-            made.on_probe_result(probe_result(order.position, "7", 0.9, order.probe, **sure))
+            session.on_probe_result(probe_result(order.position, "7", 0.9, order.probe, **sure))
             is None
         )
-    assert made.state is State.ANSWERING
-    assert made.trigger is None
-    assert made.released_chunks == len(thought) + 1 + len(answer)
+    assert session.state is State.ANSWERING
+    assert session.trigger is None
+    assert session.released_chunks == len(thought) + 1 + len(answer)
 
 
-PLACED = [EAGER_DEER, Margin(1.0), Entropy(alpha=0.9, delta=1.0, at="sentence")]
-PLACED_BY_TOKENS = [Convergence(every=2, window=2, min_tokens=0), Budget(max=4, grace=10_000)]
-_ENCLOSED = (32, 33, 30, 42, 45, 47, 34)
+POSITIONED = [EAGER_DEER, Margin(1.0), Entropy(alpha=0.9, delta=1.0, at="sentence")]
+POSITIONED_BY_TOKENS = [Convergence(every=2, window=2, min_tokens=0), Budget(max=4, grace=10_000)]
+_FENCED = (32, 33, 30, 42, 45, 47, 34)
 
 
 @given(
-    policy=st.sampled_from([*PLACED, *PLACED_BY_TOKENS, AnyOf((*PLACED, *PLACED_BY_TOKENS))]),
-    trace=st.lists(st.sampled_from(_ENCLOSED), min_size=8, max_size=40),
-    mark=st.sampled_from([45, 47]),
+    policy=st.sampled_from(
+        [*POSITIONED, *POSITIONED_BY_TOKENS, AnyOf((*POSITIONED, *POSITIONED_BY_TOKENS))]
+    ),
+    trace=st.lists(st.sampled_from(_FENCED), min_size=8, max_size=40),
+    fence=st.sampled_from([45, 47]),
     sizes=st.lists(st.integers(1, 4), max_size=6),
     late=st.integers(0, 3),
 )
-def test_no_fence_and_no_string_is_cut(
-    policy: Policy, trace: list[int], mark: int, sizes: list[int], late: int
+def test_no_cut_within_a_fence_or_a_string(
+    policy: Policy, trace: list[int], fence: int, sizes: list[int], late: int
 ) -> None:
-    """Trap 9: wherever a policy chooses its place, what the model is left with holds no half
-    program, and no half string."""
+    """If a policy chooses the position, the kept text has no open code fence and no open string."""
     driver = Driver(make_session(policy))
-    trace, waited = [32, mark, *trace], 0
+    trace, waited = [32, fence, *trace], 0
     for step, chunk in enumerate(chunks(trace, sizes, None)):
         driver.feed(chunk, float(step))
         waited = waited + 1 if driver.pending_query is not None else 0
@@ -321,16 +326,13 @@ def test_no_fence_and_no_string_is_cut(
         if driver.pending_cut is not None:
             break
     if driver.pending_cut is not None:
-        enclosures = FenceScanner()
-        enclosures.feed("".join(VOCABULARY[token] for token in trace[: driver.pending_cut.kept]), 0)
-        assert not enclosures.is_open
-
-
-# -- kinds take turns ---------------------------------------------------------------------------
+        fences = FenceScanner()
+        fences.feed("".join(VOCABULARY[token] for token in trace[: driver.pending_cut.kept]), 0)
+        assert not fences.is_open
 
 
 def asks_at(kind: str, probe: Probe) -> ScriptedPolicy:
-    """A member that asks at every checkpoint of one kind, and never stops."""
+    """Probes at every checkpoint of one kind, and never stops."""
     needs = Needs(
         cues=kind == "cue",
         sentences=kind == "sentence",
@@ -355,28 +357,28 @@ TEXTS = (" so", " it", ".", " Wait", " Hmm", "\n\n", " 7")
 def test_kinds_of_checkpoints_take_turns(
     kinds: list[str], texts: list[str], times: list[int]
 ) -> None:
-    """However often one comes, and however long the probes take, none that comes beside every probe
-    is passed over more often than there are others."""
+    """However frequent one kind is and however long probes take, a kind with a checkpoint during
+    every probe is passed over at most as often as there are other kinds."""
     probes = {Probe("", n + 1): kind for n, kind in enumerate(kinds)}
     members = tuple(asks_at(kind, probe) for probe, kind in probes.items())
-    made = make_session(AnyOf(members))
-    seen: list[str] = []  # kinds whose place came beside the probe in flight
+    session = make_session(AnyOf(members))
+    seen: list[str] = []  # kinds with a checkpoint during the probe in flight
     passed = dict.fromkeys(kinds, 0)
-    asked: SendProbe | None = None
+    in_flight: SendProbe | None = None
     due = 0
     for step in range(600):
-        before = dict(made.checkpoints.deferred)
-        order = made.feed(texts[step % len(texts)], (50,), float(step))
-        if asked is not None:
+        before = dict(session.checkpoints.deferred)
+        order = session.feed(texts[step % len(texts)], (50,), float(step))
+        if in_flight is not None:
             seen += [
                 kind
-                for kind, find in made.checkpoints.deferred.items()
+                for kind, find in session.checkpoints.deferred.items()
                 if before.get(kind, 0) != find
             ]
             if step < due:
                 continue
-            order = made.on_probe_result(
-                probe_result(asked.position, "7", 0.5, asked.probe, at=float(step))
+            order = session.on_probe_result(
+                probe_result(in_flight.position, "7", 0.5, in_flight.probe, at=float(step))
             )
             following = probes[order.probe] if isinstance(order, SendProbe) else None
             for kind in set(seen) - {following}:
@@ -384,7 +386,7 @@ def test_kinds_of_checkpoints_take_turns(
                 assert passed[kind] < len(kinds), (kind, passed)
             if following is not None:
                 passed[following] = 0
-            asked, seen = None, []
+            in_flight, seen = None, []
         if isinstance(order, SendProbe):
-            asked, due = order, step + times[step % len(times)]
+            in_flight, due = order, step + times[step % len(times)]
             passed[probes[order.probe]] = 0
