@@ -43,7 +43,7 @@ class Consultation:
 
     state             content                                                  changed by
     ----------------  -------------------------------------------------------  ----------------
-    mute_reason       why the policy is asked no more; the first reason stays  mute
+    mute_reason       why the policy is no longer asked; the first reason stays mute
     policy_error      the exception that muted it                              observe
     probe_count       probes sent                                              consult
     first_token_at    when the trace's first token came                        Session.feed
@@ -92,7 +92,7 @@ class Consultation:
         return self.needs.end_bias if self._dry_run_action is None else 0.0
 
     def is_done(self, trace: Trace) -> bool:
-        """Whether the policy is asked no more."""
+        """Whether the policy is no longer asked."""
         return self.mute_reason is not None or trace.trigger is not None
 
     def mute(self, reason: str) -> None:

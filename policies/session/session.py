@@ -310,7 +310,7 @@ class Session(Trace):
             self._consultation.continue_trace(self)
 
     def mute(self, reason: str) -> None:
-        """Ask the policy no more; the stream goes on. The first reason stays."""
+        """No longer ask the policy; the stream goes on. The first reason stays."""
         self._consultation.mute(reason)
 
     @property

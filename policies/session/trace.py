@@ -113,7 +113,7 @@ class Trace:
         self.release_until(self.checkpoints.settled_length)
 
     def release_all(self) -> None:
-        """No policy is asked any more: release all but an incomplete character."""
+        """The policy is no longer asked: release all but an incomplete character."""
         self.released_chunks = max(self.released_chunks, self.window.release_all(self.chunk_count))
 
     def closing_at(self, place: CutPoint) -> TokenIds:

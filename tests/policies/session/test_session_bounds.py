@@ -62,7 +62,7 @@ def test_an_answer_without_a_trace_is_released_at_once() -> None:
 
 
 def test_a_first_chunk_without_ids_is_released_at_once() -> None:
-    """It holds only the role, and does not decide whether a trace opens."""
+    """It holds only the role, so it does not decide whether a trace opens."""
     session = make_session(EAGER_DEER, prompt=(5,))
     assert session.feed("", (), 0.0) is None
     assert (session.state, session.released_chunks) == (State.OPENING, 1)

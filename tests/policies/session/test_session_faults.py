@@ -85,7 +85,7 @@ def test_the_stream_goes_on_whatever_a_policy_does(
 
 
 def test_a_policy_that_raises_is_muted() -> None:
-    """It is asked no more, its error is kept for the log, and held chunks are released."""
+    """It is no longer asked, its error is kept for the log, and held chunks are released."""
     events: list[Event] = []
 
     def script(event: Event) -> Any:

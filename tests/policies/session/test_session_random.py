@@ -48,7 +48,7 @@ from tests.policies.session_helpers import (
 
 
 class RandomPolicy:
-    """Returns what a list says, whatever the event: commands, invalid values and exceptions."""
+    """Returns the values of a list, whatever the event: commands, invalid values and exceptions."""
 
     name = "random"
 
@@ -266,19 +266,19 @@ ANSWER_FREE = [
 
 @given(
     policy=st.sampled_from([*ANSWER_FREE, AnyOf(tuple(ANSWER_FREE))]),
-    thought=st.lists(st.sampled_from(_WORDS), max_size=12),
+    trace=st.lists(st.sampled_from(_WORDS), max_size=12),
     answer=st.lists(st.sampled_from(["So. ", "Wait", "```py\n", '{"a": "b. ', "\n\n", "x"])),
     late=st.booleans(),
 )
 def test_nothing_is_cut_after_the_start_of_an_answer_or_tool_call(
-    policy: Policy, thought: list[int], answer: list[str], late: bool
+    policy: Policy, trace: list[int], answer: list[str], late: bool
 ) -> None:
     """Policies that need no trial answer never cut into an answer, neither because of its text nor
     because of a late probe result."""
     session = make_session(policy)
     logprobs = ((0.0,),)
     order = None
-    for token in thought:
+    for token in trace:
         order = session.feed(VOCABULARY[token], (token,), 0.0, logprobs=logprobs) or order
         while isinstance(order, SendProbe) and not late:
             order = session.on_probe_result(probe_result(order.position, "7", 0.9, order.probe))
@@ -295,7 +295,7 @@ def test_nothing_is_cut_after_the_start_of_an_answer_or_tool_call(
         )
     assert session.state is State.ANSWERING
     assert session.trigger is None
-    assert session.released_chunks == len(thought) + 1 + len(answer)
+    assert session.released_chunks == len(trace) + 1 + len(answer)
 
 
 POSITIONED = [EAGER_DEER, Margin(1.0), Entropy(alpha=0.9, delta=1.0, at="sentence")]

@@ -62,7 +62,7 @@ def test_a_probe_result_after_the_end_of_the_trace_is_ignored() -> None:
 
 @pytest.mark.parametrize("dry_run", ["observe_only", "hold_out"])
 def test_a_dry_run_records_the_stop_and_continues(dry_run: str) -> None:
-    """The policy is asked no more, and the tokens after the stop are counted."""
+    """The policy is no longer asked, and the tokens after the stop are counted."""
     session = make_session(EAGER_DEER, **{dry_run: True})
     feed_all(session, (".", 50), (" Wait", 51), (" a", 52))
     assert session.on_probe_result(probe_result(1, "7", 0.99)) is None
