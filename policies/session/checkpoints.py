@@ -104,10 +104,14 @@ class Checkpoints:
         self._start_due = False
         return True
 
+    def is_interval_due(self, position: int) -> bool:
+        """Whether an ``interval`` checkpoint is due at ``position`` tokens of the trace."""
+        return 0 < self.next_interval_position <= position
+
     def take_interval(self, place: CutPoint) -> bool:
-        """Whether an ``interval`` checkpoint is due at ``place``; the next is due one interval
-        later. Not within a fence: there no cut is possible."""
-        if not 0 < self.next_interval_position <= place.position or place.in_fence:
+        """Whether an ``interval`` checkpoint that is due can be visited at ``place``; then the next
+        is due one interval later. Not within a fence: no cut is possible there."""
+        if place.in_fence:
             return False
         self.next_interval_position = place.position + self._interval
         return True
@@ -118,7 +122,7 @@ class Checkpoints:
         Only if other checkpoints are deferred too, so that intervals get their turn among them.
         Otherwise the first chunk after the probe checks the interval in any case.
         """
-        if self.deferred and 0 < self.next_interval_position <= position:
+        if self.deferred and self.is_interval_due(position):
             self.deferred.setdefault("interval")
 
     def event(self, find: Cue | Boundary, position: int, at: float) -> Checkpoint:

@@ -268,6 +268,8 @@ class Consultation:
         return self.consult(trace, trace.checkpoints.event(find, place.position, at))
 
     def _visit_interval(self, trace: Trace, at: float) -> Order | None:
+        if not trace.checkpoints.is_interval_due(trace.cut_position):
+            return None
         place = trace.cut_point
         if not trace.checkpoints.take_interval(place):
             return None
