@@ -1,1 +1,1 @@
-"""Whole responses: under a policy, passed through, with several choices or traces."""
+"""Whole responses: under a policy or passed through, with several choices or traces."""

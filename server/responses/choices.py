@@ -1,9 +1,9 @@
-"""Several choices of one response: each is relayed on its own, and they are told as one.
+"""Relay each choice of a request (``n`` > 1) separately, and merge them into one response.
 
-The engine's own ``n`` cannot be used: nothing ends one of its choices early, so one that was cut
-would run on, unseen, to its own end. Here each choice has a main stream of its own. That costs what
-``n`` costs, as the engine runs the choices of a request apart too, on the same cached prompt; and
-with the seeds that the engine would give them the choices are the same.
+The engine's own ``n`` cannot be used: it has no way to end one choice early, so a choice that was
+cut would go on generating unseen to its own end. Here each choice has its own main stream. That
+costs the same as ``n``, because the engine also runs the choices as separate sequences on the same
+cached prompt, and with the seeds that the engine would assign, the choices are the same.
 """
 
 from __future__ import annotations
@@ -34,9 +34,11 @@ _DONE = b"[DONE]"
 
 
 class MultiChoice:
-    """``parts`` are the sinks of the choices' relays. ``run`` carries them all to the one sink.
+    """Merges the relays of all choices into ``sink``. Each relay writes to one of ``choice_sinks``.
 
-    Raises GatewayError only while nothing was written.
+    State that the choice sinks set: ``all_opened``, once the engine accepted every choice;
+    ``first_choice_started``, once an event of choice 0 was written; and ``first_chunk`` of choice
+    0, whose id and time the other choices take over.
     """
 
     def __init__(self, sink: Sink, choice_count: int, metrics: Metrics) -> None:
@@ -49,7 +51,7 @@ class MultiChoice:
         self._write_lock = asyncio.Lock()
 
     async def run(self, relays: Sequence[Relay]) -> int:
-        """The response's status."""
+        """Send the response and return its status. Raises GatewayError only before any write."""
         tasks = [asyncio.ensure_future(relay.run()) for relay in relays]
         try:
             await asyncio.gather(*tasks)
@@ -70,57 +72,62 @@ class MultiChoice:
 
     async def _fail(self, error: GatewayError) -> int:
         if not self.sink.has_started:
-            raise error  # who answers with it counts it
+            raise error  # counted by the caller that answers with it
         if error.reason is not None:
             self._metrics.upstream_errors.labels(error.reason).inc()
         await self.sink.fail(error)
         return error.status
 
     async def _finish_response(self) -> None:
-        note = self._merge_summaries()
-        last = [encode_event(_DONE)]
-        if (usage := self._merge_usage()) is not None:
-            if note is not None:
-                usage["adjourn"] = note
-            last.insert(0, encode_event(msgspec.json.encode(usage)))
-        await self.write(last)
-        await self.sink.end(note)
+        summary = self._merge_summaries()
+        last_events = [encode_event(_DONE)]
+        if (usage_chunk := self._merge_usage()) is not None:
+            if summary is not None:
+                usage_chunk["adjourn"] = summary
+            last_events.insert(0, encode_event(msgspec.json.encode(usage_chunk)))
+        await self.write(last_events)
+        await self.sink.end(summary)
 
     def _merge_usage(self) -> dict[str, Any] | None:
-        """The usage chunk of all: the prompt once, and what the client got of every choice."""
-        chunks = [part.usage_chunk for part in self.choice_sinks if part.usage_chunk is not None]
+        """One usage chunk: the prompt counted once, the completion tokens of all choices added."""
+        chunks = [sink.usage_chunk for sink in self.choice_sinks if sink.usage_chunk is not None]
         if not chunks:
             return None
-        whole = chunks[0]
-        usage = whole["usage"]
+        merged = chunks[0]
+        usage = merged["usage"]
         for other in (chunk["usage"] for chunk in chunks[1:]):
             usage["completion_tokens"] += other["completion_tokens"]
             usage["total_tokens"] += other["completion_tokens"]
-            thought = other.get("completion_tokens_details") or {}
+            other_details = other.get("completion_tokens_details") or {}
             details = usage.get("completion_tokens_details") or {}
-            for key in details.keys() & thought.keys():
-                details[key] = (details[key] or 0) + (thought[key] or 0)
-        return whole
+            for key in details.keys() & other_details.keys():
+                details[key] = (details[key] or 0) + (other_details[key] or 0)
+        return merged
 
     def _merge_summaries(self) -> dict[str, Any] | None:
-        """The choices' notes, and the tokens of them all; None where no choice has one."""
-        notes = [part.summary for part in self.choice_sinks]
-        told = [note for note in notes if note is not None]
-        if not told:
+        """The summary of each choice and the sum of their tokens; None if no choice has one."""
+        summaries = [sink.summary for sink in self.choice_sinks]
+        present = [summary for summary in summaries if summary is not None]
+        if not present:
             return None
-        tokens = {kind: sum(note["tokens"][kind] for note in told) for kind in told[0]["tokens"]}
+        first_tokens = present[0]["tokens"]
+        tokens = {kind: sum(s["tokens"][kind] for s in present) for kind in first_tokens}
         return {
-            "stopped": any(note["stopped"] for note in told),
-            "policy": told[0]["policy"],
-            "tokens": tokens | {"prompt": told[0]["tokens"]["prompt"]},
-            "choices": notes,
+            "stopped": any(summary["stopped"] for summary in present),
+            "policy": present[0]["policy"],
+            "tokens": tokens | {"prompt": first_tokens["prompt"]},
+            "choices": summaries,
         }
 
 
 class ChoiceSink:
-    """Where the relay of one choice writes."""
+    """The sink of the relay of one choice.
 
-    has_started = False  # an error of one choice is the whole response's
+    State: ``usage_chunk`` and ``summary`` of the choice, kept for the end of the response, and
+    ``is_open``, true once the engine accepted the choice.
+    """
+
+    has_started = False  # an error of one choice fails the whole response
 
     def __init__(self, multi_choice: MultiChoice, index: int) -> None:
         self.usage_chunk: dict[str, Any] | None = None
@@ -134,7 +141,7 @@ class ChoiceSink:
         self.is_open = True
         if self._index == 0:
             self._multi_choice.sink.open(response)
-        if all(part.is_open for part in self._multi_choice.choice_sinks):
+        if all(sink.is_open for sink in self._multi_choice.choice_sinks):
             self._multi_choice.all_opened.set()
 
     async def forward_response(self, response: httpx.Response) -> None:
@@ -142,16 +149,17 @@ class ChoiceSink:
         raise _ChoiceRefused(response.status_code)
 
     async def write(self, events: list[bytes]) -> None:
-        """Nothing is written before all choices are open: one may still be refused."""
-        chorus = self._multi_choice
-        await (chorus.first_choice_started if self._index else chorus.all_opened).wait()
-        told = [shown for event in events if (shown := self._rewrite_event(event)) is not None]
-        if told:
-            await chorus.write(told)
-            chorus.first_choice_started.set()
+        """Wait until all choices are open, as the engine may still refuse one; then write."""
+        merged = self._multi_choice
+        await (merged.first_choice_started if self._index else merged.all_opened).wait()
+        rewritten = [new for event in events if (new := self._rewrite_event(event)) is not None]
+        if rewritten:
+            await merged.write(rewritten)
+            merged.first_choice_started.set()
 
     def _rewrite_event(self, event: bytes) -> bytes | None:
-        """The event as one of the whole response; None for what comes once, at its end."""
+        """The event with the merged response's id and this choice's index; None for usage and
+        ``[DONE]``, which the merged response sends once, at its end."""
         data = event_data(event)
         if data is None or data == _DONE:
             return event if data is None else None
@@ -176,7 +184,7 @@ class ChoiceSink:
 
 
 class _ChoiceRefused(Exception):
-    """The engine refused a choice, and so all of them; its answer went to the client."""
+    """The engine refused a choice, and its reply was sent as the whole response."""
 
     def __init__(self, status: int) -> None:
         super().__init__(status)

@@ -1,7 +1,7 @@
-"""Responses that carry an engine's work, and end that work when the client goes away.
+"""Responses that cancel the engine's work when the client disconnects.
 
-Bare ASGI tells of a client that left only to who asks: each response here watches for it while it
-works, before the first token, in mid-stream, and while an unstreamed reply is due.
+ASGI reports a disconnect only to an application that calls ``receive``. Each response here does so
+the whole time: before the first token, during the stream, and while it builds a JSON reply.
 """
 
 from __future__ import annotations
@@ -31,8 +31,10 @@ RAW_SEND = "adjourn.send"
 
 
 class RawSendMiddleware:
-    """Around the whole application, whose own outermost layer wraps ``send`` already: keeps the
-    server's for the streams."""
+    """Keeps the server's own ``send`` in the scope, for the streams.
+
+    It must wrap the whole application, whose outermost layer already wraps ``send``.
+    """
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -43,9 +45,10 @@ class RawSendMiddleware:
 
 
 class CancellableResponse(Response):
-    """``work`` runs until it is done or the client left; then it is cancelled.
+    """A response whose ``respond`` is cancelled when the client disconnects.
 
-    ``labels`` are the metrics' (endpoint, model, policy), ``arrived`` the time of the request.
+    ``labels`` are the metrics' (endpoint, model, policy). ``arrived`` is the request's time in
+    seconds on the monotonic clock.
     """
 
     def __init__(self, metrics: Metrics, labels: tuple[str, str, str], arrived: float) -> None:
@@ -58,26 +61,30 @@ class CancellableResponse(Response):
     @property
     @abstractmethod
     def has_started(self) -> bool:
-        """Whether anything was sent."""
+        """True if anything was sent."""
 
     @property
     def is_complete(self) -> bool:
-        """Whether the client has all of it, though its connection is not ended yet: some wait for
-        no more than their API's last event."""
+        """True if the client has its API's last event, though the response has not ended yet.
+
+        Some clients disconnect as soon as they have that event.
+        """
         return False
 
     @abstractmethod
     async def respond(self, send: Send) -> int:
-        """Send the response and return its status. A GatewayError is answered with where nothing
-        was sent before."""
+        """Send the response and return its status.
+
+        A GatewayError that is raised before anything was sent becomes the response.
+        """
 
     @property
     @abstractmethod
     def phase(self) -> str:
-        """Where the work stands, for the count of clients that left."""
+        """How far the response is, as the label of the metric of client disconnects."""
 
     def record_end(self, status: int) -> None:
-        """Called once, however it ended; 499 where the client left."""
+        """Record metrics. Called once, however the response ended; 499 if the client left."""
         self.metrics.requests.labels(*self.labels, str(status)).inc()
         self.metrics.request_duration.labels(*self.labels).observe(
             time.perf_counter() - self.arrived
@@ -86,7 +93,7 @@ class CancellableResponse(Response):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         in_flight = self.metrics.requests_in_flight.labels(self.labels[0])
         in_flight.inc()
-        # Each layer of the framework wraps ``send``; a stream calls it once a token.
+        # Each layer of the framework wraps ``send``, and a stream calls it for every token.
         work = asyncio.ensure_future(self._respond_or_send_error(scope.pop(RAW_SEND, send)))
         watch = asyncio.ensure_future(self._cancel_on_disconnect(receive, work))
         status = 500
@@ -107,7 +114,7 @@ class CancellableResponse(Response):
             self.record_end(status)
 
     async def _send_shutdown_error(self, send: Send) -> None:
-        """The server ends while this runs: say so as far as it can still be said."""
+        """The server is shutting down: send that error if nothing was sent yet."""
         error = ShuttingDown("the gateway is shutting down")
         if not self.has_started:
             await send_error(send, error, self.path)
@@ -130,6 +137,7 @@ class CancellableResponse(Response):
 
 
 async def send_error(send: Send, error: GatewayError, path: str) -> None:
+    """Send the error as a whole response, in the shape of the API that ``path`` belongs to."""
     body = error_body(path, error)
     headers = [(k.encode(), v.encode()) for k, v in error.headers.items()]
     headers.append((b"content-length", b"%d" % len(body)))
@@ -138,7 +146,10 @@ async def send_error(send: Send, error: GatewayError, path: str) -> None:
 
 
 class Passthrough(CancellableResponse):
-    """Hand a request through: what comes back is the engine's, byte for byte."""
+    """Passes a request to the engine and returns the engine's response byte for byte.
+
+    ``extra_headers`` are added to the engine's response headers.
+    """
 
     def __init__(
         self,
@@ -198,7 +209,8 @@ class Passthrough(CancellableResponse):
     async def _send_stream_error(
         self, send: Send, response: httpx.Response, error: GatewayError
     ) -> None:
-        """An error event where a stream can carry one; the connection is broken in any case."""
+        """Send an error event if the response is an event stream. The response is left unfinished,
+        so the client also sees a broken connection."""
         self.metrics.upstream_errors.labels(error.reason).inc()
         if response.headers.get("content-type", "").startswith("text/event-stream"):
             event = error_event(self.path, error)

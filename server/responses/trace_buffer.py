@@ -1,4 +1,4 @@
-"""One of several traces of a request, kept until it is known whether it is the response."""
+"""The buffer of one of several traces of a request, kept until the race chooses one."""
 
 from __future__ import annotations
 
@@ -30,25 +30,36 @@ Outcome = Literal["chosen", "answered", "given-up", "failed"]
 
 
 class Race(Protocol):
-    """What a lane tells of."""
+    """The owner of the traces, which a ``TraceBuffer`` notifies."""
 
-    def on_opened(self, response: httpx.Response) -> None: ...
+    def on_opened(self, response: httpx.Response) -> None:
+        """The engine accepted a trace."""
 
-    async def on_refused(self, trace: TraceBuffer, response: httpx.Response) -> None: ...
+    async def on_refused(self, trace: TraceBuffer, response: httpx.Response) -> None:
+        """The engine refused a trace with this response."""
 
     def on_progress(self, trace: TraceBuffer) -> None:
-        """Something came."""
+        """A trace got more events."""
 
-    def summarize(self) -> dict[str, Any]: ...
+    def summarize(self) -> dict[str, Any]:
+        """The summary of all traces, for the client."""
 
-    async def write(self, events: list[bytes]) -> None: ...
+    async def write(self, events: list[bytes]) -> None:
+        """Send these events to the client."""
 
 
 class TraceBuffer:
-    """Where the relay of one trace, which runs this policy, writes. ``outcome`` is None while it
-    runs; ``tell`` begins to hand on what is kept, and from then on all that comes."""
+    """The sink of the relay of one trace, which runs ``policy``.
 
-    has_started = False  # an error is the client's only where no trace is left
+    Events are kept until ``start_forwarding``; from then on they go to the client as they arrive.
+    State that the race sets: ``relay`` and ``task``; ``outcome``, None while the trace runs;
+    ``trace_closed``, true once the race has reported the end of the reasoning; ``answer_label``;
+    ``lowest_confidence``; ``last_reported_position`` in tokens of the reasoning; ``reward``; and
+    ``error``. State of the buffer: the kept events and ``_answer_start``, the index of the first
+    kept event of the answer.
+    """
+
+    has_started = False  # the client gets an error of one trace only if no other trace is left
 
     def __init__(self, race: Race, index: int, policy: Policy) -> None:
         self.index = index
@@ -60,9 +71,7 @@ class TraceBuffer:
         self.trace_closed = False
         self.answer_label: int | None = None
         self.lowest_confidence: float | None = None
-        self.last_reported_position = (
-            0  # tokens of its thought at which the policy last heard of it
-        )
+        self.last_reported_position = 0
         self.reward: float | None = None
         self._race = race
         self._buffered_events: list[bytes] = []
@@ -75,8 +84,6 @@ class TraceBuffer:
     def session(self) -> Session:
         assert self.relay is not None
         return self.relay.session
-
-    # -- the sink of the relay -----------------------------------------------------------------
 
     def open(self, response: httpx.Response) -> None:
         self._race.on_opened(response)
@@ -96,14 +103,13 @@ class TraceBuffer:
         self._race.on_progress(self)
 
     async def end(self, summary: dict[str, Any] | None) -> None:
-        """The response ends when the race does."""
+        """Nothing to do: the race ends the client's response."""
 
     async def fail(self, error: GatewayError) -> None:
         raise error
 
-    # -- what became of it ---------------------------------------------------------------------
-
     async def start_forwarding(self) -> None:
+        """Send the kept events, and from now on every new one."""
         self._is_forwarding = True
         async with self._forward_lock:
             kept, self._buffered_events = self._buffered_events, []
@@ -114,30 +120,31 @@ class TraceBuffer:
         await self._race.write([self._rewrite_event(event) for event in events])
 
     def _rewrite_event(self, event: bytes) -> bytes:
-        """The event as one of the client's response: under its id, with the note on all traces."""
+        """The event with the id of the client's response and the summary of all traces."""
         data = event_data(event)
         if data is None or data == _DONE:
             return event
         if self.index:
             if self._rewrite_id is None:
-                own = decode_chunk(data)
-                wanted = own.id.removesuffix(f"-{self.index}")
-                self._rewrite_id = IdRewriter(Chunk(wanted, own.created), own)
+                chunk = decode_chunk(data)
+                client_id = chunk.id.removesuffix(f"-{self.index}")
+                self._rewrite_id = IdRewriter(Chunk(client_id, chunk.created), chunk)
             event = self._rewrite_id(event)
         if _SUMMARY_KEY in event:
-            chunk = msgspec.json.decode(event_data(event) or b"{}")
-            event = encode_event(msgspec.json.encode(chunk | {"adjourn": self._race.summarize()}))
+            fields = msgspec.json.decode(event_data(event) or b"{}")
+            event = encode_event(msgspec.json.encode(fields | {"adjourn": self._race.summarize()}))
         return event
 
     def read_reasoning(self) -> str:
-        """What the trace has thought so far, under whatever name the client gets it."""
+        """The reasoning so far, from whichever field the client gets it in."""
         kept = self._buffered_events[: self._answer_start or None]
         message = assemble_message(kept)
-        thought: str = message.get("reasoning") or message.get("reasoning_content") or ""
-        return thought or (message.get("content") or "").removeprefix("<think>\n")
+        reasoning: str = message.get("reasoning") or message.get("reasoning_content") or ""
+        return reasoning or (message.get("content") or "").removeprefix("<think>\n")
 
     def read_answer(self) -> tuple[str, str]:
-        """(the whole answer's text, what it says): its tool calls, else its last box, else all."""
+        """(text of the answer, final answer): the latter is its tool calls as JSON, else the
+        content of its last ``\\boxed{}``, else the whole text."""
         message = assemble_message(self._buffered_events[self._answer_start :])
         text = message.get("content") or message.get("text") or ""
         for marker in self.session.dialect.definition.end:
@@ -150,9 +157,9 @@ class TraceBuffer:
 
 
 def _normalize_tool_call(call: dict[str, Any]) -> dict[str, Any]:
-    """A tool call by what it does."""
+    """The name and decoded arguments, so that equal calls compare equal."""
     function = call.get("function") or {}
     arguments = function.get("arguments") or ""
-    with contextlib.suppress(msgspec.MsgspecError):  # else they are compared as text
+    with contextlib.suppress(msgspec.MsgspecError):  # invalid JSON is compared as text
         arguments = msgspec.json.decode(arguments)
     return {"name": function.get("name"), "arguments": arguments}
