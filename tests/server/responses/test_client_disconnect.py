@@ -1,4 +1,4 @@
-"""A response whose client goes away."""
+"""Responses whose client disconnects."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from adjourn.server.responses.passthrough import CancellableResponse
 LABELS = ("/v1/messages", "m", "p")
 
 
-class Unending(CancellableResponse):
-    """Has sent something, and goes on until it is cancelled."""
+class EndlessResponse(CancellableResponse):
+    """Has sent something, and runs until it is cancelled."""
 
     has_started = True
     phase = "streaming"
@@ -25,12 +25,14 @@ class Unending(CancellableResponse):
         return 200
 
 
-@pytest.mark.parametrize(("finished", "status", "left"), [(True, "200", 0), (False, "499", 1)])
-def test_a_client_that_leaves(finished: bool, status: str, left: int) -> None:
-    """It has left early only if there was more to come."""
+@pytest.mark.parametrize(("complete", "status", "count"), [(True, "200", 0), (False, "499", 1)])
+def test_a_disconnect_counts_only_before_the_response_is_complete(
+    complete: bool, status: str, count: int
+) -> None:
+    """A client that already has the last event did not leave early."""
     metrics = Metrics()
-    response = Unending(metrics, LABELS, 0.0)
-    response.is_complete = finished  # type: ignore[misc]
+    response = EndlessResponse(metrics, LABELS, 0.0)
+    response.is_complete = complete  # type: ignore[misc]
 
     async def receive() -> Message:
         return {"type": "http.disconnect"}
@@ -39,4 +41,4 @@ def test_a_client_that_leaves(finished: bool, status: str, left: int) -> None:
 
     asyncio.run(response({"type": "http"}, receive, send))
     assert metrics.requests.labels(*LABELS, status)._value.get() == 1
-    assert metrics.client_disconnects.labels("streaming")._value.get() == left
+    assert metrics.client_disconnects.labels("streaming")._value.get() == count

@@ -1,4 +1,4 @@
-"""The conductor and its lanes, before relays that say what they are told to."""
+"""TraceRace and its buffers, with fake relays that send a given response."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ from adjourn.server.upstream.equality import EqualityChecker
 from tests.policies.session_helpers import DIALECT, PROMPT, AlwaysProbe
 
 
-class Gathering:
-    """A sink that keeps what it gets."""
+class RecordingSink:
+    """A sink that keeps the events and the summary."""
 
     def __init__(self) -> None:
         self.has_started = False
@@ -56,48 +56,52 @@ class Gathering:
         raise error
 
 
-class Speaker:
-    """A relay whose whole response comes after so many turns of the loop."""
+class FakeRelay:
+    """A relay that writes its whole response, or fails, after ``turns`` turns of the event loop."""
 
-    def __init__(self, lane: TraceBuffer, delta: dict[str, Any] | GatewayError, turns: int) -> None:
-        self.session = Session(lane.policy, DIALECT, AlwaysProbe())
+    def __init__(
+        self, buffer: TraceBuffer, delta: dict[str, Any] | GatewayError, turns: int
+    ) -> None:
+        self.session = Session(buffer.policy, DIALECT, AlwaysProbe())
         self.times = Times(0.0)
-        self._lane, self._delta, self._turns = lane, delta, turns
+        self._buffer, self._delta, self._turns = buffer, delta, turns
 
     async def run(self) -> None:
         for _ in range(self._turns):
             await asyncio.sleep(0)
         if isinstance(self._delta, GatewayError):
             raise self._delta
-        self._lane.open(httpx.Response(200))
+        self._buffer.open(httpx.Response(200))
         self.session.on_prompt(PROMPT[:1])
         self.session.feed("", (7,), 0.0, answering=True)
-        chunk = {"id": f"x-{self._lane.index}", "created": 1, "adjourn": {}}
+        chunk = {"id": f"x-{self._buffer.index}", "created": 1, "adjourn": {}}
         choice = {"index": 0, "delta": self._delta, "finish_reason": "stop"}
-        await self._lane.write([encode_event(msgspec.json.encode({"choices": [choice], **chunk}))])
+        event = encode_event(msgspec.json.encode({"choices": [choice], **chunk}))
+        await self._buffer.write([event])
         self.session.on_stream_end()
 
 
-def conducted(
+def run_race(
     policy: SamplingPolicy,
-    *said: dict[str, Any] | GatewayError,
+    *deltas: dict[str, Any] | GatewayError,
     turns: Sequence[int] = (),
     reward: Callable[[str], Awaitable[float | None]] | None = None,
-) -> tuple[Gathering, Metrics]:
-    sink, metrics = Gathering(), Metrics()
+) -> tuple[RecordingSink, Metrics]:
+    """Run a race in which each trace answers with the delta of its index, or fails with it."""
+    sink, metrics = RecordingSink(), Metrics()
 
-    def start(index: int, lane: TraceBuffer) -> Any:
-        return Speaker(lane, said[index], turns[index] if turns else 1 + index)
+    def make_relay(index: int, buffer: TraceBuffer) -> Any:
+        return FakeRelay(buffer, deltas[index], turns[index] if turns else 1 + index)
 
     labels = "m", policy.name
-    conductor = TraceRace(policy, sink, start, EqualityChecker(), metrics, labels, 5.0, reward)
-    asyncio.run(asyncio.wait_for(conductor.run(), 10))
+    race = TraceRace(policy, sink, make_relay, EqualityChecker(), metrics, labels, 5.0, reward)
+    asyncio.run(asyncio.wait_for(race.run(), 10))
     return sink, metrics
 
 
 @dataclass(frozen=True, slots=True)
 class Majority(SamplingPolicy):
-    """Waits for all of them."""
+    """Waits for all traces and chooses the most frequent answer."""
 
     name: ClassVar[str] = "majority"
     traces: int = 3
@@ -117,54 +121,55 @@ class MajoritySampler:
         if isinstance(event, TraceAnswered):
             self.labels[event.trace] = event.label
             if len(self.labels) == self.traces:
-                told = list(self.labels.values())
-                chosen = max(self.labels, key=lambda trace: told.count(self.labels[trace]))
-                return (ChooseTrace(chosen, "majority", votes=told.count(self.labels[chosen])),)
+                labels = list(self.labels.values())
+                chosen = max(self.labels, key=lambda trace: labels.count(self.labels[trace]))
+                return (ChooseTrace(chosen, "majority", votes=labels.count(self.labels[chosen])),)
         return ()
 
 
-def called(arguments: str) -> dict[str, Any]:
+def tool_call(arguments: str) -> dict[str, Any]:
     function = {"name": "weather", "arguments": arguments}
     return {"tool_calls": [{"index": 0, "id": "call-1", "type": "function", "function": function}]}
 
 
-def test_tool_calls_vote_by_what_they_call() -> None:
-    """Order and spacing of arguments are no matter; their values are."""
-    bern, other = '{"city": "Bern", "days": 2}', '{"days":2,"city":"Bern"}'
-    sink, _ = conducted(Majority(), called('{"city": "Basel"}'), called(bern), called(other))
+def test_equal_tool_calls_vote_for_each_other() -> None:
+    """Only the values of arguments count, not their order or spacing."""
+    bern, reordered = '{"city": "Bern", "days": 2}', '{"days":2,"city":"Bern"}'
+    calls = [tool_call(arguments) for arguments in ('{"city": "Basel"}', bern, reordered)]
+    sink, _ = run_race(Majority(), *calls)
     assert sink.summary is not None
     assert (sink.summary["chosen"], sink.summary["votes"]) == (1, 2)
 
 
-def test_arguments_that_are_no_json_are_compared_as_text() -> None:
-    """And are no error."""
-    sink, _ = conducted(Majority(), called('{"ci'), called('{"ci'), called("{}"))
+def test_arguments_that_are_not_json_are_compared_as_text() -> None:
+    """They cause no error."""
+    sink, _ = run_race(Majority(), tool_call('{"ci'), tool_call('{"ci'), tool_call("{}"))
     assert sink.summary is not None
     assert (sink.summary["chosen"], sink.summary["votes"]) == (0, 2)
 
 
-class Faulty(Majority):
-    """Fails where it is told to."""
+class Failing(Majority):
+    """Opens two traces; fails at events of the type ``fails_at``."""
 
-    at: ClassVar[type] = RequestStarted
+    fails_at: ClassVar[type] = RequestStarted
 
     def start_sampler(self) -> Any:
         return self
 
     def observe(self, event: SamplingEvent) -> Sequence[SamplingCommand]:
-        if isinstance(event, self.at):
+        if isinstance(event, self.fails_at):
             raise RuntimeError
         return (OpenTraces(2),) if isinstance(event, RequestStarted) else ()
 
 
-class FaultyLate(Faulty):
-    at = TraceAnswered
+class FailingAtAnswer(Failing):
+    fails_at = TraceAnswered
 
 
-@pytest.mark.parametrize("kind", [Faulty, FaultyLate])
-def test_a_policy_that_fails_is_outlived(kind: type[SamplingPolicy]) -> None:
-    """The first trace that is there is the response; that is counted and told."""
-    sink, metrics = conducted(kind(), {"content": "1"}, {"content": "2"})
+@pytest.mark.parametrize("policy", [Failing, FailingAtAnswer])
+def test_the_first_trace_is_the_response_if_the_policy_fails(policy: type[SamplingPolicy]) -> None:
+    """The failure is counted and stated in the summary."""
+    sink, metrics = run_race(policy(), {"content": "1"}, {"content": "2"})
     assert sink.summary is not None
     assert (sink.summary["chosen"], sink.summary["muted"]) == (0, "policy-error")
     assert b'"content":"1"' in sink.events[0]
@@ -174,24 +179,24 @@ def test_a_policy_that_fails_is_outlived(kind: type[SamplingPolicy]) -> None:
     assert errors == 1
 
 
-class Silent(Faulty):
-    """Opens two and never chooses."""
+class NeverChooses(Failing):
+    """Opens two traces and never chooses one."""
 
-    at = ChooseTrace
+    fails_at = ChooseTrace  # which is no event
 
 
-def test_a_policy_that_never_chooses_is_chosen_for() -> None:
-    """The first trace that answered, once none is left to wait for."""
-    sink, _ = conducted(Silent(), UpstreamDown("gone"), {"content": "2"}, turns=(1, 2))
+def test_the_gateway_chooses_if_the_policy_does_not() -> None:
+    """It takes the first trace that answered, once all have ended."""
+    sink, _ = run_race(NeverChooses(), UpstreamDown("gone"), {"content": "2"}, turns=(1, 2))
     assert sink.summary is not None
     assert (sink.summary["chosen"], sink.summary["reason"]) == (1, "last")
 
 
-class Judging(Majority):
-    """Scores each answer, and chooses when it has heard of both."""
+class BestScore(Majority):
+    """Scores each of two answers, and chooses the best when both scores are known."""
 
     def start_sampler(self) -> Any:
-        told: list[TraceScored] = []
+        scores: list[TraceScored] = []
 
         class Sampler:
             def observe(self, event: SamplingEvent) -> Sequence[SamplingCommand]:
@@ -200,35 +205,36 @@ class Judging(Majority):
                 if isinstance(event, TraceAnswered):
                     return (ScoreTrace(event.trace),)
                 if isinstance(event, TraceScored):
-                    told.append(event)
-                best = max(told, key=lambda one: one.reward or 0.0, default=None)
-                return (ChooseTrace(best.trace, "best"),) if best and len(told) == 2 else ()
+                    scores.append(event)
+                best = max(scores, key=lambda score: score.reward or 0.0, default=None)
+                return (ChooseTrace(best.trace, "best"),) if best and len(scores) == 2 else ()
 
         return Sampler()
 
 
-def test_a_reward_is_waited_for() -> None:
-    """All traces are done, but the policy still hears of them."""
+def test_the_race_waits_for_rewards() -> None:
+    """It is not over while a score is pending, even if all traces have answered."""
 
-    async def slow(thought: str) -> float:
+    async def score_slowly(reasoning: str) -> float:
         await asyncio.sleep(0.01)
-        return {"1": 0.1, "2": 0.9}[thought]
+        return {"1": 0.1, "2": 0.9}[reasoning]
 
-    sink, _ = conducted(Judging(), {"content": "1"}, {"content": "2"}, reward=slow)
+    sink, _ = run_race(BestScore(), {"content": "1"}, {"content": "2"}, reward=score_slowly)
     assert sink.summary is not None
     assert (sink.summary["chosen"], sink.summary["reason"]) == (1, "best")
     assert [trace["reward"] for trace in sink.summary["traces"]] == [0.1, 0.9]
 
 
-@pytest.mark.parametrize("there", [True, False])
-def test_a_reward_that_fails_is_outlived(there: bool) -> None:
-    """A fault of ours, or a policy that did not say that it scores: it hears of no reward."""
+@pytest.mark.parametrize("configured", [True, False])
+def test_a_failed_score_is_no_reward(configured: bool) -> None:
+    """After a bug in scoring, or for a policy that does not declare ``needs.rewards``, the policy
+    is informed that there is no reward, and goes on."""
 
-    async def broken(thought: str) -> float:
+    async def fail(reasoning: str) -> float:
         raise RuntimeError
 
-    sink, metrics = conducted(
-        Judging(), {"content": "1"}, {"content": "2"}, reward=broken if there else None
+    sink, metrics = run_race(
+        BestScore(), {"content": "1"}, {"content": "2"}, reward=fail if configured else None
     )
     assert sink.summary is not None
     assert sink.summary["reason"] == "best"
@@ -238,7 +244,7 @@ def test_a_reward_that_fails_is_outlived(there: bool) -> None:
     assert errors == 2
 
 
-def test_without_an_answer_the_error_is_the_clients() -> None:
-    """The last one's, where nothing was sent."""
+def test_the_client_gets_the_error_if_all_traces_fail() -> None:
+    """It is raised, as nothing was sent."""
     with pytest.raises(UpstreamDown):
-        conducted(Silent(), UpstreamDown("gone"), UpstreamDown("gone"))
+        run_race(NeverChooses(), UpstreamDown("gone"), UpstreamDown("gone"))
