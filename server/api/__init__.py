@@ -1,1 +1,1 @@
-"""The request side: parse a request, select its policy, describe each endpoint."""
+"""The APIs: parse a request, select its policy, describe each endpoint's format."""

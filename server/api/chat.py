@@ -1,4 +1,4 @@
-"""``POST /v1/chat/completions``, as the relay sees it."""
+"""The format of ``POST /v1/chat/completions``."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _LIMIT_NAMES = ("max_completion_tokens", "max_tokens")
 
 
 class ChatEndpoint(OpenAIEndpoint):
-    """As vLLM speaks it. ``spelling``: how the client reads reasoning."""
+    """The chat endpoint in vLLM's format. ``reasoning_field``: where the client reads reasoning."""
 
     path = CHAT_PATH
     extra_fields = dict.fromkeys(("return_token_ids", "include_reasoning"), Raw(b"true"))
@@ -52,8 +52,8 @@ class ChatEndpoint(OpenAIEndpoint):
         self._hide_reasoning = not request.include_reasoning
         self._requested_logprobs = _parse_requested_logprobs(request.fields)
         self._rewrite_reasoning = make_reasoning_rewriter(reasoning_field)
-        told_whole = extras.logprobs or self._hide_reasoning or self._rewrite_reasoning is not None
-        self._hides_only_ids = self._hide_ids and not told_whole
+        edits_more = extras.logprobs or self._hide_reasoning or self._rewrite_reasoning is not None
+        self._hides_only_ids = self._hide_ids and not edits_more
 
     def _logprobs_fields(self, count: int) -> Fields:
         count = max(count, self._requested_logprobs or 0)
@@ -74,10 +74,10 @@ class ChatEndpoint(OpenAIEndpoint):
 
     def logprobs_of(self, choice: Choice) -> Sequence[Sequence[float]]:
         try:
-            told = top_logprobs(choice.logprobs)
+            logprobs = top_logprobs(choice.logprobs)
         except msgspec.MsgspecError:
             return ()
-        return told if len(told) == len(choice.token_ids or ()) else ()
+        return logprobs if len(logprobs) == len(choice.token_ids or ()) else ()
 
     def render_inserted_text(self, first_chunk: Chunk, inserted: InsertedText) -> bytes:
         return encode_event(
@@ -93,7 +93,7 @@ class ChatEndpoint(OpenAIEndpoint):
             and choice.token_ids
             and chunk.prompt_token_ids is None
         ):
-            return hide_ids(event)  # nearly always
+            return hide_ids(event)  # fast path: nearly all events of a trace
         if self._extras.logprobs and choice is not None and has_value(choice.logprobs):
             event = trim_logprobs(event, choice, self._requested_logprobs)
         if self._hide_ids:
@@ -114,17 +114,18 @@ class ChatEndpoint(OpenAIEndpoint):
         return trim_to_reasoning(event, keep_ids)
 
     def prepend_closing(self, event: bytes, choice: Choice, closing: Sequence[int]) -> bytes:
-        """A client that asked for ids gets those of the closing sequence too."""
+        """Only a client that requested token ids gets the closing sequence, as ids."""
         if self._hide_ids:
             return event
         chunk = msgspec.json.decode(event_data(event) or b"{}")
-        told = chunk["choices"][0]
-        told["token_ids"] = [*closing, *(told.get("token_ids") or ())]
+        first = chunk["choices"][0]
+        first["token_ids"] = [*closing, *(first.get("token_ids") or ())]
         return encode_event(msgspec.json.encode(chunk))
 
 
 def _parse_requested_logprobs(fields: Fields) -> int | None:
-    """How many log-probabilities a token the client itself asked for; None for none at all."""
+    """Number of top log-probabilities per token that the client requested; None if it did not
+    request log-probabilities."""
     if bytes(fields.get("logprobs", b"null")) != b"true":
         return None
     top = bytes(fields.get("top_logprobs", b"0"))

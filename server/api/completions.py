@@ -1,4 +1,4 @@
-"""``POST /v1/completions``, as the relay sees it: the trace is text among other text."""
+"""The format of ``POST /v1/completions``: reasoning trace and answer are one text."""
 
 from __future__ import annotations
 
@@ -57,10 +57,16 @@ _decode_logprobs = msgspec.json.Decoder(_TextLogprobs).decode
 
 
 class CompletionsEndpoint(OpenAIEndpoint):
-    """All text is thought to the session, which knows by its marker where the trace ends.
+    """The raw completions endpoint in vLLM's format.
 
-    A client sees the closing sequence of a cut as it sees the marker of a model that ends its
-    trace itself.
+    All text is passed to the session as reasoning; the session finds the end of the trace by its
+    marker. The client sees the closing sequence of a cut, as it would see the end marker that the
+    model writes itself.
+
+    State, changed by ``render_event`` and ``prepend_closing``: ``_chars_sent``, characters of the
+    trace sent so far; ``_closing_text`` and ``_first_answer_choice`` after a cut; and
+    ``_answer_offset``, the characters before the answer once it has begun. The last corrects
+    ``text_offset`` in the log-probabilities of the answer's own stream.
     """
 
     path = COMPLETIONS_PATH
@@ -77,9 +83,9 @@ class CompletionsEndpoint(OpenAIEndpoint):
     ) -> None:
         super().__init__(request, choice, extras, separate_answer)
         self._dialect = dialect
-        asked = bytes(request.fields.get("logprobs", b"null"))
-        self._requested_logprobs = int(asked) if asked.isdigit() else None
-        self._chars_sent = 0  # characters, for the offsets of what a second call brings
+        requested = bytes(request.fields.get("logprobs", b"null"))
+        self._requested_logprobs = int(requested) if requested.isdigit() else None
+        self._chars_sent = 0
         self._closing_text = ""
         self._first_answer_choice: Choice | None = None
         self._answer_offset: int | None = None
@@ -112,12 +118,12 @@ class CompletionsEndpoint(OpenAIEndpoint):
         if not has_value(choice.logprobs):
             return ()
         try:
-            told = _decode_logprobs(choice.logprobs).top_logprobs
+            per_token = _decode_logprobs(choice.logprobs).top_logprobs
         except msgspec.MsgspecError:
             return ()
-        if len(told) != len(choice.token_ids or ()):
+        if len(per_token) != len(choice.token_ids or ()):
             return ()
-        return [sort_logprobs((one or {}).values()) for one in told]
+        return [sort_logprobs((top or {}).values()) for top in per_token]
 
     def render_inserted_text(self, first_chunk: Chunk, inserted: InsertedText) -> bytes:
         choice = {"index": 0, "text": inserted.text, "logprobs": None, "finish_reason": None}
@@ -140,7 +146,7 @@ class CompletionsEndpoint(OpenAIEndpoint):
         return event
 
     def _shift_text_offsets(self, event: bytes, choice: Choice) -> bytes:
-        """The event, its log-probabilities counting characters from the response's beginning."""
+        """The event with ``text_offset`` counted from the start of the whole response."""
         if choice is self._first_answer_choice:
             self._answer_offset = self._chars_sent + len(self._closing_text)
         if self._answer_offset is None:
@@ -153,11 +159,11 @@ class CompletionsEndpoint(OpenAIEndpoint):
         return event
 
     def trim_to_trace(self, event: bytes, keep_ids: int) -> bytes | None:
-        """Up to the marker, if the marker is among what is kept."""
+        """The text up to the end marker, including the marker if it is there."""
         chunk = msgspec.json.decode(event_data(event) or b"{}")
         choice = chunk["choices"][0]
-        text, found = _split_at_marker(choice["text"], self._dialect.definition.end)
-        choice |= {"text": text + found, "finish_reason": None, "stop_reason": None}
+        text, marker = _split_at_marker(choice["text"], self._dialect.definition.end)
+        choice |= {"text": text + marker, "finish_reason": None, "stop_reason": None}
         choice["token_ids"] = (choice.get("token_ids") or [])[:keep_ids]
         if logprobs := choice.get("logprobs"):
             choice["logprobs"] = {key: value[:keep_ids] for key, value in logprobs.items()}
@@ -165,61 +171,65 @@ class CompletionsEndpoint(OpenAIEndpoint):
         return encode_event(msgspec.json.encode(chunk))
 
     def prepend_closing(self, event: bytes, choice: Choice, closing: Sequence[int]) -> bytes:
-        """With the closing sequence before the text, and its ids before the ids."""
+        """Put the closing sequence before the text, and its ids before the token ids."""
         if closing:
             self._closing_text = self._closing_to_text(tuple(closing))
             chunk = msgspec.json.decode(event_data(event) or b"{}")
-            told = chunk["choices"][0]
-            told["text"] = self._closing_text + told["text"]
-            told["token_ids"] = [*closing, *(told.get("token_ids") or ())]
+            first = chunk["choices"][0]
+            first["text"] = self._closing_text + first["text"]
+            first["token_ids"] = [*closing, *(first.get("token_ids") or ())]
             event = encode_event(msgspec.json.encode(chunk))
         self._first_answer_choice = choice
         return event
 
     def _closing_to_text(self, ids: tuple[int, ...]) -> str:
-        """The text of closing sequences, and of the marker of a trace that was opened again."""
-        marks, text = self._dialect, ""
-        whole, opened = marks.definition.closing, marks.definition.start[0]
-        spellings = (
-            (marks.closing, whole),
-            (marks.closing_on_newline, whole.removeprefix("\n")),
-            (marks.start, opened),
+        """The text of closing sequences and of the start marker of a reopened trace."""
+        dialect, text = self._dialect, ""
+        closing, start = dialect.definition.closing, dialect.definition.start[0]
+        sequences = (
+            (dialect.closing, closing),
+            (dialect.closing_on_newline, closing.removeprefix("\n")),
+            (dialect.start, start),
         )
         while ids:
-            found = ((known, said) for known, said in spellings if ids[: len(known)] == known)
-            known, said = next(found, (ids[:1], ""))
-            ids, text = ids[len(known) :], text + said
+            found = ((known, value) for known, value in sequences if ids[: len(known)] == known)
+            known, value = next(found, (ids[:1], ""))
+            ids, text = ids[len(known) :], text + value
         return text
 
 
 def can_separate_stops(prompt: Any, dialect: TokenizedDialect) -> bool:
-    """Whether stop strings can be kept from the trace: a raw prompt, a text or ids, must end within
-    one, and its end be seen at a token. A chat's prompt (None) is no matter here."""
+    """True if the client's stop strings can apply to the answer only.
+
+    ``prompt`` is a raw prompt (a string or token ids), or None for a chat, where this is always
+    possible. A raw prompt must end inside a reasoning trace, and the end marker must be a single
+    token.
+    """
     if prompt is None:
         return True
     if any(length > 1 for length in dialect.matcher.lengths_of(MarkerKind.END)):
         return False
     if isinstance(prompt, str):
         start, end = (
-            max(map(prompt.rfind, texts))
-            for texts in (dialect.definition.start, dialect.definition.end)
+            max(map(prompt.rfind, markers))
+            for markers in (dialect.definition.start, dialect.definition.end)
         )
         return start > end
     return dialect.matcher.last_kind(prompt) is MarkerKind.START
 
 
 def _split_at_marker(text: str, markers: Sequence[str]) -> tuple[str, str]:
-    """What stands before the first of the markers, and that marker."""
+    """(the text before the first marker, that marker); the whole text and "" if there is none."""
     at, marker = min(((text.find(m), m) for m in markers if m in text), default=(len(text), ""))
     return text[:at], marker
 
 
 def _trim_text_logprobs(logprobs: dict[str, Any], requested: int) -> None:
-    """Leave the drawn token, which comes first, and as many of the most probable ones, which
-    follow in their order."""
-    for index, one in enumerate(logprobs.get("top_logprobs") or ()):
-        if one:
-            entries = list(one.items())
-            likely = sorted(one.values(), reverse=True)[:requested]
-            among = bool(likely) and entries[0][1] >= likely[-1]
-            logprobs["top_logprobs"][index] = dict(entries[: requested + (not among)])
+    """Keep the sampled token, which comes first, and the ``requested`` most probable tokens, which
+    follow in order of probability."""
+    for index, top in enumerate(logprobs.get("top_logprobs") or ()):
+        if top:
+            entries = list(top.items())
+            likely = sorted(top.values(), reverse=True)[:requested]
+            sampled_is_likely = bool(likely) and entries[0][1] >= likely[-1]
+            logprobs["top_logprobs"][index] = dict(entries[: requested + (not sampled_is_likely)])

@@ -1,4 +1,4 @@
-"""What an endpoint is to the relay: how it is asked, what its chunks say, what its client sees."""
+"""The ``Endpoint`` protocol: builds requests, decodes chunks and renders events for one API."""
 
 from __future__ import annotations
 
@@ -19,8 +19,11 @@ _SHARED_FIELDS = ("cache_salt", "priority")
 
 @dataclass(frozen=True, slots=True)
 class PolicyExtras:
-    """What a policy wants of the main stream, on top of what the client asks for: the
-    log-probabilities of so many tokens with each one, and ``bias`` on the logit of ``end``."""
+    """What a policy requests of the main stream in addition to the client's request.
+
+    ``logprobs``: number of top log-probabilities per token. ``bias``: added to the logit of
+    ``end_token``, the first token of the end marker.
+    """
 
     logprobs: int = 0
     bias: float = 0.0
@@ -31,67 +34,72 @@ NO_EXTRAS = PolicyExtras()
 
 
 class Endpoint(Protocol):
-    """One choice of a response, in the shape of one endpoint."""
+    """Request and response format of one API, for one choice of a response."""
 
     path: ClassVar[str]
-    """Where the main stream and the answer behind a cut are asked for."""
+    """The engine's endpoint for the main stream and for the answer after a cut."""
 
     token_limit: int | None
-    """Tokens that the client lets the whole response have."""
+    """Most tokens of the whole response, as the client limits it."""
 
     @property
     def main_fields(self) -> Fields:
-        """The main stream's request."""
+        """The request body of the main stream."""
 
     @property
     def shared_fields(self) -> Fields:
-        """What must be the same on all calls of a request, or the prefix cache is missed."""
+        """Fields that all engine calls of a request must share to hit the prefix cache."""
 
     def answer_fields(self, prompt: Sequence[int], max_tokens: int | None) -> Fields:
-        """The request for an answer from these ids, of ``left`` tokens where that is limited."""
+        """The request body for an answer that continues these token ids. ``max_tokens`` None means
+        no limit."""
 
     def continuation_fields(
         self, prompt: Sequence[int], max_tokens: int | None, bias: float | None
     ) -> Fields:
-        """The same for the main stream, which goes on from these ids; ``bias`` is wanted from now
-        on, where one is given."""
+        """The request body for a main stream that continues these token ids. A ``bias`` that is
+        not None replaces the policy's bias from now on."""
 
     def decode(self, data: bytes, /) -> Chunk:
-        """Raises msgspec.MsgspecError where the bytes are no chunk."""
+        """Decode the JSON of one event. Raises msgspec.MsgspecError if it is not a chunk."""
 
     def has_answer(self, choice: Choice) -> bool:
-        """Whether an answer or a tool call has begun."""
+        """True if the choice's delta contains answer text or a tool call."""
 
     def logprobs_of(self, choice: Choice) -> Sequence[Sequence[float]]:
-        """What a chunk says of log-probabilities, highest first: one list a token, or none at
-        all."""
+        """The top log-probabilities, highest first: one list per token; empty if the chunk has
+        none, or not one for each token."""
 
     def render_inserted_text(self, first_chunk: Chunk, inserted: InsertedText) -> bytes:
-        """An event that brings a text as the trace's own, in the stream that began with
-        ``first``."""
+        """An event with text that the gateway inserts into the trace, in the stream that began
+        with ``first_chunk``."""
 
     def render_event(self, event: bytes, chunk: Chunk) -> bytes | None:
-        """The event as the client is to get it; None where it gets none. Called once for each
-        event that the client is to get, in order."""
+        """The event as the client gets it, or None to send nothing.
+
+        Called exactly once per event that is released to the client, in order.
+        """
 
     def trim_to_trace(self, event: bytes, keep_ids: int) -> bytes | None:
-        """What an event says within the trace, of its first ``kept`` tokens; None if nothing."""
+        """The part of an event that belongs to the trace, with its first ``keep_ids`` token ids;
+        None if nothing remains."""
 
     def prepend_closing(self, event: bytes, choice: Choice, closing: Sequence[int]) -> bytes:
-        """The answer's first event, which brings ``choice``, with the closing sequence where the
-        client sees such things."""
+        """The answer's first event, which contains ``choice``, with the closing sequence added in
+        front if the client sees such tokens."""
 
     def carries_summary(self, chunk: Chunk, choice: Choice | None) -> bool:
-        """Whether the chunk is the one that the note stands on: one that ends a choice, or that
-        has none."""
+        """True if the summary is added to this chunk: the usage chunk if the client gets one, else
+        the chunk that finishes the choice."""
 
 
 class OpenAIEndpoint:
-    """What OpenAI's two endpoints have in common: one choice of them, the ``choice``-th of ``n``.
+    """Common base of OpenAI's two endpoints, for choice number ``choice`` of ``n``.
 
-    ``apart``: the client's stop strings are for the answer's own call. ``asking``: what an engine
-    is asked for on top of what the client asks for, so that its stream tells all that is to be
-    known.
+    ``separate_answer``: the answer is generated by a second request, and the client's stop strings
+    go only there. ``extra_fields``: fields added to the client's request, so that the stream
+    contains all that the gateway needs. State: the policy's extras, which
+    ``continuation_fields`` may give a new bias.
     """
 
     path: ClassVar[str]
@@ -113,17 +121,17 @@ class OpenAIEndpoint:
         if request.num_choices > 1:
             del self._fields["n"]
         if choice and request.seed is not None:
-            # What the engine gives the choices of one request: each the next seed.
+            # As the engine does it: each choice of a request gets the next seed.
             self._fields["seed"] = Raw(b"%d" % (request.seed + choice))
 
     @property
     def main_fields(self) -> Fields:
-        fields, wanted = self._fields, self._extras
-        if wanted.logprobs:
-            fields = fields | self._logprobs_fields(wanted.logprobs)
-        if wanted.bias:
+        fields, extras = self._fields, self._extras
+        if extras.logprobs:
+            fields = fields | self._logprobs_fields(extras.logprobs)
+        if extras.bias:
             biases = fields.get("logit_bias", Raw(b"{}"))
-            fields = fields | {"logit_bias": with_logit_bias(biases, wanted.end_token, wanted.bias)}
+            fields = fields | {"logit_bias": with_logit_bias(biases, extras.end_token, extras.bias)}
         return fields
 
     @property
@@ -147,11 +155,11 @@ class OpenAIEndpoint:
         return choice is not None and choice.finish_reason is not None
 
     def _logprobs_fields(self, count: int) -> Fields:
-        """The fields that ask for at least so many."""
+        """The fields that request at least ``count`` top log-probabilities per token."""
         raise NotImplementedError
 
     def _resume_fields(self, prompt: Sequence[int], max_tokens: int | None) -> Fields:
-        """The fields that ask for a stream from these ids, of ``left`` tokens."""
+        """The fields that request a stream that continues these token ids."""
         fields = self.prompt_fields(prompt)
         if max_tokens is not None:
             fields |= dict.fromkeys(self._limit_names, Raw(b"%d" % max_tokens))
@@ -159,10 +167,10 @@ class OpenAIEndpoint:
 
     @staticmethod
     def prompt_fields(prompt: Sequence[int]) -> Fields:
-        """What has an engine go on from these ids."""
+        """The fields that make the engine continue from these token ids."""
         raise NotImplementedError
 
     @property
     def _limit_names(self) -> Sequence[str]:
-        """The fields that limit a response's tokens."""
+        """Names of the fields that limit a response's tokens."""
         raise NotImplementedError

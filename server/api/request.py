@@ -1,6 +1,6 @@
-"""Read what a request asks for: the few fields that matter here, and which policy is to judge it.
+"""Parse a request: decode the few fields that the gateway needs.
 
-Everything else stays as the bytes that the client wrote, and goes on to the engine as such.
+All other fields stay the bytes that the client wrote, and are forwarded to the engine as such.
 """
 
 from __future__ import annotations
@@ -8,16 +8,13 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any, TypeVar
 
 import msgspec
 from msgspec import Raw
 
-from adjourn.policies.evidence.readiness import ReadinessClassifier
 from adjourn.policies.policy import Policy
-from adjourn.policies.registry import MAX_SPECIFICATION_LENGTH, BadPolicy, parse
-from adjourn.server.api.effort import apply_effort, read_effort
+from adjourn.server.api.selection import select_policy
 from adjourn.server.api.translated.translation import Translation, Untranslatable
 from adjourn.server.config import Settings
 from adjourn.server.errors import BadRequest
@@ -26,18 +23,20 @@ __all__ = ["ParsedRequest", "parse_chat", "parse_completion", "parse_translated"
 
 _MAX_CHOICES = 128
 _MAX_STOP_STRINGS = 4
-_DEFAULT_COMPLETION_TOKENS = 16  # tokens of a raw completion that sets none
+_DEFAULT_COMPLETION_TOKENS = 16  # max_tokens of a raw completion that sets none
 _SESSION_HEADERS = ("x-session-id", "x-conversation-id", "x-claude-code-session-id")
 _SESSION_KEYS = ("conversation_id", "session_id", "thread_id")
 
 
 @dataclass(slots=True)
 class ParsedRequest:
-    """A request that was read. ``fields`` are its top-level values as they came, less ``adjourn``.
+    """A parsed request. ``fields`` are its top-level values as received, without ``adjourn``.
 
-    ``policy`` is None where it is off. ``explicit``: the client chose it, and so is told what
-    was done even where nothing was. ``greedy``: every trace of it would be the same.
-    ``untouchable`` names why no policy may act on it.
+    ``policy`` is None if it is off. ``always_summarize``: the client chose the policy, so it gets
+    a summary even if the policy did nothing. ``ineligible_reason`` names why no policy may act on
+    the request, or is None. ``conversation_id`` is the same for all requests of a conversation.
+    ``token_limit``: most tokens of the response. ``greedy``: the temperature is 0, so all traces
+    would be the same.
     """
 
     fields: dict[str, Raw]
@@ -56,16 +55,17 @@ class ParsedRequest:
     greedy: bool
     has_stop_strings: bool
     prompt: Any = None
-    """A raw completion's: a text or ids."""
+    """The prompt of a raw completion: a string or token ids."""
     translation: Translation | None = None
     passthrough_body: bytes | None = None
-    """What another API's request is handed through as; ``fields`` are a chat's then."""
+    """For a request of another API: the body for the engine's own endpoint of that API.
+    ``fields`` are then those of the chat request that it is translated to."""
 
     @property
     def empty_content(self) -> str | None:
-        """vLLM's word for no content in a whole reply: "" beside a tool that had to be called."""
-        asked = bytes(self.fields.get("tool_choice", b"null"))
-        return None if asked in (b"null", b'"auto"', b'"none"') else ""
+        """How vLLM writes missing content in a JSON reply: "" if a tool call was required."""
+        tool_choice = bytes(self.fields.get("tool_choice", b"null"))
+        return None if tool_choice in (b"null", b'"auto"', b'"none"') else ""
 
 
 class _StreamOptions(msgspec.Struct):
@@ -78,7 +78,7 @@ class _Message(msgspec.Struct):
 
 
 class _KnownFields(msgspec.Struct):
-    """The fields that are read, with their types. A wrong one is the client's error."""
+    """The fields that the gateway decodes. A value of another type is answered with status 400."""
 
     model: str | None = None
     stream: bool | None = None
@@ -94,8 +94,8 @@ class _KnownFields(msgspec.Struct):
     prompt_logprobs: int | float | None = None
     use_beam_search: bool | None = None
     kv_transfer_params: dict[str, Any] | None = None
-    # Where a client says how long to think, and which conversation this is. What is none of our
-    # business is the engine's to refuse.
+    # The effort and the id of the conversation. A value of an unexpected type is ignored here,
+    # and left for the engine to refuse.
     reasoning_effort: Any = None
     reasoning: Any = None
     thinking: Any = None
@@ -120,7 +120,7 @@ class _ChatBody(_KnownFields, kw_only=True):
 
     @property
     def first_content(self) -> Any:
-        """What the conversation begins with."""
+        """The first content of the conversation."""
         return next((m.content for m in self.messages if m.role == "user"), None)
 
 
@@ -138,7 +138,7 @@ class _CompletionBody(_KnownFields):
 
 
 class _OtherApiBody(_KnownFields):
-    """Of another API, as far as it has names in common."""
+    """The body of a translated API, whose other fields have the same names and types."""
 
     messages: Any = None
     input: Any = None
@@ -169,16 +169,16 @@ def parse_chat(
     default_policy: Policy | None,
     models: Mapping[str, Any],
 ) -> ParsedRequest:
-    """``models``: ids that the engine serves, to tell an alias from a name with a colon.
+    """Parse a body of /v1/chat/completions. Raises BadRequest.
 
-    Raises BadRequest.
+    ``models``: ids that the engine serves, to distinguish an alias from an id with a colon.
     """
     fields, known = _decode_body(body, _decode_chat)
     if not known.messages:
         raise BadRequest("messages must not be empty", param="messages")
-    asked = _build_request(fields, known, headers, settings, default_policy, models)
-    asked.ineligible_reason = asked.ineligible_reason or _find_non_text(known.messages)
-    return asked
+    request = _build_request(fields, known, headers, settings, default_policy, models)
+    request.ineligible_reason = request.ineligible_reason or _find_non_text(known.messages)
+    return request
 
 
 def parse_completion(
@@ -188,18 +188,18 @@ def parse_completion(
     default_policy: Policy | None,
     models: Mapping[str, Any],
 ) -> ParsedRequest:
-    """The same of a raw completion."""
+    """Parse a body of /v1/completions. Raises BadRequest. ``models`` as for ``parse_chat``."""
     fields, known = _decode_body(body, _decode_completion)
-    asked = _build_request(fields, known, headers, settings, default_policy, models)
+    request = _build_request(fields, known, headers, settings, default_policy, models)
     prompt = known.prompt
     if isinstance(prompt, list) and len(prompt) == 1 and type(prompt[0]) is not int:
-        prompt = prompt[0]  # one that is alone in a list is one
+        prompt = prompt[0]  # a list of one prompt is the same as that prompt
     if known.prompt_embeds is not None:
-        asked.ineligible_reason = "not-text"
+        request.ineligible_reason = "not-text"
     elif isinstance(prompt, list) and not all(type(x) is int for x in prompt):
-        asked.ineligible_reason = "several-prompts"
-    asked.prompt = prompt
-    return asked
+        request.ineligible_reason = "several-prompts"
+    request.prompt = prompt
+    return request
 
 
 def parse_translated(
@@ -210,31 +210,34 @@ def parse_translated(
     models: Mapping[str, Any],
     translate: Callable[[dict[str, Raw]], Translation],
 ) -> ParsedRequest:
-    """The same of a request of another API, which ``translate`` makes a chat's or refuses with
-    Untranslatable."""
-    own, read = _decode_body(body, _decode_other_api)
-    known: _OtherApiBody | _ChatBody = read
-    translation, untouchable, fields = None, None, dict(own)
+    """Parse a body of /v1/messages or /v1/responses. Raises BadRequest.
+
+    ``translate`` turns its fields into those of a chat request, or raises Untranslatable.
+    ``models`` as for ``parse_chat``.
+    """
+    own, own_known = _decode_body(body, _decode_other_api)
+    known: _OtherApiBody | _ChatBody = own_known
+    translation, reason, fields = None, None, dict(own)
     try:
         translation = translate(own)
-    except Untranslatable as refused:
-        untouchable = refused.reason
+    except Untranslatable as error:
+        reason = error.reason
     else:
         fields = translation.chat_request
         known = _decode_body(msgspec.json.encode(own | fields), _decode_chat)[1]
-    asked = _build_request(fields, known, headers, settings, default_policy, models)
+    request = _build_request(fields, known, headers, settings, default_policy, models)
     if isinstance(known, _ChatBody):
-        untouchable = asked.ineligible_reason or _find_non_text(known.messages)
-    asked.ineligible_reason, asked.translation = untouchable, translation
-    asked.passthrough_body = body
+        reason = request.ineligible_reason or _find_non_text(known.messages)
+    request.ineligible_reason, request.translation = reason, translation
+    request.passthrough_body = body
     if "adjourn" in own or own.get("model") != fields.get("model"):
         kept = {n: fields[n] if n == "model" else v for n, v in own.items() if n != "adjourn"}
-        asked.passthrough_body = msgspec.json.encode(kept)
-    return asked
+        request.passthrough_body = msgspec.json.encode(kept)
+    return request
 
 
 def _decode_body(body: bytes, decode: Callable[[bytes], _Body]) -> tuple[dict[str, Raw], _Body]:
-    """The top-level fields, and those of them that are known. Raises BadRequest."""
+    """All top-level fields as bytes, and the known ones decoded. Raises BadRequest."""
     try:
         fields = _decode_fields(body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
@@ -242,15 +245,15 @@ def _decode_body(body: bytes, decode: Callable[[bytes], _Body]) -> tuple[dict[st
     try:
         return fields, decode(body)
     except (UnicodeDecodeError, RecursionError) as error:
-        raise BadRequest(f"the body cannot be read: {error}") from None
+        raise BadRequest(f"the body cannot be decoded: {error}") from None
     except msgspec.DecodeError as error:
-        message, _, path = str(error).partition(" - at `$.")
-        where = path.rstrip("`")
+        message, _, rest = str(error).partition(" - at `$.")
+        path = rest.rstrip("`")
         if missing := message.partition("missing required field `")[2].rstrip("`"):
             message = f"{missing!r} is required"
-        if where:
-            message += f" at {where!r}"
-        raise BadRequest(message, param=where or missing or None) from None
+        if path:
+            message += f" at {path!r}"
+        raise BadRequest(message, param=path or missing or None) from None
 
 
 def _build_request(
@@ -258,32 +261,24 @@ def _build_request(
     known: _ChatBody | _CompletionBody | _OtherApiBody,
     headers: Mapping[str, str],
     settings: Settings,
-    default: Policy | None,
+    default_policy: Policy | None,
     models: Mapping[str, Any],
 ) -> ParsedRequest:
-    options = dict(known.adjourn or {})
+    decoded = msgspec.structs.asdict(known)
+    selection = select_policy(decoded, headers, settings, default_policy, models)
     fields.pop("adjourn", None)
-    model, aliased = _resolve_model(known.model or "", settings, models)
-    if known.model and model != known.model:
-        fields["model"] = Raw(msgspec.json.encode(model))
-    asked = options.pop("policy", None)
-    if asked is not None and not isinstance(asked, str):
-        raise BadRequest("adjourn.policy must be a text", param="adjourn.policy")
-    named = asked or headers.get("x-adjourn-policy") or aliased
-    policy = _select_policy(named, options, settings, default)
-    explicit = known.adjourn is not None or named is not None
-    if policy is not None and settings.dial and not explicit:
-        policy = apply_effort(policy, *read_effort(msgspec.structs.asdict(known)))
-    usage = known.stream_options
+    if known.model and selection.model != known.model:
+        fields["model"] = Raw(msgspec.json.encode(selection.model))
+    stream_options = known.stream_options
     return ParsedRequest(
         fields=fields,
-        model=model,
+        model=selection.model,
         stream=bool(known.stream),
-        policy=policy,
-        always_summarize=explicit,
+        policy=selection.policy,
+        always_summarize=selection.is_explicit,
         ineligible_reason=_find_ineligible_reason(known, settings),
         conversation_id=_derive_conversation_id(headers, known),
-        include_usage=bool(usage and usage.include_usage),
+        include_usage=bool(stream_options and stream_options.include_usage),
         include_reasoning=known.include_reasoning is not False,
         return_token_ids=bool(known.return_token_ids),
         token_limit=_to_int(known.token_limit),
@@ -295,52 +290,8 @@ def _build_request(
 
 
 def _to_int(number: float | None) -> int | None:
-    """A limit as the engine will read it; what is no whole number is the engine's to refuse."""
+    """The number as the engine reads it. The engine itself refuses a fraction."""
     return None if number is None else int(number)
-
-
-def _resolve_model(
-    name: str, settings: Settings, models: Mapping[str, Any]
-) -> tuple[str, str | None]:
-    """(the engine's name, the policy that an alias names or None). No name at all is the
-    engine's only model."""
-    if not name:
-        return next(iter(models)) if len(models) == 1 else "", None
-    name = settings.aliases.get(name, name)
-    # A model's own name may hold a colon, a policy's never does.
-    base, colon, policy = name.rpartition(":")
-    base = settings.aliases.get(base, base)
-    if colon and name not in models and (base in models or not models):
-        return base, policy
-    return name, None
-
-
-def _select_policy(
-    named: str | None, options: dict[str, Any], settings: Settings, default: Policy | None
-) -> Policy | None:
-    if named == "off":
-        return None
-    if named is None and not options:
-        return default
-    if named is None and settings.policy == "off":
-        raise BadRequest("adjourn has options but names no policy", param="adjourn.policy")
-    try:
-        if options:
-            return parse(named or settings.policy, options, settings.probes)
-        return _parse_policy(named or settings.policy, tuple(settings.probes.items()))
-    except BadPolicy as error:
-        raise BadRequest(str(error), param="adjourn", code="bad_policy") from None
-
-
-def _parse_policy(named: str, probes: tuple[tuple[str, ReadinessClassifier], ...]) -> Policy:
-    if len(named) >= MAX_SPECIFICATION_LENGTH:
-        return parse(named, readiness_probes=dict(probes))  # which says what is wrong with it
-    return _parse_policy_cached(named, probes)
-
-
-@lru_cache(maxsize=256)
-def _parse_policy_cached(named: str, probes: tuple[tuple[str, ReadinessClassifier], ...]) -> Policy:
-    return parse(named, readiness_probes=dict(probes))
 
 
 def _find_ineligible_reason(
@@ -348,7 +299,7 @@ def _find_ineligible_reason(
 ) -> str | None:
     choices = known.n or 1
     if not 1 <= choices <= _MAX_CHOICES or (choices > 1 and known.temperature == 0):
-        return "several-choices"  # the engine refuses them, or they are its own affair
+        return "several-choices"  # left to the engine, which refuses most of these
     if known.use_beam_search:
         return "beam-search"
     if known.echo:
@@ -358,16 +309,19 @@ def _find_ineligible_reason(
     if _needs_engine_stops(known.stop, settings):
         return "stop-strings"
     if known.prompt_logprobs is not None:
-        return "prompt-logprobs"  # no stream brings them
+        return "prompt-logprobs"  # streams do not carry them
     return None
 
 
 def _needs_engine_stops(stop: str | list[str] | None, settings: Settings) -> bool:
-    """Whether stop strings are for the engine to look for, in the trace too, where it holds text
-    back that may be one: no exact place to cut; or for it to refuse."""
+    """True if the engine must apply the stop strings to the reasoning trace too, or refuse them.
+
+    While it matches stop strings the engine delays text behind its tokens, so that a trace cannot
+    be cut at an exact place.
+    """
     stops = [stop] if isinstance(stop, str) else stop or []
-    apart = settings.stop_in_answer or settings.mode != "enforce"
-    return bool(stops) and (not apart or not all(stops) or len(stops) > _MAX_STOP_STRINGS)
+    answer_only = settings.stop_in_answer or settings.mode != "enforce"
+    return bool(stops) and (not answer_only or not all(stops) or len(stops) > _MAX_STOP_STRINGS)
 
 
 def _find_non_text(messages: Sequence[_Message]) -> str | None:
@@ -383,15 +337,18 @@ def _find_non_text(messages: Sequence[_Message]) -> str | None:
 def _derive_conversation_id(
     headers: Mapping[str, str], known: _ChatBody | _CompletionBody | _OtherApiBody
 ) -> str:
-    """What stays the same over a conversation's requests, and fit for a header: the client's own
-    id, else its user and first user message."""
+    """An id that is the same for all requests of a conversation and is valid in a header.
+
+    It is the client's session header, else a hash of the id in the body, else a hash of the
+    user and the first user message.
+    """
     for name in _SESSION_HEADERS:
         if session := headers.get(name):
             return session
     metadata = known.metadata if isinstance(known.metadata, dict) else {}
-    named = (known.session_id, known.conversation, *(metadata.get(key) for key in _SESSION_KEYS))
-    latest = (known.prompt_cache_key, known.previous_response_id)
-    own = next((name for name in (*named, *latest) if name), None)
-    if own is None:
-        own = [known.user or metadata.get("user_id"), known.first_content]
-    return hashlib.blake2b(msgspec.json.encode(own), digest_size=16).hexdigest()
+    ids = (known.session_id, known.conversation, *(metadata.get(key) for key in _SESSION_KEYS))
+    weaker_ids = (known.prompt_cache_key, known.previous_response_id)
+    key = next((value for value in (*ids, *weaker_ids) if value), None)
+    if key is None:
+        key = [known.user or metadata.get("user_id"), known.first_content]
+    return hashlib.blake2b(msgspec.json.encode(key), digest_size=16).hexdigest()
