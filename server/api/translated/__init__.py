@@ -1,1 +1,1 @@
-"""APIs served by asking the engine for a chat: Messages and Responses."""
+"""The Messages and Responses APIs, served by translating requests to chat completions."""

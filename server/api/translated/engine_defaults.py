@@ -1,4 +1,4 @@
-"""How this engine serves these APIs itself, where that is its own affair and nowhere told."""
+"""Undocumented engine defaults of /v1/messages and /v1/responses, learned by probing."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ __all__ = ["EngineDefaults", "detect_engine_defaults"]
 Headers = Sequence[tuple[bytes, bytes]]
 _RESPONSES_PATH = "/v1/responses"
 _SHORT_REQUEST = {"input": "Hi", "max_output_tokens": 1}
-# With all that is told again and has keys of its own; greedy, it would not tell ``top_p``.
+# Sets every echoed field that is an object, to learn its keys. Not greedy: a greedy response does
+# not echo the default ``top_p``.
 _FULL_REQUEST = {
     "input": "Hi",
     "temperature": 1,
@@ -33,21 +34,24 @@ _SYSTEM_MESSAGE = {"role": "system", "content": "Hm"}
 
 @dataclass(frozen=True, slots=True)
 class EngineDefaults:
-    """``merges_system``: whether system prompts among Messages are put before them all, which
-    hangs on the model's template; None where the engine does not say. ``response``: a response
-    before it has begun, for its keys and defaults; empty where the engine shows none. ``stores``:
-    whether it keeps responses, so that one can be asked for again."""
+    """What the engine does where the APIs leave it open.
+
+    ``merges_system_messages``: True if it moves system messages of /v1/messages in front of all
+    others, which depends on the model's chat template; None if unknown.
+    ``example_response``: an initial response of /v1/responses, for its keys and default values;
+    empty if unknown. ``stores_responses``: True if a response can be fetched again by its id.
+    """
 
     merges_system_messages: bool | None = None
     example_response: Mapping[str, Any] = field(default_factory=dict)
     stores_responses: bool = False
     context_length: int | None = None
-    """Tokens that prompt and output may have together."""
+    """Most tokens of prompt and output together."""
     max_output_tokens: int | None = None
-    """Tokens that the operator lets any output have."""
+    """Most output tokens that the engine's operator allows."""
 
     def output_limit(self, prompt_tokens: int) -> int | None:
-        """Tokens that a response to so many may have."""
+        """Most tokens of a response to a prompt of this many tokens; None if unknown."""
         left = None if self.context_length is None else self.context_length - prompt_tokens
         return min(
             (limit for limit in (left, self.max_output_tokens) if limit is not None), default=None
@@ -57,69 +61,72 @@ class EngineDefaults:
 async def detect_engine_defaults(
     engine: EngineClient, model: str, context_length: int | None, headers: Headers
 ) -> EngineDefaults:
-    """Ask the engine. What it does not answer stays unknown."""
+    """Probe the engine with short requests. Defaults that it does not reveal stay unknown."""
     merges = await _detect_system_merging(engine, model, headers)
     plain = await _fetch_initial_response(engine, {"model": model, "input": "Hi"}, headers)
-    rich = await _fetch_initial_response(engine, {"model": model, **_FULL_REQUEST}, headers)
-    if plain is None or rich is None:
+    full = await _fetch_initial_response(engine, {"model": model, **_FULL_REQUEST}, headers)
+    if plain is None or full is None:
         return EngineDefaults(merges)
-    whole = await _post_json(engine, _RESPONSES_PATH, {**_SHORT_REQUEST, "model": model}, headers)
-    if whole is None:
+    short = await _post_json(engine, _RESPONSES_PATH, {**_SHORT_REQUEST, "model": model}, headers)
+    if short is None:
         return EngineDefaults(merges)
-    most = plain["max_output_tokens"]
-    if most + whole["usage"]["input_tokens"] == context_length:
-        most = None  # all that is left
-    status, _ = await engine.get(f"{_RESPONSES_PATH}/{whole['id']}", headers)
-    own = ("id", "created_at")  # of that one response
-    response = {key: value for key, value in rich.items() if key not in own}
+    output_limit = plain["max_output_tokens"]
+    if output_limit + short["usage"]["input_tokens"] == context_length:
+        output_limit = None  # not a limit of the operator: it is what the context has left
+    status, _ = await engine.get(f"{_RESPONSES_PATH}/{short['id']}", headers)
+    individual = ("id", "created_at")  # differ in each response
+    response = {key: value for key, value in full.items() if key not in individual}
     response["temperature"] = plain["temperature"]
-    return EngineDefaults(merges, response, status == 200, context_length, most)
+    return EngineDefaults(merges, response, status == 200, context_length, output_limit)
 
 
 async def _fetch_initial_response(
-    engine: EngineClient, asked: Mapping[str, Any], headers: Headers
+    engine: EngineClient, body: Mapping[str, Any], headers: Headers
 ) -> dict[str, Any] | None:
-    """What the first event of a streamed response says of it; more is not waited for."""
+    """The response object in the first event of a stream, which is then closed; None on errors."""
     splitter = EventSplitter()
     with contextlib.suppress(GatewayError, LookupError, msgspec.MsgspecError, *TRANSPORT_ERRORS):
-        body = msgspec.json.encode({**asked, "stream": True})
-        response = await engine.send("POST", _RESPONSES_PATH, headers, body)
+        content = msgspec.json.encode({**body, "stream": True})
+        response = await engine.send("POST", _RESPONSES_PATH, headers, content)
         try:
             async for data in response.stream:  # type: ignore[union-attr]
                 for event in splitter.feed(data):
-                    said = msgspec.json.decode(event_data(event) or b"{}", type=dict[str, Any])
-                    return dict(said["response"])
+                    fields = msgspec.json.decode(event_data(event) or b"{}", type=dict[str, Any])
+                    return dict(fields["response"])
         finally:
             await response.aclose()
     return None
 
 
 async def _detect_system_merging(engine: EngineClient, model: str, headers: Headers) -> bool | None:
-    """Tell by the number of tokens: let it count in its way, and render both ways."""
-    asked = {"system": "Hm", "messages": [_USER_MESSAGE, _SYSTEM_MESSAGE, _USER_MESSAGE]}
-    counted = await _count_tokens(engine, "/v1/messages/count_tokens", model, asked, headers)
+    """Compare the engine's token count of such a request with those of both possible prompts.
+
+    None if neither or both match.
+    """
+    body = {"system": "Hm", "messages": [_USER_MESSAGE, _SYSTEM_MESSAGE, _USER_MESSAGE]}
+    counted = await _count_tokens(engine, "/v1/messages/count_tokens", model, body, headers)
     merged = {"messages": [{"role": "system", "content": "HmHm"}, _USER_MESSAGE, _USER_MESSAGE]}
-    apart = {"messages": [_SYSTEM_MESSAGE, _USER_MESSAGE, _SYSTEM_MESSAGE, _USER_MESSAGE]}
-    ways = {
+    separate = {"messages": [_SYSTEM_MESSAGE, _USER_MESSAGE, _SYSTEM_MESSAGE, _USER_MESSAGE]}
+    counts = {
         True: await _count_tokens(engine, "/tokenize", model, merged, headers),
-        False: await _count_tokens(engine, "/tokenize", model, apart, headers),
+        False: await _count_tokens(engine, "/tokenize", model, separate, headers),
     }
-    fits = [way for way, count in ways.items() if count is not None and count == counted]
-    return fits[0] if len(fits) == 1 else None
+    matching = [merges for merges, n in counts.items() if n is not None and n == counted]
+    return matching[0] if len(matching) == 1 else None
 
 
 async def _count_tokens(
-    engine: EngineClient, path: str, model: str, asked: dict[str, Any], headers: Headers
+    engine: EngineClient, path: str, model: str, body: dict[str, Any], headers: Headers
 ) -> int | None:
-    reply = await _post_json(engine, path, {"model": model, **asked}, headers) or {}
+    reply = await _post_json(engine, path, {"model": model, **body}, headers) or {}
     count = reply.get("input_tokens", reply.get("count"))
     return count if isinstance(count, int) else None
 
 
 async def _post_json(
-    engine: EngineClient, path: str, asked: Mapping[str, Any], headers: Headers
+    engine: EngineClient, path: str, body: Mapping[str, Any], headers: Headers
 ) -> dict[str, Any] | None:
     with contextlib.suppress(GatewayError, BadReply, msgspec.MsgspecError):
-        content = await engine.post(path, msgspec.json.encode(asked), headers)
+        content = await engine.post(path, msgspec.json.encode(body), headers)
         return msgspec.json.decode(content, type=dict[str, Any])
     return None

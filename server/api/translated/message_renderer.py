@@ -1,4 +1,4 @@
-"""A chat's reply, as ``POST /v1/messages`` tells it: blocks of content, one behind the other."""
+"""Render a chat reply as a reply of ``POST /v1/messages``: a sequence of content blocks."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from adjourn.server.stream.chunk import has_value
 __all__ = ["MessageRenderer"]
 
 _encode = msgspec.json.encode
-# What stands before the text of a delta, of which there is one a token.
+# The bytes before the text of a delta event, prepared because there is one event per token.
 _DELTA_PREFIXES = {
     kind: (
         b"event: content_block_delta\n"
@@ -36,7 +36,12 @@ _DELTA_PREFIXES = {
 
 
 class MessageRenderer(Translation):
-    """One block is open at a time. Text beside a tool's arguments waits until these are whole."""
+    """Renders the stream and the document of one message.
+
+    One block is open at a time. Text that arrives while a tool_use block is open is kept in
+    ``_pending_text`` until that block is stopped. State: the open block, and what the end of the
+    message needs: the ids and latest arguments of tool calls, and the finish and stop reason.
+    """
 
     def __init__(self) -> None:
         self._started = False
@@ -45,7 +50,7 @@ class MessageRenderer(Translation):
         self._block_index = 0
         self._open_call_id: str | None = None
         self._call_ids: dict[int, str] = {}
-        self._latest_arguments: list[str] = []  # of the latest call
+        self._latest_arguments: list[str] = []  # of the latest tool call
         self._pending_text: list[str] = []
         self._finish_and_stop_reason: tuple[str | None, str | int | None] = (None, None)
 
@@ -61,8 +66,8 @@ class MessageRenderer(Translation):
         choice = chunk.choices[0]
         if choice.finish_reason is not None:
             self._finish_and_stop_reason = (choice.finish_reason, choice.stop_reason)
-        if thought := choice.delta.reasoning_text:
-            events += self._append_text("thinking", thought)
+        if reasoning := choice.delta.reasoning_text:
+            events += self._append_text("thinking", reasoning)
         if content := choice.delta.content:
             if self._open_block_type == "tool_use":
                 self._pending_text.append(content)
@@ -89,8 +94,7 @@ class MessageRenderer(Translation):
 
     def error_body(self, error: bytes) -> bytes:
         kind, message, _ = parse_error(error)
-        said = {"type": "error", "error": {"type": kind, "message": message}}
-        return msgspec.json.encode(said)
+        return _encode({"type": "error", "error": {"type": kind, "message": message}})
 
     def _append_text(self, kind: str, text: str) -> list[bytes]:
         events: list[bytes] = []
@@ -100,7 +104,7 @@ class MessageRenderer(Translation):
         return events
 
     def _append_tool_call(self, call: ToolCallDelta) -> list[bytes]:
-        """A call's beginning, or more of its arguments."""
+        """Start a tool call, or append to its arguments."""
         events: list[bytes] = []
         function = call.function
         if call.id is not None:
@@ -129,7 +133,7 @@ class MessageRenderer(Translation):
         return b'%b%b},"index":%d}\n\n' % (_DELTA_PREFIXES[kind], _encode(text), self._block_index)
 
     def _stop_block(self) -> list[bytes]:
-        """The end of the open block, and the text that waited for it."""
+        """Stop the open block, if any, and send the pending text as a block."""
         if self._open_block_type is None:
             return []
         events: list[bytes] = []
@@ -138,27 +142,26 @@ class MessageRenderer(Translation):
         events.append(named_event({"type": "content_block_stop", "index": self._block_index}))
         self._block_index += 1
         self._open_block_type = self._open_call_id = None
-        waiting, self._pending_text = "".join(self._pending_text), []
+        pending, self._pending_text = "".join(self._pending_text), []
         return (
-            [*events, *self._append_text("text", waiting), *self._stop_block()]
-            if waiting
+            [*events, *self._append_text("text", pending), *self._stop_block()]
+            if pending
             else events
         )
 
-    def _render_message_delta(self, said: ChatChunk) -> bytes:
+    def _render_message_delta(self, chunk: ChatChunk) -> bytes:
         self._sent_message_delta = True
         finish, stop = self._finish_and_stop_reason
-        called = bool(self._call_ids)
-        reason, sequence = _stop_reason(
-            finish or "stop", stop, called, called and _is_json("".join(self._latest_arguments))
-        )
+        has_calls = bool(self._call_ids)
+        is_whole = has_calls and _is_json("".join(self._latest_arguments))
+        reason, sequence = _stop_reason(finish or "stop", stop, has_calls, is_whole)
         event: dict[str, Any] = {
             "type": "message_delta",
             "delta": {"stop_reason": reason, "stop_sequence": sequence},
-            "usage": _usage(said.usage),
+            "usage": _usage(chunk.usage),
         }
-        if has_value(said.adjourn):
-            event["adjourn"] = said.adjourn
+        if has_value(chunk.adjourn):
+            event["adjourn"] = chunk.adjourn
         return named_event(event)
 
     def build_document(self, reply: dict[str, Any]) -> dict[str, Any]:
@@ -166,20 +169,21 @@ class MessageRenderer(Translation):
         message = choice["message"]
         calls = message.get("tool_calls") or []
         content: list[dict[str, Any]] = []
-        if thought := message.get("reasoning") or message.get("reasoning_content"):
-            content.append({"type": "thinking", "thinking": thought, "signature": uuid.uuid4().hex})
+        if reasoning := message.get("reasoning") or message.get("reasoning_content"):
+            block = {"type": "thinking", "thinking": reasoning, "signature": uuid.uuid4().hex}
+            content.append(block)
         if text := message.get("content"):
             content.append({"type": "text", "text": text})
         content += [_tool_use_block(call) for call in calls]
-        called = bool(calls)
+        has_calls = bool(calls)
         reason, sequence = _stop_reason(
-            choice.get("finish_reason"), choice.get("stop_reason"), called, called
+            choice.get("finish_reason"), choice.get("stop_reason"), has_calls, has_calls
         )
         document = {
             "id": reply["id"],
             "type": "message",
             "role": "assistant",
-            # Some clients take it for granted that there is a block.
+            # Some clients assume that there is at least one block.
             "content": content or [{"type": "text", "text": ""}],
             "model": reply["model"],
             "stop_reason": reason,
@@ -189,40 +193,41 @@ class MessageRenderer(Translation):
         return {key: value for key, value in document.items() if value is not None}
 
 
-def _message_start(said: ChatChunk) -> bytes:
+def _message_start(chunk: ChatChunk) -> bytes:
     message: dict[str, Any] = {
-        "id": said.id,
+        "id": chunk.id,
         "type": "message",
         "role": "assistant",
         "content": [],
-        "model": said.model,
+        "model": chunk.model,
         "stop_reason": None,
         "stop_sequence": None,
-        "usage": {"input_tokens": len(said.prompt_token_ids or ()), "output_tokens": 0},
+        "usage": {"input_tokens": len(chunk.prompt_token_ids or ()), "output_tokens": 0},
     }
     return named_event({"type": "message_start", "message": message})
 
 
 def _stop_reason(
-    finish: str | None, stop: str | int | None, called: bool, whole: bool
+    finish: str | None, stop: str | int | None, has_calls: bool, is_whole: bool
 ) -> tuple[str | None, str | None]:
-    """(stop_reason, stop_sequence). ``whole``: the calls' arguments are; one that a stop string
-    cut short must not be carried out."""
+    """(stop_reason, stop_sequence). ``is_whole``: there are tool calls, with complete arguments. A
+    client must not execute a call that a stop string cut short."""
     if finish == "length":
         return "max_tokens", None
     if finish not in ("stop", "tool_calls"):
         return None, None
-    if not whole and isinstance(stop, str):
+    if not is_whole and isinstance(stop, str):
         return "stop_sequence", stop
-    if whole or called or finish == "tool_calls":
+    if is_whole or has_calls or finish == "tool_calls":
         return "tool_use", None
     return "end_turn", None
 
 
 def _usage(usage: dict[str, Any] | None) -> dict[str, Any]:
-    """What was read from the cache or written to it is no input there."""
+    """Usage in this API's format, whose input tokens exclude those read from or written to the
+    cache."""
     usage = usage or {}
-    told = {
+    counts = {
         "input_tokens": usage.get("prompt_tokens") or 0,
         "output_tokens": usage.get("completion_tokens") or 0,
     }
@@ -232,18 +237,19 @@ def _usage(usage: dict[str, Any] | None) -> dict[str, Any]:
         ("cache_read_input_tokens", "cached_tokens"),
     ):
         if (tokens := details.get(name)) is not None:
-            told["input_tokens"] = max(told["input_tokens"] - tokens, 0)
-            told[key] = tokens
-    return told
+            counts["input_tokens"] = max(counts["input_tokens"] - tokens, 0)
+            counts[key] = tokens
+    return counts
 
 
 def _tool_use_block(call: dict[str, Any]) -> dict[str, Any]:
-    """Raises BadRequest, as the engine's own endpoint does, where there is no telling it."""
+    """Raises BadRequest if the arguments are not a JSON object, as the engine's own endpoint
+    does."""
     function = call["function"]
     try:
         arguments = msgspec.json.decode(function["arguments"], type=dict[str, Any])
     except msgspec.DecodeError:
-        raise BadRequest("the model's arguments of a tool are no JSON object") from None
+        raise BadRequest("the model's tool arguments are not a JSON object") from None
     return {"type": "tool_use", "id": call["id"], "name": function["name"], "input": arguments}
 
 

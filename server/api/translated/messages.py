@@ -1,4 +1,4 @@
-"""``POST /v1/messages``: what it asks for, as a chat's request."""
+"""Translate a request of ``POST /v1/messages`` to a chat request."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _TRANSLATED_FIELDS = frozenset(
     | {"tool_choice", "tools"}
 )
 _BILLING_PREFIX = "x-anthropic-billing-header"
-"""Claude Code's attribution, another with each request: the prefix cache would never be hit."""
+"""Claude Code's attribution, which is new in each request and would defeat the prefix cache."""
 
 
 class _Block(msgspec.Struct):
@@ -78,7 +78,7 @@ class _OutputConfig(msgspec.Struct):
 
 
 class MessagesTranslation(MessageRenderer):
-    """Raises Untranslatable."""
+    """Translates one Messages request. Raises Untranslatable if no chat request is equivalent."""
 
     def __init__(self, fields: Fields, engine_defaults: EngineDefaults) -> None:
         super().__init__()
@@ -101,7 +101,7 @@ def _translate_messages(fields: Fields, merges_system: bool | None) -> Iterator[
     )
     inline = any(message.role == "system" for message in messages)
     if inline and merges_system is None:
-        raise Untranslatable("inline-system")  # what the engine makes of it is not known
+        raise Untranslatable("inline-system")  # unknown what the engine does with these
     if inline and merges_system:
         system += [
             text for m in messages if m.role == "system" for text in _system_texts(m.content)
@@ -116,7 +116,7 @@ def _translate_messages(fields: Fields, merges_system: bool | None) -> Iterator[
 
 
 def _system_texts(content: str | list[_Block] | None) -> list[str]:
-    """A system prompt's texts."""
+    """The texts of a system prompt, without the billing header."""
     if isinstance(content, str):
         parts = [content]
     else:
@@ -128,7 +128,7 @@ def _system_texts(content: str | list[_Block] | None) -> list[str]:
 
 
 def _translate_message(message: _Message) -> Iterator[dict[str, Any]]:
-    """What the tools brought, each as a message of its own, and what is left of the turn."""
+    """Each tool result as a message of its own, then the rest of the turn."""
     if message.role not in ("user", "assistant"):
         raise Untranslatable("unreadable")
     turn: dict[str, Any] = {"role": message.role}
@@ -137,7 +137,7 @@ def _translate_message(message: _Message) -> Iterator[dict[str, Any]]:
         return
     parts: list[dict[str, Any]] = []
     calls: list[dict[str, Any]] = []
-    thought: list[str] = []
+    reasoning: list[str] = []
     for block in message.content:
         match block.type:
             case "text":
@@ -145,19 +145,19 @@ def _translate_message(message: _Message) -> Iterator[dict[str, Any]]:
                     parts.append({"type": "text", "text": block.text})
             case "thinking":
                 if block.thinking is not None:
-                    thought.append(block.thinking)
+                    reasoning.append(block.thinking)
             case "tool_use":
                 calls.append(_chat_tool_call(block))
             case "tool_result" if message.role == "user":
                 yield _tool_message(block)
             case "redacted_thinking" | "tool_reference":
-                pass  # opaque, and a name that stands in a result
+                pass  # encrypted, or only a name that a tool result mentions
             case "image":
                 raise Untranslatable("not-text")
             case _:
                 raise Untranslatable("unknown-content")
-    if thought:
-        turn["reasoning"] = "".join(thought)
+    if reasoning:
+        turn["reasoning"] = "".join(reasoning)
     if calls:
         turn["tool_calls"] = calls
     if parts:
@@ -184,7 +184,7 @@ def _tool_message(block: _Block) -> dict[str, Any]:
 
 
 def _output_options(fields: Fields) -> Fields:
-    """How long to think, and in what form to answer."""
+    """The fields for the effort, the thinking budget and the answer's format."""
     config = None
     if "output_config" in fields:
         config = decode_field(fields["output_config"], _OutputConfig | None)
@@ -199,14 +199,14 @@ def _output_options(fields: Fields) -> Fields:
     if thinking is None or thinking.type == "adaptive":
         return chat
     if thinking.type == "disabled":
-        raise Untranslatable("no-thinking")  # how the engine keeps from it, it alone knows
+        raise Untranslatable("no-thinking")  # unknown how the engine disables reasoning
     if thinking.type != "enabled" or not _is_budget_allowed(thinking.budget_tokens, fields):
         raise Untranslatable("unreadable")
     return chat | encode_fields(thinking_token_budget=thinking.budget_tokens)
 
 
 def _is_budget_allowed(budget: int | None, fields: Fields) -> bool:
-    """Whether the engine lets a request have this budget."""
+    """True if the engine accepts this thinking budget."""
     return budget is not None and 1024 <= budget < int(decode_field(fields["max_tokens"], int))
 
 
@@ -226,8 +226,8 @@ def _tool_fields(fields: Fields) -> Fields:
             chosen = {"type": "function", "function": {"name": choice.name}}
         if chosen is None:
             raise Untranslatable("unreadable")
-        apart = not choice.disable_parallel_tool_use
-        chat |= encode_fields(tool_choice=chosen, parallel_tool_calls=apart)
+        parallel = not choice.disable_parallel_tool_use
+        chat |= encode_fields(tool_choice=chosen, parallel_tool_calls=parallel)
     return chat
 
 

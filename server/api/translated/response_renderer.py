@@ -1,4 +1,4 @@
-"""A chat's reply, as ``POST /v1/responses`` tells it: items of output, each opened and done."""
+"""Render a chat reply as a reply of ``POST /v1/responses``: a sequence of output items."""
 
 from __future__ import annotations
 
@@ -25,7 +25,12 @@ _encode = msgspec.json.encode
 
 
 class ResponseRenderer(Translation):
-    """One item is open at a time. ``echo`` is the response before it has begun."""
+    """Renders the stream and the document of one response. One output item is open at a time.
+
+    ``initial_response``: the response object before it has any output; ``_start_response`` adds
+    the engine's id, time and model. State: the sequence number of the next event, the open item,
+    the finished items and the finish reason.
+    """
 
     def __init__(
         self,
@@ -53,8 +58,8 @@ class ResponseRenderer(Translation):
             return events
         choice = chunk.choices[0]
         self._finish_reason = choice.finish_reason or self._finish_reason
-        if thought := choice.delta.reasoning_text:
-            events += self._append_text(_ReasoningItem, thought)
+        if reasoning := choice.delta.reasoning_text:
+            events += self._append_text(_ReasoningItem, reasoning)
         if content := choice.delta.content:
             events += self._append_text(_MessageItem, content)
         for call in choice.delta.tool_calls or ():
@@ -76,20 +81,23 @@ class ResponseRenderer(Translation):
         self._sequence_number += 1
         return named_event(event)
 
-    def _start_response(self, said: ChatChunk) -> list[bytes]:
+    def _start_response(self, chunk: ChatChunk) -> list[bytes]:
         self._started = True
-        prompt = len(said.prompt_token_ids or ())
-        self.initial_response |= self._identity_fields(said.id, said.created, said.model, prompt)
-        begun = ("response.created", "response.in_progress")
-        return [self._next_event(kind, response=self.initial_response) for kind in begun]
+        self.initial_response |= self._identity_fields(
+            chunk.id, chunk.created, chunk.model, len(chunk.prompt_token_ids or ())
+        )
+        kinds = ("response.created", "response.in_progress")
+        return [self._next_event(kind, response=self.initial_response) for kind in kinds]
 
-    def _identity_fields(self, name: str, created: int, model: str, prompt: int) -> dict[str, Any]:
+    def _identity_fields(
+        self, chat_id: str, created: int, model: str, prompt_tokens: int
+    ) -> dict[str, Any]:
         limits = [
             self.initial_response["max_output_tokens"],
-            self._engine_defaults.output_limit(prompt),
+            self._engine_defaults.output_limit(prompt_tokens),
         ]
         return {
-            "id": self._response_id or f"resp_{name.removeprefix('chatcmpl-')}",
+            "id": self._response_id or f"resp_{chat_id.removeprefix('chatcmpl-')}",
             "created_at": created,
             "model": model,
             "max_output_tokens": min((limit for limit in limits if limit is not None), default=0),
@@ -114,12 +122,12 @@ class ResponseRenderer(Translation):
 
     def _open_item(self, item: _OutputItem) -> list[bytes]:
         self._current_item = item
-        place = {"output_index": len(self._output_items)}
-        events = [self._next_event("response.output_item.added", item=item.item_added, **place)]
+        position = {"output_index": len(self._output_items)}
+        events = [self._next_event("response.output_item.added", item=item.item_added, **position)]
         if item.part_added is not None:
-            place |= {"content_index": 0}
+            position |= {"content_index": 0}
             added = {"item_id": item.id, "part": item.part_added}
-            events.append(self._next_event("response.content_part.added", **added, **place))
+            events.append(self._next_event("response.content_part.added", **added, **position))
         return events
 
     def _append_delta(self, text: str) -> list[bytes]:
@@ -135,39 +143,39 @@ class ResponseRenderer(Translation):
         return [event]
 
     def _position_fields(self, item: _OutputItem) -> dict[str, Any]:
-        place = {"item_id": item.id, "output_index": len(self._output_items)}
-        return place if item.part_added is None else place | {"content_index": 0}
+        position = {"item_id": item.id, "output_index": len(self._output_items)}
+        return position if item.part_added is None else position | {"content_index": 0}
 
     def _close_item(self) -> list[bytes]:
         item, self._current_item = self._current_item, None
         if item is None:
             return []
-        place = self._position_fields(item)
-        events = [self._next_event(item.done_event_type, **item.done_fields, **place)]
+        position = self._position_fields(item)
+        events = [self._next_event(item.done_event_type, **item.done_fields, **position)]
         if item.part_added is not None:
             part = item.part_done
-            events.append(self._next_event("response.content_part.done", part=part, **place))
-        place = {"output_index": len(self._output_items)}
+            events.append(self._next_event("response.content_part.done", part=part, **position))
+        position = {"output_index": len(self._output_items)}
         self._output_items.append(item.item_done)
-        events.append(self._next_event("response.output_item.done", item=item.item_done, **place))
-        return events
+        done = self._next_event("response.output_item.done", item=item.item_done, **position)
+        return [*events, done]
 
-    def _complete_response(self, usage: dict[str, Any] | None, note: Raw) -> list[bytes]:
+    def _complete_response(self, usage: dict[str, Any] | None, summary: Raw) -> list[bytes]:
         self.finished = True
         events = self._close_item()
         response = self.initial_response | _final_fields(
             self._output_items, self._finish_reason, usage
         )
-        if has_value(note):
-            response["adjourn"] = note
+        if has_value(summary):
+            response["adjourn"] = summary
         return [*events, self._next_event("response.completed", response=response)]
 
     def build_document(self, reply: dict[str, Any]) -> dict[str, Any]:
         choice, usage = reply["choices"][0], reply.get("usage") or {}
         message = choice["message"]
         items: list[_OutputItem] = []
-        if thought := message.get("reasoning") or message.get("reasoning_content"):
-            items.append(_ReasoningItem(thought))
+        if reasoning := message.get("reasoning") or message.get("reasoning_content"):
+            items.append(_ReasoningItem(reasoning))
         if text := message.get("content"):
             items.append(_MessageItem(text))
         for call in message.get("tool_calls") or ():
@@ -178,7 +186,7 @@ class ResponseRenderer(Translation):
         output = [item.item_done for item in items]
         for item in output:
             if item["type"] == "reasoning":
-                item["status"] = None  # which only a stream says
+                item["status"] = None  # only streams state it
         identity = self._identity_fields(
             reply["id"], reply["created"], reply["model"], usage.get("prompt_tokens") or 0
         )
@@ -190,7 +198,10 @@ class ResponseRenderer(Translation):
 
 
 class _OutputItem:
-    """An item of output, as its events show it."""
+    """An output item: its fields in the events that add it, extend it and complete it.
+
+    State: ``texts``, to which the renderer appends each delta.
+    """
 
     id_prefix: str
     delta_event_type: str
@@ -203,17 +214,17 @@ class _OutputItem:
 
     @cached_property
     def delta_template(self) -> bytes:
-        """An event of one delta, of which there is one a token: its text, the item's place and the
-        event's number are left open."""
-        place = {"item_id": self.id, **self.extra_fields}
+        """A delta event with placeholders for its text, the output index and the sequence number;
+        prepared because there is one event per token."""
+        fixed = {"item_id": self.id, **self.extra_fields}
         if self.part_added is not None:
-            place["content_index"] = 0
-        place["type"] = self.delta_event_type
-        open_to = b'{"delta":%b,"output_index":%d,"sequence_number":%d,'
+            fixed["content_index"] = 0
+        fixed["type"] = self.delta_event_type
+        placeholders = b'{"delta":%b,"output_index":%d,"sequence_number":%d,'
         return b"event: %b\ndata: %b%b\n\n" % (
             self.delta_event_type.encode(),
-            open_to,
-            _encode(place)[1:],
+            placeholders,
+            _encode(fixed)[1:],
         )
 
     @property
@@ -230,7 +241,7 @@ class _OutputItem:
 
     @property
     def part_added(self) -> dict[str, Any] | None:
-        """Its content before it says anything, where it has parts."""
+        """The empty content part; None for an item without content parts."""
         return None
 
     @property
@@ -320,11 +331,11 @@ class _FunctionCallItem(_OutputItem):
 def _final_fields(
     output: list[dict[str, Any]], finish: str | None, usage: dict[str, Any] | None
 ) -> dict[str, Any]:
-    cut_short = finish == "length"
+    is_truncated = finish == "length"
     return {
         "output": output,
-        "status": "incomplete" if cut_short else "completed",
-        "incomplete_details": {"reason": "max_output_tokens"} if cut_short else None,
+        "status": "incomplete" if is_truncated else "completed",
+        "incomplete_details": {"reason": "max_output_tokens"} if is_truncated else None,
         "usage": _usage(usage),
     }
 
@@ -332,19 +343,19 @@ def _final_fields(
 def _usage(usage: dict[str, Any] | None) -> dict[str, Any] | None:
     if usage is None:
         return None
-    read = usage.get("prompt_tokens_details") or {}
-    drawn = usage.get("completion_tokens_details") or {}
+    prompt_details = usage.get("prompt_tokens_details") or {}
+    completion_details = usage.get("completion_tokens_details") or {}
     return {
         "input_tokens": usage.get("prompt_tokens") or 0,
         "input_tokens_details": {
-            "cached_tokens": read.get("cached_tokens") or 0,
-            "cache_write_tokens": read.get("created_cache_tokens") or 0,
+            "cached_tokens": prompt_details.get("cached_tokens") or 0,
+            "cache_write_tokens": prompt_details.get("created_cache_tokens") or 0,
             "input_tokens_per_turn": [],
             "cached_tokens_per_turn": [],
         },
         "output_tokens": usage.get("completion_tokens") or 0,
         "output_tokens_details": {
-            "reasoning_tokens": drawn.get("reasoning_tokens") or 0,
+            "reasoning_tokens": completion_details.get("reasoning_tokens") or 0,
             "tool_output_tokens": 0,
             "output_tokens_per_turn": [],
             "tool_output_tokens_per_turn": [],

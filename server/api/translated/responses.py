@@ -1,4 +1,4 @@
-"""``POST /v1/responses``: what it asks for, as a chat's request."""
+"""Translate a request of ``POST /v1/responses`` to a chat request."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ _UNFINISHED_STATUSES = ("in_progress", "incomplete")
 
 
 class _ResponsesRequest(msgspec.Struct):
-    """The fields that are told again in the response, or that a chat knows by other names."""
+    """The fields that the response echoes, or that have other names in a chat request."""
 
     input: str | list[dict[str, Any]]
     background: bool | None = None
@@ -69,121 +69,118 @@ class _ResponsesRequest(msgspec.Struct):
 
 
 class ResponsesTranslation(ResponseRenderer):
-    """Raises Untranslatable."""
+    """Translates one Responses request. Raises Untranslatable if no chat request is equivalent."""
 
     def __init__(self, fields: Fields, engine_defaults: EngineDefaults) -> None:
         if not engine_defaults.example_response:
             raise Untranslatable("unexamined-api")
-        asked: _ResponsesRequest = decode_field(Raw(msgspec.json.encode(fields)), _ResponsesRequest)
-        _check_translatable(asked, engine_defaults)
+        request: _ResponsesRequest = decode_field(
+            Raw(msgspec.json.encode(fields)), _ResponsesRequest
+        )
+        _check_translatable(request, engine_defaults)
         super().__init__(
-            _initial_response(asked, engine_defaults.example_response),
-            asked.request_id,
+            _initial_response(request, engine_defaults.example_response),
+            request.request_id,
             engine_defaults,
         )
         self.chat_request = untranslated_fields(fields, _TRANSLATED_FIELDS) | ADDED_CHAT_FIELDS
-        self.chat_request |= encode_fields(messages=_translate_messages(asked))
-        limit = asked.max_output_tokens
+        self.chat_request |= encode_fields(messages=_translate_messages(request))
+        limit = request.max_output_tokens
         self.chat_request |= encode_fields(max_tokens=limit, max_completion_tokens=limit)
-        if asked.reasoning:
-            self.chat_request |= encode_fields(reasoning_effort=asked.reasoning.get("effort"))
-        if asked.truncation == "auto":
+        if request.reasoning:
+            self.chat_request |= encode_fields(reasoning_effort=request.reasoning.get("effort"))
+        if request.truncation == "auto":
             self.chat_request |= encode_fields(truncate_prompt_tokens=-1)
-        self.chat_request |= encode_fields(structured_outputs=_structured_outputs(asked))
-        if asked.tools:
+        self.chat_request |= encode_fields(structured_outputs=_structured_outputs(request))
+        if request.tools:
             self.chat_request |= encode_fields(
                 tools=[_function_tool(tool) for tool in self.initial_response["tools"]],
-                tool_choice=_chat_tool_choice(asked.tool_choice),
+                tool_choice=_chat_tool_choice(request.tool_choice),
             )
 
 
-def _check_translatable(asked: _ResponsesRequest, habits: EngineDefaults) -> None:
-    """Raises Untranslatable for what only the engine's own endpoint can do, or must refuse."""
-    include = set(asked.include or ())
+def _check_translatable(request: _ResponsesRequest, engine_defaults: EngineDefaults) -> None:
+    """Raise Untranslatable for what only the engine's own endpoint supports, or must refuse."""
+    include = set(request.include or ())
     reasons = {
-        "background": asked.background,
-        "stored": asked.previous_response_id or (asked.store and habits.stores_responses),
-        "raw-messages": asked.enable_response_messages or asked.previous_input_messages,
+        "background": request.background,
+        "stored": request.previous_response_id
+        or (request.store and engine_defaults.stores_responses),
+        "raw-messages": request.enable_response_messages or request.previous_input_messages,
         "logprobs": "message.output_text.logprobs" in include,
-        "unreadable": asked.prompt is not None
+        "unreadable": request.prompt is not None
         or include - _ALLOWED_INCLUDES
-        or (not asked.tools and asked.tool_choice not in ("auto", "none")),
-        "tools": any(tool.get("type") != "function" for tool in asked.tools),
+        or (not request.tools and request.tool_choice not in ("auto", "none")),
+        "tools": any(tool.get("type") != "function" for tool in request.tools),
     }
     for reason, found in reasons.items():
         if found:
             raise Untranslatable(reason)
 
 
-# -- what is told again ------------------------------------------------------------------------
-
-
-def _initial_response(asked: _ResponsesRequest, example: Mapping[str, Any]) -> dict[str, Any]:
-    """The response before it has begun. ``example``: one of the engine's own, for the keys and
-    defaults that it has there."""
-    temperature = example["temperature"] if asked.temperature is None else asked.temperature
+def _initial_response(request: _ResponsesRequest, example: Mapping[str, Any]) -> dict[str, Any]:
+    """The response object before it has any output. ``example``: an initial response of the
+    engine, for its keys and default values."""
+    temperature = example["temperature"] if request.temperature is None else request.temperature
     if 0 < temperature < 0.01:
-        temperature = 0.01  # as the engine does
-    top_p = example["top_p"] if asked.top_p is None else asked.top_p
-    told = {
-        "instructions": asked.instructions,
-        "metadata": asked.metadata,
+        temperature = 0.01  # the engine's minimum
+    top_p = example["top_p"] if request.top_p is None else request.top_p
+    echoed = {
+        "instructions": request.instructions,
+        "metadata": request.metadata,
         "output": [],
-        "parallel_tool_calls": asked.parallel_tool_calls is not False,
+        "parallel_tool_calls": request.parallel_tool_calls is not False,
         "temperature": float(temperature),
-        "tool_choice": asked.tool_choice if asked.tools else "none",
-        "tools": [_fill_missing_keys(tool, example["tools"][0]) for tool in asked.tools],
+        "tool_choice": request.tool_choice if request.tools else "none",
+        "tools": [_fill_missing_keys(tool, example["tools"][0]) for tool in request.tools],
         "top_p": float(top_p) if temperature else 1.0,  # greedy
-        "max_output_tokens": asked.max_output_tokens,
-        "max_tool_calls": asked.max_tool_calls,
-        "reasoning": _fill_missing_keys(asked.reasoning, example["reasoning"]),
-        "service_tier": asked.service_tier,
+        "max_output_tokens": request.max_output_tokens,
+        "max_tool_calls": request.max_tool_calls,
+        "reasoning": _fill_missing_keys(request.reasoning, example["reasoning"]),
+        "service_tier": request.service_tier,
         "status": "in_progress",
-        "text": _echoed_text_config(asked.text, example["text"]),
-        "truncation": asked.truncation,
-        "user": asked.user,
+        "text": _echoed_text_config(request.text, example["text"]),
+        "truncation": request.truncation,
+        "user": request.user,
         "incomplete_details": None,
         "usage": None,
     }
     for name in ("frequency_penalty", "presence_penalty"):
-        if (penalty := getattr(asked, name)) is not None:
-            told[name] = float(penalty)
-    return {**example, **told}
+        if (penalty := getattr(request, name)) is not None:
+            echoed[name] = float(penalty)
+    return {**example, **echoed}
 
 
 def _fill_missing_keys(
     value: dict[str, Any] | None, example: dict[str, Any]
 ) -> dict[str, Any] | None:
-    """With null for what only the example has."""
+    """The value with null for each key that only the example has."""
     return None if value is None else {**dict.fromkeys(example), **value}
 
 
 def _echoed_text_config(
     text: dict[str, Any] | None, example: dict[str, Any]
 ) -> dict[str, Any] | None:
-    told = _fill_missing_keys(text, example)
-    if told and told["format"] and told["format"].get("type") == "json_schema":
-        told["format"] = _fill_missing_keys(told["format"], example["format"])
-    return told
+    config = _fill_missing_keys(text, example)
+    if config and config["format"] and config["format"].get("type") == "json_schema":
+        config["format"] = _fill_missing_keys(config["format"], example["format"])
+    return config
 
 
-# -- what a chat is asked for ------------------------------------------------------------------
-
-
-def _structured_outputs(asked: _ResponsesRequest) -> dict[str, Any] | None:
-    """The form of the answer."""
-    form = (asked.text or {}).get("format") or {}
-    if not form:
-        return asked.structured_outputs
-    if asked.structured_outputs is not None:
+def _structured_outputs(request: _ResponsesRequest) -> dict[str, Any] | None:
+    """vLLM's structured_outputs field for the requested answer format."""
+    answer_format = (request.text or {}).get("format") or {}
+    if not answer_format:
+        return request.structured_outputs
+    if request.structured_outputs is not None:
         raise Untranslatable("unreadable")
-    match form.get("type"):
+    match answer_format.get("type"):
         case "text":
             return None
         case "json_object":
             return {"json_object": True}
-        case "json_schema" if isinstance(form.get("schema"), dict):
-            return {"json": form["schema"]}
+        case "json_schema" if isinstance(answer_format.get("schema"), dict):
+            return {"json": answer_format["schema"]}
     raise Untranslatable("unreadable")
 
 
@@ -200,19 +197,19 @@ def _chat_tool_choice(choice: str | dict[str, Any]) -> str | dict[str, Any]:
     return {"type": "function", "function": {"name": choice.get("name")}}
 
 
-def _translate_messages(asked: _ResponsesRequest) -> list[dict[str, Any]]:
+def _translate_messages(request: _ResponsesRequest) -> list[dict[str, Any]]:
     messages: list[dict[str, Any]] = []
-    if asked.instructions:
-        messages.append({"role": "system", "content": asked.instructions})
-    if isinstance(asked.input, str):
-        messages.append({"role": "user", "content": asked.input})
+    if request.instructions:
+        messages.append({"role": "system", "content": request.instructions})
+    if isinstance(request.input, str):
+        messages.append({"role": "user", "content": request.input})
         return messages
-    if asked.input and asked.input[-1].get("status") in _UNFINISHED_STATUSES:
+    if request.input and request.input[-1].get("status") in _UNFINISHED_STATUSES:
         raise Untranslatable("partial-message")
-    begin = len(messages)
-    for item in asked.input:
-        # What an assistant thinks, says and calls are items of their own, and one turn.
-        last = messages[-1] if len(messages) > begin else {}
+    input_start = len(messages)
+    for item in request.input:
+        # Reasoning, text and calls of an assistant are separate items here, but one chat message.
+        last = messages[-1] if len(messages) > input_start else {}
         for key, value in _translate_item(item):
             if (
                 key != "message"
@@ -225,7 +222,7 @@ def _translate_messages(asked: _ResponsesRequest) -> list[dict[str, Any]]:
 
 
 def _merge_into_turn(turn: dict[str, Any], key: str, value: Any) -> bool:
-    """Whether the turn has room for it."""
+    """Add a value to an assistant's turn. False if the turn already has a value for the key."""
     if key == "tool_calls":
         turn[key] = [*turn.get(key, ()), *value]
     elif turn.get(key) is None:
@@ -236,7 +233,7 @@ def _merge_into_turn(turn: dict[str, Any], key: str, value: Any) -> bool:
 
 
 def _translate_item(item: dict[str, Any]) -> Iterator[tuple[str, Any]]:
-    """(what it is, itself): a message, or what an assistant's message has of it."""
+    """Yield ("message", chat message), or (key, value) of an assistant's chat message."""
     match item.get("type", "message"), item.get("role"):
         case "message", "assistant":
             yield "content", _assistant_text(item.get("content"))
@@ -260,14 +257,14 @@ def _translate_item(item: dict[str, Any]) -> Iterator[tuple[str, Any]]:
 
 
 def _chat_content(content: Any) -> str | list[dict[str, Any]]:
-    """A text, or parts that are. The chat's own rule tells whether they are."""
+    """The content as a string or as text parts."""
     if isinstance(content, str):
         return content
     return [{"type": "text", "text": text} for text in _text_parts(content)]
 
 
 def _assistant_text(content: Any) -> str:
-    """What an assistant said; of several parts the engine would read one."""
+    """The only text of an assistant's message; of several parts the engine would read just one."""
     if isinstance(content, str):
         return content
     texts = list(_text_parts(content))
@@ -277,6 +274,7 @@ def _assistant_text(content: Any) -> str:
 
 
 def _text_parts(content: Any) -> Iterator[str]:
+    """The texts of content parts. Raises Untranslatable for parts that are not text."""
     if not isinstance(content, list):
         raise Untranslatable("unreadable")
     for part in content:
@@ -289,7 +287,7 @@ def _text_parts(content: Any) -> Iterator[str]:
 
 
 def _reasoning_text(item: dict[str, Any]) -> str:
-    """Its text, or where it has none its summary."""
+    """The text of a reasoning item, else its summary, else an empty string."""
     for parts in (item.get("content"), item.get("summary")):
         if parts:
             if not isinstance(parts, list) or not isinstance(parts[0], dict):

@@ -1,4 +1,4 @@
-"""Where a translated response goes: into its API's events, or into its document."""
+"""Sinks that translate a chat response to another API: to a stream, or to one JSON document."""
 
 from __future__ import annotations
 
@@ -20,8 +20,11 @@ Headers = Sequence[tuple[bytes, bytes]]
 
 
 class OriginalRequest:
-    """A request as it came, for the engine's own endpoint: what a chat is refused is refused in
-    that API's words, or not at all. ``status`` is what that endpoint answered; 0: not asked."""
+    """The client's own request, sent to the engine's endpoint of that API if the engine refuses the
+    chat request. So the client gets that API's error, or the engine's own response.
+
+    State: ``status`` of that endpoint's reply; 0 while it was not sent.
+    """
 
     def __init__(self, engine: EngineClient, path: str, headers: Headers, body: bytes) -> None:
         self.status = 0
@@ -30,6 +33,7 @@ class OriginalRequest:
 
     @contextlib.asynccontextmanager
     async def send(self) -> AsyncIterator[httpx.Response]:
+        """The engine's response, which is closed at exit."""
         response = await self._engine.send("POST", *self._request_parts)
         self.status = response.status_code
         try:
@@ -39,7 +43,7 @@ class OriginalRequest:
 
 
 class TranslatedStream(StreamSink):
-    """The client streams."""
+    """Writes the events of the client's API. ``finished``: the API's last event was written."""
 
     def __init__(
         self,
@@ -59,10 +63,10 @@ class TranslatedStream(StreamSink):
             await super().forward_response(own)
 
     async def write(self, events: list[bytes]) -> None:
-        tell = self._translation.translate_event
-        told = [one for event in events for one in tell(event)]
-        if told:
-            await super().write(told)
+        translate = self._translation.translate_event
+        translated = [new for event in events for new in translate(event)]
+        if translated:
+            await super().write(translated)
             self.finished = self._translation.finished
 
     async def fail(self, error: GatewayError) -> None:
@@ -70,7 +74,7 @@ class TranslatedStream(StreamSink):
 
 
 class TranslatedDocument(Assembler):
-    """The client wants one document."""
+    """Writes the JSON document of the client's API."""
 
     def __init__(
         self,
@@ -98,7 +102,7 @@ class TranslatedDocument(Assembler):
 
 
 def _passed_through_headers(extra: Headers, status: int) -> list[tuple[bytes, bytes]]:
-    """The headers of a reply that no policy judged after all."""
+    """The extra headers of a response that ran without the policy, or is an error."""
     if status >= 400:
         return list(extra)
     kept = [header for header in extra if header[0] != b"x-adjourn-policy"]

@@ -1,4 +1,4 @@
-"""What one request of an API is to the rest: a chat's request, and a chat's reply retold."""
+"""The ``Translation`` of one request: to a chat request, and the chat reply back to its API."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _ABSENT = Raw()
 
 ADDED_CHAT_FIELDS: Fields = {
     "stream_options": Raw(b'{"include_usage":true}'),
-    # Nothing is hidden from a translation, so nothing need be taken out of a chunk for it.
+    # A translation ignores what its API lacks, so chunks need not be stripped of token ids.
     "return_token_ids": Raw(b"true"),
 }
 _UNSUPPORTED_FIELDS = (
@@ -42,7 +42,7 @@ _UNSUPPORTED_FIELDS = (
 
 
 class Untranslatable(Exception):
-    """The request asks for what a chat cannot be asked for. ``reason``: a word, for the count."""
+    """The request has no equivalent chat request. ``reason``: a label for metrics and headers."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
@@ -78,7 +78,7 @@ class ChatChoice(msgspec.Struct):
 
 
 class ChatChunk(msgspec.Struct):
-    """What a chat's chunk says that is told on."""
+    """The fields of a chat chunk that translations use."""
 
     id: str = ""
     created: int = 0
@@ -94,38 +94,41 @@ _decode_chunk = msgspec.json.Decoder(ChatChunk).decode
 
 
 class Translation(ABC):
-    """``chat`` is what the engine is asked for. The rest retells what it answers, once."""
+    """Translates one request, and its one response. ``chat_request``: the engine's request body.
+
+    State: a stream's progress, changed by ``translate_event`` and ``render_*``.
+    """
 
     chat_request: Fields
     finished = False
-    """Whether the last event of a stream was told."""
+    """True once the last event of a stream was rendered."""
 
     def translate_event(self, event: bytes) -> list[bytes]:
-        """The events that tell what this one does. Comments stay what they are."""
+        """The API's events for an event of the chat stream. SSE comments are kept as they are."""
         data = event_data(event)
         if data is None:
             return [event]
         if data == _DONE:
             return self.render_end()
         try:
-            said = _decode_chunk(data)
+            chunk = _decode_chunk(data)
         except msgspec.MsgspecError:
-            return []  # counted where it was read
-        if has_value(said.error):
+            return []  # already counted by the relay
+        if has_value(chunk.error):
             return [self.render_engine_error(*parse_error(data))]
-        return self.render_events(said)
+        return self.render_events(chunk)
 
     @abstractmethod
     def render_events(self, chunk: ChatChunk) -> list[bytes]:
-        """The events that tell what a chunk says."""
+        """The events for a chunk of the chat stream."""
 
     @abstractmethod
     def render_end(self) -> list[bytes]:
-        """What stands behind the last chunk."""
+        """The events after the last chunk."""
 
     @abstractmethod
     def render_engine_error(self, kind: str, message: str, code: Any = None) -> bytes:
-        """The event that tells of an error which the engine's stream told of."""
+        """The event for an error that the engine sent in its stream."""
 
     @abstractmethod
     def render_gateway_error(self, error: GatewayError) -> bytes:
@@ -133,16 +136,18 @@ class Translation(ABC):
 
     @abstractmethod
     def build_document(self, reply: dict[str, Any]) -> dict[str, Any]:
-        """A chat's unstreamed reply in the shape of this API. Raises GatewayError where it
-        cannot take it."""
+        """This API's document for a chat's JSON reply.
+
+        Raises GatewayError if the reply has no equivalent.
+        """
 
     def error_body(self, error: bytes) -> bytes:
-        """The body of an unstreamed reply where the stream brought this error."""
+        """The body of a JSON reply if the engine's stream contained this error."""
         return error
 
 
 def parse_error(data: bytes) -> tuple[str, str, Any]:
-    """(kind, message, code) of an error that a chat's stream told of."""
+    """(kind, message, code) of an error in a chat stream."""
     error = msgspec.json.decode(data)["error"]
     if not isinstance(error, dict):
         return "api_error", str(error), None
@@ -150,7 +155,7 @@ def parse_error(data: bytes) -> tuple[str, str, Any]:
 
 
 def decode_field(value: Raw, field_type: Any) -> Any:
-    """A field, read. Raises Untranslatable: what is wrong with it, the engine tells best."""
+    """Decode a field. Raises Untranslatable, so that the engine reports what is wrong with it."""
     try:
         return msgspec.json.decode(value, type=field_type)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
@@ -158,8 +163,11 @@ def decode_field(value: Raw, field_type: Any) -> Any:
 
 
 def untranslated_fields(fields: Fields, known: frozenset[str]) -> Fields:
-    """The fields that go on as they are: less those that are translated. Raises Untranslatable
-    for those that this API ignores and that would change the form of a chat's reply."""
+    """The fields that go unchanged into the chat request: all but the ``known`` ones.
+
+    Raises Untranslatable for a field that this API ignores but that would change the format of a
+    chat reply.
+    """
     kept = {name: value for name, value in fields.items() if name not in known}
     if not kept.keys().isdisjoint(_UNSUPPORTED_FIELDS):
         raise Untranslatable("foreign-field")
@@ -167,10 +175,10 @@ def untranslated_fields(fields: Fields, known: frozenset[str]) -> Fields:
 
 
 def encode_fields(**fields: Any) -> Fields:
-    """The fields that are not None."""
+    """Encode the fields that are not None."""
     return {k: Raw(msgspec.json.encode(v)) for k, v in fields.items() if v is not None}
 
 
 def named_event(data: dict[str, Any]) -> bytes:
-    """An event under its type's name."""
+    """An SSE event named after its ``type``."""
     return b"event: %b\ndata: %b\n\n" % (data["type"].encode(), msgspec.json.encode(data))
