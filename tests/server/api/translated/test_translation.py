@@ -1,4 +1,4 @@
-"""A request of another API is read: what a chat is asked for, and what only the engine can do."""
+"""Requests of other APIs: their chat requests, and which of them only the engine can serve."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from adjourn.server.api.translated.messages import MessagesTranslation
 from adjourn.server.api.translated.responses import ResponsesTranslation
 from adjourn.server.config import Settings
 from adjourn.server.errors import BadRequest
-from tests.server.api.translated.test_events import (
+from tests.server.api.translated.translation_helpers import (
     EXAMPLE_RESPONSE,
     MESSAGES_REQUEST,
     RESPONSES_REQUEST,
 )
 
-DEFAULT = Convergence(window=4)
+DEFAULT_POLICY = Convergence(window=4)
 MODELS: Mapping[str, Any] = {"m": None}
-UNKNOWN = EngineDefaults(None, EXAMPLE_RESPONSE, False, 100, None)
+UNKNOWN_MERGING = EngineDefaults(None, EXAMPLE_RESPONSE, False, 100, None)
 IMAGE = {"type": "image", "source": {"type": "url", "url": "http://x/y.png"}}
 PICTURE = {"type": "input_image", "image_url": "http://x/y.png"}
 HISTORY = [
@@ -48,35 +48,38 @@ HISTORY = [
 ]
 
 
-def read(
-    own: dict[str, Any],
-    habits: EngineDefaults = UNKNOWN,
+def parse_request(
+    api_request: dict[str, Any],
+    engine_defaults: EngineDefaults = UNKNOWN_MERGING,
     settings: Settings | None = None,
     headers: dict[str, str] | None = None,
     **fields: Any,
 ) -> ParsedRequest:
-    api = MessagesTranslation if "messages" in own else ResponsesTranslation
-    body = json.dumps({"model": "m", **own, **fields}).encode()
+    api = MessagesTranslation if "messages" in api_request else ResponsesTranslation
+    body = json.dumps({"model": "m", **api_request, **fields}).encode()
     return parse_translated(
         body,
         headers or {},
         settings or Settings(),
-        DEFAULT,
+        DEFAULT_POLICY,
         MODELS,
-        lambda given: api(given, habits),
+        lambda given: api(given, engine_defaults),
     )
 
 
-def chat(asked: ParsedRequest) -> dict[str, Any]:
-    assert asked.ineligible_reason is None
-    return {name: json.loads(bytes(value)) for name, value in asked.fields.items()}
+def chat_fields(request: ParsedRequest) -> dict[str, Any]:
+    """The decoded fields of the chat request."""
+    assert request.ineligible_reason is None
+    return {name: json.loads(bytes(value)) for name, value in request.fields.items()}
 
 
-def test_messages_as_a_chat() -> None:
-    """Blocks become what a chat has for them; the results of tools stand before what is said."""
-    asked = read(MESSAGES_REQUEST, messages=HISTORY, system=[{"type": "text", "text": "S"}])
+def test_messages_become_chat_messages() -> None:
+    """Tool results come before the rest of their turn."""
+    request = parse_request(
+        MESSAGES_REQUEST, messages=HISTORY, system=[{"type": "text", "text": "S"}]
+    )
     call = {"name": "f", "arguments": '{"x": "\\u00e9"}'}
-    assert chat(asked)["messages"] == [
+    assert chat_fields(request)["messages"] == [
         {"role": "system", "content": "S"},
         {"role": "user", "content": [{"type": "text", "text": t} for t in "ab"]},
         {
@@ -90,18 +93,20 @@ def test_messages_as_a_chat() -> None:
 
 
 @pytest.mark.parametrize(("merges", "roles"), [(True, "su"), (False, "usu"), (None, None)])
-def test_a_system_prompt_among_the_messages(merges: bool | None, roles: str | None) -> None:
-    """Where the engine puts it; where that is not known, the engine does it."""
+def test_an_inline_system_message_goes_where_the_engine_puts_it(
+    merges: bool | None, roles: str | None
+) -> None:
+    """If that is unknown, the request is passed to the engine's own endpoint."""
     turns = [{"role": role, "content": "x"} for role in ("user", "system", "user")]
-    asked = read(MESSAGES_REQUEST, EngineDefaults(merges), messages=turns)
+    request = parse_request(MESSAGES_REQUEST, EngineDefaults(merges), messages=turns)
     if roles is None:
-        assert asked.ineligible_reason == "inline-system"
+        assert request.ineligible_reason == "inline-system"
     else:
-        assert "".join(m["role"][0] for m in chat(asked)["messages"]).startswith(roles)
+        assert "".join(m["role"][0] for m in chat_fields(request)["messages"]).startswith(roles)
 
 
-def test_an_input_as_a_chat() -> None:
-    """What an assistant thinks, says and calls in a row is one turn of it."""
+def test_consecutive_items_of_an_assistant_become_one_chat_message() -> None:
+    """Its reasoning, its text and its calls."""
     items = [
         {"role": "user", "content": "x"},
         {"type": "reasoning", "id": "r", "summary": [{"type": "summary_text", "text": "hm"}]},
@@ -112,53 +117,59 @@ def test_an_input_as_a_chat() -> None:
         {"role": "assistant", "content": "d"},
         {"role": "assistant", "content": "e"},
     ]
-    told = chat(read(RESPONSES_REQUEST, input=items, instructions="S"))["messages"]
-    assert [m["role"] for m in told] == [
+    messages = chat_fields(parse_request(RESPONSES_REQUEST, input=items, instructions="S"))[
+        "messages"
+    ]
+    assert [m["role"] for m in messages] == [
         *("system", "user", "assistant", "tool", "assistant", "assistant")
     ]
-    turn = told[2]
+    turn = messages[2]
     assert (turn["reasoning"], turn["content"]) == ("hm", "c")
     assert [call["id"] for call in turn["tool_calls"]] == ["t1", "t2"]
 
 
-def test_an_instruction_is_no_turn_to_add_to() -> None:
-    """An input that begins with what an assistant thought has a turn for it."""
+def test_assistant_items_are_not_merged_into_the_instructions() -> None:
+    """An input that begins with reasoning gets an assistant message for it."""
     items = [{"type": "reasoning", "id": "r", "summary": []}]
-    told = chat(read(RESPONSES_REQUEST, input=items, instructions="S"))["messages"]
-    assert told == [{"role": "system", "content": "S"}, {"role": "assistant", "reasoning": ""}]
+    messages = chat_fields(parse_request(RESPONSES_REQUEST, input=items, instructions="S"))[
+        "messages"
+    ]
+    assert messages == [{"role": "system", "content": "S"}, {"role": "assistant", "reasoning": ""}]
 
 
-@pytest.mark.parametrize("own", [MESSAGES_REQUEST, RESPONSES_REQUEST])
-def test_fields_that_nobody_knows_go_on(own: dict[str, Any]) -> None:
-    """To the chat, as the bytes they were written in; less what is for the gateway."""
-    asked = read(own, x_new={"a": [1.5]}, adjourn={"policy": "loop"}, metadata={"user_id": "u"})
-    fields = chat(asked)
+@pytest.mark.parametrize("api_request", [MESSAGES_REQUEST, RESPONSES_REQUEST])
+def test_unknown_fields_are_kept_in_the_chat_request(api_request: dict[str, Any]) -> None:
+    """Only the gateway's own and the translated fields are removed."""
+    request = parse_request(
+        api_request, x_new={"a": [1.5]}, adjourn={"policy": "loop"}, metadata={"user_id": "u"}
+    )
+    fields = chat_fields(request)
     assert fields["x_new"] == {"a": [1.5]}
     assert {"adjourn", "metadata"}.isdisjoint(fields)
-    assert asked.policy is not None
-    assert asked.policy.name == "loop"
+    assert request.policy is not None
+    assert request.policy.name == "loop"
 
 
-@pytest.mark.parametrize("own", [MESSAGES_REQUEST, RESPONSES_REQUEST])
-def test_what_is_handed_through_is_what_came(own: dict[str, Any]) -> None:
-    """Byte for byte, unless there is something in it for the gateway."""
-    body = json.dumps({"model": "m", "n": 2, **own}, indent=1).encode()
-    api = MessagesTranslation if "messages" in own else ResponsesTranslation
+@pytest.mark.parametrize("api_request", [MESSAGES_REQUEST, RESPONSES_REQUEST])
+def test_the_passthrough_body_is_the_clients(api_request: dict[str, Any]) -> None:
+    """Byte for byte, unless it contains an alias or fields for the gateway."""
+    body = json.dumps({"model": "m", "n": 2, **api_request}, indent=1).encode()
+    api = MessagesTranslation if "messages" in api_request else ResponsesTranslation
 
-    def read_it(body: bytes) -> ParsedRequest:
-        args = (body, {}, Settings(aliases={"o": "m"}), DEFAULT, MODELS)
-        return parse_translated(*args, lambda given: api(given, UNKNOWN))
+    def parse_body(body: bytes) -> ParsedRequest:
+        args = (body, {}, Settings(aliases={"o": "m"}), DEFAULT_POLICY, MODELS)
+        return parse_translated(*args, lambda given: api(given, UNKNOWN_MERGING))
 
-    asked = read_it(body)
-    assert (asked.ineligible_reason, asked.passthrough_body) == ("foreign-field", body)
+    request = parse_body(body)
+    assert (request.ineligible_reason, request.passthrough_body) == ("foreign-field", body)
     aliased = json.loads(body) | {"model": "o", "adjourn": {"policy": "loop"}}
-    asked = read_it(json.dumps(aliased).encode())
-    assert asked.passthrough_body is not None
-    assert json.loads(asked.passthrough_body) == json.loads(body)
+    request = parse_body(json.dumps(aliased).encode())
+    assert request.passthrough_body is not None
+    assert json.loads(request.passthrough_body) == json.loads(body)
 
 
 @pytest.mark.parametrize(
-    ("own", "fields", "reason"),
+    ("api_request", "fields", "reason"),
     [
         (MESSAGES_REQUEST, {"thinking": {"type": "disabled"}}, "no-thinking"),
         (MESSAGES_REQUEST, {"thinking": {"type": "enabled", "budget_tokens": 9}}, "unreadable"),
@@ -187,43 +198,45 @@ def test_what_is_handed_through_is_what_came(own: dict[str, Any]) -> None:
         (RESPONSES_REQUEST, {"n": 2}, "foreign-field"),
     ],
 )
-def test_what_a_chat_cannot_be_asked_for(
-    own: dict[str, Any], fields: dict[str, Any], reason: str
+def test_requests_without_an_equivalent_chat_request_are_ineligible(
+    api_request: dict[str, Any], fields: dict[str, Any], reason: str
 ) -> None:
-    """It is the engine's, and the reason is told."""
-    assert read(own, **fields).ineligible_reason == reason
+    """They are passed to the engine's own endpoint, with a reason."""
+    assert parse_request(api_request, **fields).ineligible_reason == reason
 
 
-def test_an_engine_that_stores() -> None:
-    """A response that was drawn by a chat would not be there when it is asked for again."""
+def test_stored_responses_are_left_to_an_engine_that_stores_them() -> None:
+    """A response that was generated by a chat request could not be fetched again."""
     stores = EngineDefaults(None, EXAMPLE_RESPONSE, True, 100, None)
-    assert read(RESPONSES_REQUEST, stores).ineligible_reason == "stored"
-    assert read(RESPONSES_REQUEST, stores, store=False).ineligible_reason is None
+    assert parse_request(RESPONSES_REQUEST, stores).ineligible_reason == "stored"
+    assert parse_request(RESPONSES_REQUEST, stores, store=False).ineligible_reason is None
 
 
-def test_an_engine_that_showed_no_response() -> None:
-    """What its own would look like is not known."""
-    assert read(RESPONSES_REQUEST, EngineDefaults()).ineligible_reason == "unexamined-api"
+def test_responses_are_ineligible_without_an_example_response() -> None:
+    """The format of the engine's own responses is then unknown."""
+    assert parse_request(RESPONSES_REQUEST, EngineDefaults()).ineligible_reason == "unexamined-api"
 
 
 @pytest.mark.parametrize(
-    ("own", "fields"),
+    ("api_request", "fields"),
     [
         (MESSAGES_REQUEST, {"output_config": {"effort": "high"}}),
         (RESPONSES_REQUEST, {"reasoning": {"effort": "high"}}),
     ],
 )
-def test_an_effort_turns_the_policy(own: dict[str, Any], fields: dict[str, Any]) -> None:
-    """The dial, under each API's own name for it; the engine gets it too."""
-    asked = read(own, **fields)
-    assert isinstance(asked.policy, Convergence)
-    assert asked.policy.window == 8
-    assert chat(asked)["reasoning_effort"] == "high"
-    assert read(own, adjourn={"policy": "never"}, **fields).policy.name == "never"  # type: ignore[union-attr]
+def test_the_effort_adjusts_the_default_policy(
+    api_request: dict[str, Any], fields: dict[str, Any]
+) -> None:
+    """From each API's own field; the engine gets the effort too."""
+    request = parse_request(api_request, **fields)
+    assert isinstance(request.policy, Convergence)
+    assert request.policy.window == 8
+    assert chat_fields(request)["reasoning_effort"] == "high"
+    assert parse_request(api_request, adjourn={"policy": "never"}, **fields).policy.name == "never"  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize(
-    ("own", "fields"),
+    ("api_request", "fields"),
     [
         (
             MESSAGES_REQUEST,
@@ -232,28 +245,41 @@ def test_an_effort_turns_the_policy(own: dict[str, Any], fields: dict[str, Any])
         (RESPONSES_REQUEST, {"reasoning": {"max_tokens": 1024}}),
     ],
 )
-def test_a_budget_is_a_ceiling(own: dict[str, Any], fields: dict[str, Any]) -> None:
-    """Beside the policy, in tokens of the trace."""
-    asked = read(own, **fields)
-    assert isinstance(asked.policy, AnyOf)
-    assert asked.policy.policies[1] == Budget(max=960, grace=64)
+def test_a_thinking_budget_limits_the_trace(
+    api_request: dict[str, Any], fields: dict[str, Any]
+) -> None:
+    """It is added to the policy, in tokens of the trace."""
+    request = parse_request(api_request, **fields)
+    assert isinstance(request.policy, AnyOf)
+    assert request.policy.policies[1] == Budget(max=960, grace=64)
 
 
-@pytest.mark.parametrize("own", [MESSAGES_REQUEST, RESPONSES_REQUEST])
-def test_a_conversation_has_one_key(own: dict[str, Any]) -> None:
-    """The client's own id, wherever it stands; else its user and how it all began."""
+@pytest.mark.parametrize("api_request", [MESSAGES_REQUEST, RESPONSES_REQUEST])
+def test_requests_of_a_conversation_have_the_same_id(api_request: dict[str, Any]) -> None:
+    """The client's own id from the header or the body, else its user and the first message."""
     user, other = {"metadata": {"user_id": "u"}}, {"metadata": {"user_id": "v"}}
-    assert read(own, **user).conversation_id == read(own, temperature=1, **user).conversation_id
-    assert read(own, **user).conversation_id != read(own, **other).conversation_id
+    assert (
+        parse_request(api_request, **user).conversation_id
+        == parse_request(api_request, temperature=1, **user).conversation_id
+    )
+    assert (
+        parse_request(api_request, **user).conversation_id
+        != parse_request(api_request, **other).conversation_id
+    )
     headers = {"x-claude-code-session-id": "s"}
-    assert read(own, headers=headers).conversation_id == "s"
+    assert parse_request(api_request, headers=headers).conversation_id == "s"
     named = {"prompt_cache_key": "k"}
-    assert read(own, **user, **named).conversation_id == read(own, **other, **named).conversation_id
+    assert (
+        parse_request(api_request, **user, **named).conversation_id
+        == parse_request(api_request, **other, **named).conversation_id
+    )
 
 
-@pytest.mark.parametrize("own", [MESSAGES_REQUEST, RESPONSES_REQUEST])
+@pytest.mark.parametrize("api_request", [MESSAGES_REQUEST, RESPONSES_REQUEST])
 @pytest.mark.parametrize("wrong", [{"stream": "yes"}, {"adjourn": {"policy": "nope"}}])
-def test_what_is_the_clients_error(own: dict[str, Any], wrong: dict[str, Any]) -> None:
-    """What the gateway itself must understand."""
+def test_wrong_fields_of_the_gateway_are_bad_requests(
+    api_request: dict[str, Any], wrong: dict[str, Any]
+) -> None:
+    """These are the fields that the gateway itself decodes."""
     with pytest.raises(BadRequest):
-        read(own, **wrong)
+        parse_request(api_request, **wrong)
