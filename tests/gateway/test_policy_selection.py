@@ -50,7 +50,7 @@ def test_a_composition(adjourn: str) -> None:
         ({"adjourn": {"policy": "deer", "treshold": 0.9}}, "threshold"),
         ({"adjourn": {"policy": "deer", "threshold": 2}}, "between 0 and 1"),
         ({"adjourn": {"policy": "deer", "threshold": "high"}}, "a number"),
-        ({"adjourn": {"policy": 7}}, "text"),
+        ({"adjourn": {"policy": 7}}, "string"),
         ({"adjourn": {"policy": "deer("}}, "cannot read"),
         ({"adjourn": {"policy": "__import__('os')"}}, "cannot read"),
         ({"model": "standin:dear"}, "deer"),

@@ -99,8 +99,8 @@ ALIASES = {"fast": "m:loop", "plain": "m", "own:name": "m", "tall": "qwen3:8b:ne
         ("qwen3:8b", "qwen3:8b", DEFAULT_POLICY),
         ("qwen3:8b:loop", "qwen3:8b", Loop()),
         ("tall", "qwen3:8b", Never()),
-        ("nobody", "nobody", DEFAULT_POLICY),
-        ("nobody:loop", "nobody:loop", DEFAULT_POLICY),
+        ("unknown", "unknown", DEFAULT_POLICY),
+        ("unknown:loop", "unknown:loop", DEFAULT_POLICY),
     ],
 )
 def test_a_model_name_is_an_alias_a_model_with_a_policy_or_an_id(
