@@ -1,14 +1,13 @@
-"""A KV connector for vLLM that tells hidden states in the reply, for the policy `lynx`.
+"""A KV connector for vLLM that returns hidden states in the response, for the policy `lynx`.
 
-It runs in the engine, not in the gateway: put this file where the engine's Python finds it, and
-start vLLM with `--speculative-config` and `--kv-transfer-config` as docs/engines.md gives them. A
-completion that asks with `"kv_transfer_params": {"hidden_states": true}` gets back, in the
-`kv_transfer_params` of its reply, the states of its prompt's last token behind each of the chosen
-layers. Other requests are left alone, and nothing is written to a disk.
+It runs in the engine, not in the gateway: put this file on the engine's PYTHONPATH, and start vLLM
+with the `--speculative-config` and `--kv-transfer-config` of docs/engines.md. If a completion
+request contains `"kv_transfer_params": {"hidden_states": true}`, its response contains, in
+`kv_transfer_params`, the hidden states of the prompt's last token after each selected layer. Other
+requests are not affected, and nothing is written to disk.
 
-vLLM's own connector for these states writes files, which a gateway on another machine cannot
-read, and needs CUDA's pinned memory. What finds the states' place in the cache is that
-connector's.
+vLLM's own connector for hidden states writes files, which a gateway on another machine cannot
+read, and needs CUDA's pinned memory. The lookup of the states in the KV cache is inherited from it.
 """
 
 from __future__ import annotations
@@ -40,27 +39,36 @@ _PARAMETER = "hidden_states"
 
 @dataclass
 class SlotMetadata(KVConnectorMetadata):
-    """From the scheduler to the workers: for each request whose prompt is whole with this step, the
-    slot of its last token."""
+    """From the scheduler to the workers: the KV-cache slot of the last prompt token, by request id,
+    of each request whose prompt is complete after this step."""
 
     slots: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass
 class StateMetadata(KVConnectorWorkerMetadata):
-    """And back: what lay in those slots, bfloat16 in base64, layer by layer."""
+    """From the workers to the scheduler: the states in those slots by request id, as base64 of
+    bfloat16, shape (layers, width)."""
 
     states: dict[str, str] = field(default_factory=dict)
 
     def aggregate(self, other: KVConnectorWorkerMetadata) -> StateMetadata:
+        """The states of two workers in one object."""
         assert isinstance(other, StateMetadata)
         return StateMetadata(self.states | other.states)
 
 
 class HiddenStatesConnector(ExampleHiddenStatesConnector):
-    """A request ends in the step in which its last prompt token is computed, where it asks for
-    one token. In that step the scheduler learns of the end before it learns what the workers
-    read, and both before anything is sent: what it answers at the end is filled in afterwards."""
+    """Reads hidden states in the worker and adds them to responses in the scheduler.
+
+    A request for one token finishes in the step that computes its last prompt token. In that step
+    vLLM calls `request_finished` before `update_connector_output`, and sends the response after
+    both: so `request_finished` returns a dictionary that `update_connector_output` fills.
+
+    State of the scheduler: `_requests` that want states; `_early_states` of requests that are not
+    finished yet; `_pending_answers`, dictionaries to be filled in this step. State of a worker:
+    `_step_states`, the states read in this step.
+    """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -70,11 +78,9 @@ class HiddenStatesConnector(ExampleHiddenStatesConnector):
             "width": self._vllm_config.model_config.get_hidden_size(),
             "dtype": "bfloat16",
         }
-        # The scheduler's: who asked, what was read of those that go on, what waits to be filled in.
         self._requests: dict[str, Request] = {}
         self._early_states: dict[str, str] = {}
         self._pending_answers: dict[str, dict[str, Any]] = {}
-        # A worker's: of this step.
         self._step_states = StateMetadata()
         if current_platform.is_cpu():
             rejection_sampler.expand_batch_to_tokens = _expand_batch_to_tokens
@@ -83,53 +89,49 @@ class HiddenStatesConnector(ExampleHiddenStatesConnector):
     def requires_kv_delivery(self) -> bool:
         return False
 
-    # -- the scheduler's ----------------------------------------------------------------------
-
     def on_new_request(self, request: Request) -> None:
         if (request.kv_transfer_params or {}).get(_PARAMETER) is True:
             self._requests[request.request_id] = request
 
     def build_connector_meta(self, scheduler_output: SchedulerOutput) -> SlotMetadata:
         meta = SlotMetadata()
-        for name, request in self._requests.items():
+        for request_id, request in self._requests.items():
             last = request.num_prompt_tokens - 1
-            begin = request.num_computed_tokens
-            if begin <= last < begin + scheduler_output.num_scheduled_tokens.get(name, 0):
+            start = request.num_computed_tokens
+            if start <= last < start + scheduler_output.num_scheduled_tokens.get(request_id, 0):
                 assert self._kv_cache_manager is not None
-                blocks = self._kv_cache_manager.get_block_ids(name)[self._cache_kv_group_id]
+                blocks = self._kv_cache_manager.get_block_ids(request_id)[self._cache_kv_group_id]
                 block, offset = divmod(last, self._block_size)
-                meta.slots[name] = blocks[block] * self._block_size + offset
+                meta.slots[request_id] = blocks[block] * self._block_size + offset
         return meta
 
     def request_finished(
         self, request: Request, block_ids: list[int]
     ) -> tuple[bool, dict[str, Any] | None]:
-        name = request.request_id
-        if self._requests.pop(name, None) is None:
+        request_id = request.request_id
+        if self._requests.pop(request_id, None) is None:
             return False, None
-        answer = self._pending_answers[name] = {_PARAMETER: None}
-        if (states := self._early_states.pop(name, None)) is not None:
-            self._fill_answer(name, states)
+        answer = self._pending_answers[request_id] = {_PARAMETER: None}
+        if (states := self._early_states.pop(request_id, None)) is not None:
+            self._fill_answer(request_id, states)
         return False, answer
 
     def request_finished_all_groups(
         self, request: Request, block_ids: tuple[list[int], ...]
     ) -> tuple[bool, dict[str, Any] | None]:
-        return self.request_finished(request, [])  # of one that was never scheduled, too
+        return self.request_finished(request, [])  # also called for requests never scheduled
 
     def update_connector_output(self, connector_output: KVConnectorOutput) -> None:
         meta = connector_output.kv_connector_worker_meta
-        for name, states in meta.states.items() if isinstance(meta, StateMetadata) else ():
-            if name in self._pending_answers:
-                self._fill_answer(name, states)
-            elif name in self._requests:
-                self._early_states[name] = states
-        self._pending_answers.clear()  # what has not come in the step of its end does not come
+        for request_id, states in meta.states.items() if isinstance(meta, StateMetadata) else ():
+            if request_id in self._pending_answers:
+                self._fill_answer(request_id, states)
+            elif request_id in self._requests:
+                self._early_states[request_id] = states
+        self._pending_answers.clear()  # states that are not here in the last step never come
 
-    def _fill_answer(self, name: str, states: str) -> None:
-        self._pending_answers.pop(name)[_PARAMETER] = {**self._state_format, "data": states}
-
-    # -- a worker's ---------------------------------------------------------------------------
+    def _fill_answer(self, request_id: str, states: str) -> None:
+        self._pending_answers.pop(request_id)[_PARAMETER] = {**self._state_format, "data": states}
 
     def bind_connector_metadata(self, connector_metadata: KVConnectorMetadata) -> None:
         super().bind_connector_metadata(connector_metadata)
@@ -138,23 +140,23 @@ class HiddenStatesConnector(ExampleHiddenStatesConnector):
     def save_kv_layer(
         self, layer_name: str, kv_layer: torch.Tensor, attn_metadata: Any, **kwargs: Any
     ) -> None:
-        """The states of this step have just been written, where the layer is theirs."""
+        """Read the states: vLLM has just written this layer, which may hold them, to the cache."""
         meta = self._get_connector_metadata()
         if not meta.slots or layer_name not in self.cache_layers or not self._is_tp_rank_zero:
             return
         slots = torch.tensor(list(meta.slots.values()), device=self._kv_cache.device)
-        # A block is (layers, tokens, width).
-        read = self._kv_cache[slots // self._block_size, :, slots % self._block_size]
-        rows = read.to(torch.bfloat16).flatten(1).cpu().view(torch.uint8)
-        for name, row in zip(meta.slots, rows, strict=True):
-            self._step_states.states[name] = base64.b64encode(row.numpy().tobytes()).decode()
+        # Shape of the cache: (blocks, layers, tokens per block, width).
+        states = self._kv_cache[slots // self._block_size, :, slots % self._block_size]
+        rows = states.to(torch.bfloat16).flatten(1).cpu().view(torch.uint8)
+        for request_id, row in zip(meta.slots, rows, strict=True):
+            self._step_states.states[request_id] = base64.b64encode(row.numpy().tobytes()).decode()
 
     def build_connector_worker_meta(self) -> StateMetadata | None:
-        # It may be asked for before the states are written: they are put into what it gave.
+        # vLLM may call this before the states are written; `save_kv_layer` then fills the object.
         return self._step_states if self._get_connector_metadata().slots else None
 
     def wait_for_save(self) -> None:
-        """All was read when it was written."""
+        """Nothing to wait for: `save_kv_layer` copies the states synchronously."""
 
     def get_finished(self, finished_req_ids: set[str]) -> tuple[None, None]:
         return None, None
@@ -167,15 +169,15 @@ def _expand_batch_to_tokens(
     replace_from: int = 0,
     replace_to: int = 0,
 ) -> torch.Tensor:
-    """A value of each request for each of its tokens: its temperature, for one.
+    """Repeat each request's value, for example its temperature, for each of its tokens.
 
-    On the CPU vLLM 0.32 writes these into a copy (its pull request 42638): what is then sampled
-    beside speculation, at any temperature but 0, is noise.
+    Replaces vLLM 0.32's function on the CPU, which writes into a copy (fixed by its pull request
+    42638): with speculative decoding it samples noise at any temperature but 0.
     """
-    told = (
+    replaced = (
         torch.where(values == replace_from, replace_to, values)
         if replace_from != replace_to
         else values
     )
-    each = torch.diff(ends, prepend=ends.new_zeros(1))
-    return told.repeat_interleave(each, output_size=count)
+    counts = torch.diff(ends, prepend=ends.new_zeros(1))
+    return replaced.repeat_interleave(counts, output_size=count)

@@ -2,16 +2,16 @@
 
     python -m benchmarks.standin --port 8200 --rate 30
 
-What it says is made up; how it says it was copied byte for byte from vLLM 0.32 with the qwen3
-reasoning parser. A request chooses its own scenario with a field that vLLM would ignore:
+The generated text is made up; the bytes around it are those of vLLM 0.32 with the qwen3 reasoning
+parser. A request chooses its own scenario with a field that vLLM would ignore:
 
     {"model": "standin", "messages": […], "stream": true,
      "standin": {"tokens": 2000, "rate": 30, "cues": [100, 200], "die_after": 150}}
 
-`scenario.py` lists the fields. Besides vLLM's paths there are:
+`scenario.py` lists the fields. In addition to vLLM's paths it serves:
 
-    GET    /standin/stats      what was started, finished, aborted by the peer, is active now
-    DELETE /standin/stats      begin counting again, forget the requests
+    GET    /standin/stats      counts of requests started, finished, aborted by the client, active
+    DELETE /standin/stats      reset the counts, forget the requests
     GET    /standin/requests   the latest requests, with headers and body
-    PUT    /standin/scenario   the scenario of requests that bring none of their own
+    PUT    /standin/scenario   the default scenario of requests without a `standin` field
 """

@@ -1,4 +1,4 @@
-"""A chat request, read: the prompt's ids, what the model will say, and the unstreamed answer."""
+"""Parses a chat request into prompt ids and output ids, and builds the unstreamed response."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["ChatRequest", "RequestRefused", "make_delta"]
 
 
 class RequestRefused(Exception):
-    """The request gets an error body in place of an answer."""
+    """The request gets an HTTP error with the body `body`."""
 
     def __init__(
         self, status: int, message: str, kind: str | None = None, param: str | None = None
@@ -26,14 +26,14 @@ class RequestRefused(Exception):
 
 @dataclass(frozen=True, slots=True)
 class ChatRequest:
-    """A chat request, read: all that the model will say is known at once."""
+    """A parsed chat request with all tokens that the model will generate."""
 
     response_id: str
     body: Mapping[str, Any]
     scenario: Scenario
     prompt_ids: list[int]
-    has_prompt_ids: bool  # the prompt's ids came with the request
-    starts_in_trace: bool  # the prompt ends within the think block
+    has_prompt_ids: bool  # the request contains the prompt's ids
+    starts_in_trace: bool  # the prompt ends inside the think block
     output_ids: list[int]
     finish_reason: str
 
@@ -41,19 +41,23 @@ class ChatRequest:
     def parse(
         cls, body: Mapping[str, Any], response_id: str, scenario: Scenario, max_model_len: int
     ) -> ChatRequest:
+        """Parse a request body.
+
+        Raises RequestRefused for the errors that vLLM reports.
+        """
         if not isinstance(body.get("messages"), list):
             missing = {"type": "missing", "loc": "body.messages", "msg": "Field required"}
             missing["input"] = f"<dict of {len(body)} items>"
-            what = f"1 validation error:\n  {missing}"
-            raise RequestRefused(400, what, "Bad Request", "body.messages")
+            message = f"1 validation error:\n  {missing}"
+            raise RequestRefused(400, message, "Bad Request", "body.messages")
         given = None if scenario.ignore_prompt_ids else _requested_prompt_ids(body)
         prompt = given or _apply_chat_template(body, writes_marker=scenario.writes_marker)
-        thinking = _is_trace_open(prompt)
-        output = scenario.output_ids(starts_in_trace=thinking, trace_count=prompt.count(v.THINK))
+        in_trace = _is_trace_open(prompt)
+        output = scenario.output_ids(starts_in_trace=in_trace, trace_count=prompt.count(v.THINK))
         limit = _max_output_tokens(body, len(prompt), max_model_len)
         finish = "stop" if len(output) <= limit else "length"
-        continued = given is not None
-        return cls(response_id, body, scenario, prompt, continued, thinking, output[:limit], finish)
+        has_ids = given is not None
+        return cls(response_id, body, scenario, prompt, has_ids, in_trace, output[:limit], finish)
 
     def usage(
         self,
@@ -63,12 +67,12 @@ class ChatRequest:
         with_nulls: bool,
         with_cached: bool = True,
     ) -> dict[str, Any]:
+        """The usage object; prefix-cache hits are reported only if the request has prompt ids."""
         if self.has_prompt_ids and not self.starts_in_trace:
-            reasoning_tokens = max(
-                output_tokens - 1, 0
-            )  # vLLM's think-first parsers miscount here: so do we
-        hit = len(self.prompt_ids) // 16 * 16 if self.has_prompt_ids else 0
-        details: dict[str, int | None] = {"cached_tokens": hit, "created_cache_tokens": 0}
+            # vLLM's parsers that assume an open trace miscount here; the stand-in does the same.
+            reasoning_tokens = max(output_tokens - 1, 0)
+        cached = len(self.prompt_ids) // 16 * 16 if self.has_prompt_ids else 0
+        details: dict[str, int | None] = {"cached_tokens": cached, "created_cache_tokens": 0}
         if with_nulls:
             details["multimodal_tokens"] = None
         return wire.usage_object(
@@ -80,7 +84,7 @@ class ChatRequest:
         )
 
     def chunks(self) -> Iterator[tuple[int, ...]]:
-        """The output as chunks."""
+        """The output's token ids, chunk by chunk."""
         output, size = self.output_ids, max(self.scenario.multi, 1)
         start = 0
         if self.scenario.both_fields and v.END_THINK in output:
@@ -93,31 +97,34 @@ class ChatRequest:
             yield tuple(output[at : at + size])
 
     def build_document(self, model: str) -> bytes:
-        """The unstreamed answer's body."""
-        delta, _, reasoned = make_delta(
+        """The body of the unstreamed response."""
+        delta, _, reasoning_tokens = make_delta(
             tuple(self.output_ids), in_trace=self.starts_in_trace, include_reasoning=True
         )
         reasoning, content = delta.get("reasoning"), delta.get("content")
         if self.has_prompt_ids and not self.starts_in_trace:
-            reasoning, content = content, None  # what vLLM's think-first parsers do, unstreamed
-        shown = self.body.get("include_reasoning", True) is not False
-        ids = bool(self.body.get("return_token_ids"))
+            reasoning, content = content, None  # as vLLM's parsers do that assume an open trace
+        include_reasoning = self.body.get("include_reasoning", True) is not False
+        include_ids = bool(self.body.get("return_token_ids"))
         return wire.chat_document(
             self.response_id,
             model,
-            {"content": content or None, "reasoning": (reasoning or None) if shown else None},
+            {
+                "content": content or None,
+                "reasoning": (reasoning or None) if include_reasoning else None,
+            },
             self.finish_reason,
-            self.usage(len(self.output_ids), reasoned, with_nulls=True),
-            self.output_ids if ids and shown else None,
-            self.prompt_ids if ids else None,
+            self.usage(len(self.output_ids), reasoning_tokens, with_nulls=True),
+            self.output_ids if include_ids and include_reasoning else None,
+            self.prompt_ids if include_ids else None,
         )
 
 
 def make_delta(
     token_ids: tuple[int, ...], *, in_trace: bool, include_reasoning: bool
 ) -> tuple[dict[str, str], bool, int]:
-    """A chunk's delta, whether the think block is open behind it, and its reasoning tokens."""
-    reasoning, content, thoughts = "", "", 0
+    """(delta, in trace after these tokens, reasoning tokens) of one chunk."""
+    reasoning, content, reasoning_tokens = "", "", 0
     answering = not in_trace
     for token in token_ids:
         if token == v.END_THINK:
@@ -127,15 +134,18 @@ def make_delta(
                 reasoning += v.TOKEN_TEXTS[token]
             else:
                 content += v.TOKEN_TEXTS[token]
-        thoughts += in_trace
+        reasoning_tokens += in_trace
     delta = {"content": content} if content or answering else {}
     if reasoning and include_reasoning:
         delta["reasoning"] = reasoning
-    return delta, in_trace, thoughts
+    return delta, in_trace, reasoning_tokens
 
 
 def _apply_chat_template(body: Mapping[str, Any], *, writes_marker: bool) -> list[int]:
-    """The chat template."""
+    """The ids of the messages under a template like Qwen3's.
+
+    Unless the model writes the start marker itself, the prompt ends with it.
+    """
     tokens: list[int] = []
     for message in body["messages"]:
         if not isinstance(message, dict) or "role" not in message:
@@ -167,15 +177,15 @@ def _requested_prompt_ids(body: Mapping[str, Any]) -> list[int] | None:
         if isinstance(message.get("content"), list)
         for part in message["content"]
     ):
-        return None  # as vLLM: with images the messages are rendered, and nothing is said
+        return None  # vLLM silently ignores the ids if a message has images; so does the stand-in
     ids = params["prompt_token_ids"]
     if not isinstance(ids, list) or not ids or any(type(x) is not int or x < 0 for x in ids):
-        where = "kv_transfer_params.prompt_token_ids"
+        parameter = "kv_transfer_params.prompt_token_ids"
         raise RequestRefused(
             400,
             "`kv_transfer_params['prompt_token_ids']` must be a non-empty list of non-negative "
-            f"integers. (parameter={where})",
-            param=where,
+            f"integers. (parameter={parameter})",
+            param=parameter,
         )
     return ids
 
@@ -187,8 +197,8 @@ def _is_trace_open(prompt: list[int]) -> bool:
     return True
 
 
-def _max_output_tokens(body: Mapping[str, Any], prompt: int, max_model_len: int) -> int:
-    if prompt >= max_model_len:
+def _max_output_tokens(body: Mapping[str, Any], prompt_tokens: int, max_model_len: int) -> int:
+    if prompt_tokens >= max_model_len:
         raise RequestRefused(
             400,
             f"This model's maximum context length is {max_model_len} tokens. However, your prompt "
@@ -198,11 +208,11 @@ def _max_output_tokens(body: Mapping[str, Any], prompt: int, max_model_len: int)
             param="input_tokens",
         )
     for field in ("max_completion_tokens", "max_tokens"):
-        if (asked := body.get(field)) is not None:
-            if not isinstance(asked, int) or asked < 1:
-                what = f"max_tokens must be at least 1, got {asked}."
+        if (requested := body.get(field)) is not None:
+            if not isinstance(requested, int) or requested < 1:
+                message = f"max_tokens must be at least 1, got {requested}."
                 raise RequestRefused(
-                    400, f"{what} (parameter=max_tokens, value={asked})", param="max_tokens"
+                    400, f"{message} (parameter=max_tokens, value={requested})", param="max_tokens"
                 )
-            return min(asked, max_model_len - prompt)
-    return max_model_len - prompt
+            return min(requested, max_model_len - prompt_tokens)
+    return max_model_len - prompt_tokens

@@ -1,34 +1,39 @@
-"""HTTP on raw protocols: connections, answers that take their time, and streams on one timer."""
+"""HTTP on asyncio protocols: connections, delayed replies, and streams paced by shared timers."""
 
 from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import islice
-from typing import TYPE_CHECKING, cast
-from urllib.parse import urlsplit
+from typing import cast
 
 from benchmarks.standin import wire_format as wire
+from benchmarks.standin.counts import RequestCounts
 from benchmarks.standin.scenario import Scenario
 from benchmarks.standin.stream import Fault, Step
 
-if TYPE_CHECKING:
-    from benchmarks.standin.engine import StandinEngine
+__all__ = ["Connection", "DelayedReply", "RequestHandler", "StreamedReply", "Ticker"]
 
-__all__ = ["Connection", "DelayedReply", "StreamedReply", "Ticker"]
+BURST_CHUNKS = 16  # chunks that an unpaced stream writes before it lets other streams write
 
-BURST_CHUNKS = 16  # chunks that an unpaced stream writes before the others' turn
+RequestHandler = Callable[["Connection", str, str, bytes], None]
+"""Takes a connection and its request's method, target and body; starts or writes the reply."""
 
 
 class Connection(asyncio.Protocol):
-    """One client's connection: requests in turn, each answered at once or by a piece of work."""
+    """One client's connection. It handles one request at a time.
 
-    def __init__(self, engine: StandinEngine) -> None:
-        self.engine = engine
+    State: `headers` of the current request; `current_reply`, set by a reply that takes time and
+    cleared when it ends; `write_paused`, set by asyncio's flow control.
+    """
+
+    def __init__(self, counts: RequestCounts, handle_request: RequestHandler) -> None:
+        self.counts = counts
         self.headers: dict[str, str] = {}
         self.current_reply: StreamedReply | DelayedReply | None = None
-        self.write_paused = False  # the peer does not read as fast as is written
+        self.write_paused = False  # the client reads more slowly than we write
+        self._handle_request = handle_request
         self._buffer = bytearray()
         self._should_close = False
 
@@ -73,23 +78,20 @@ class Connection(asyncio.Protocol):
             method, target, *_ = start.split(" ")
             self.headers = headers
             self._should_close = headers.get("connection", "").lower() == "close"
-            path = urlsplit(target).path
-            if not path.startswith("/standin/"):
-                seen = {"method": method, "path": target, "headers": headers}
-                self.engine.recent_requests.append(
-                    {**seen, "body": body.decode("utf-8", "replace")}
-                )
-            self.engine.handle_request(self, method, path, body)
+            self._handle_request(self, method, target, body)
 
     def reply(self, data: bytes) -> None:
+        """Write a whole response and go on with the next request."""
         self.transport.write(data)
         self.finish_reply()
 
     def drop(self) -> None:
+        """Close the connection in the middle of a response."""
         self.current_reply = None
         self.transport.close()
 
     def finish_reply(self) -> None:
+        """Go on with the next request after a complete response."""
         self.current_reply = None
         if self._should_close:
             self.transport.close()
@@ -98,7 +100,7 @@ class Connection(asyncio.Protocol):
 
 
 class DelayedReply:
-    """One answer, whole, after a while; never, if the while is infinite."""
+    """A whole response after `delay` seconds; none if the delay is infinite."""
 
     def __init__(self, connection: Connection, delay: float, data: bytes, phase: str) -> None:
         self._connection = connection
@@ -108,35 +110,45 @@ class DelayedReply:
         self._timer: asyncio.TimerHandle | None = None
 
     def start(self, *, should_drop: bool = False) -> None:
+        """Start the delay. With `should_drop`, close the connection then in place of a response."""
         self._connection.current_reply = self
-        act = self._drop if should_drop else self._send
+        action = self._drop if should_drop else self._send
         if self._delay <= 0:
-            act()
+            action()
         elif self._delay != float("inf"):
-            self._timer = asyncio.get_running_loop().call_later(self._delay, act)
+            self._timer = asyncio.get_running_loop().call_later(self._delay, action)
 
     def _send(self) -> None:
-        self._connection.engine.record_finish()
+        self._connection.counts.record_finish()
         self._connection.reply(self._data)
 
     def _drop(self) -> None:
-        self._connection.engine.record_break()
+        self._connection.counts.record_break()
         self._connection.drop()
 
     def abort(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
-        self._connection.engine.record_abort(self._phase, 0)
+        self._connection.counts.record_abort(self._phase, 0)
 
 
 class StreamedReply:
-    """A stream that is under way: its steps are drawn by a ticker, or by itself if unpaced."""
+    """A streamed response. A ticker calls `step` for each chunk; without one it is unpaced.
 
-    def __init__(self, connection: Connection, steps: Iterator[Step], scenario: Scenario) -> None:
+    State: the remaining steps, the parts of a split chunk not written yet, and whether it ended.
+    """
+
+    def __init__(
+        self,
+        connection: Connection,
+        steps: Iterator[Step],
+        scenario: Scenario,
+        ticker: Ticker | None,
+    ) -> None:
         self._connection = connection
         self._steps = steps
         self._delay = scenario.delay_first
-        self._ticker = connection.engine.ticker_for(scenario.rate) if scenario.rate > 0 else None
+        self._ticker = ticker
         self._splits_writes = scenario.tiny_writes or scenario.split_utf8
         self._pending_writes: deque[bytes] = deque()
         self._handle: asyncio.Handle | None = None
@@ -162,7 +174,7 @@ class StreamedReply:
             self._handle = self._loop.call_soon(self._write_burst)
 
     def step(self) -> None:
-        """Write one chunk. A stream that is not read, or not yet written, misses its turn."""
+        """Write one chunk, unless the client reads too slowly or parts are still pending."""
         if self._pending_writes or self._connection.write_paused:
             return
         step = next(self._steps)
@@ -176,7 +188,7 @@ class StreamedReply:
             self._end(step)
 
     def _write_burst(self) -> None:
-        """Unpaced: some chunks in one write, then the other streams' turn."""
+        """Unpaced: write up to BURST_CHUNKS in one call, then let other streams write."""
         if self._connection.write_paused or self._ended:
             return
         chunks: list[bytes] = []
@@ -191,7 +203,7 @@ class StreamedReply:
         self._write(b"".join(chunks))
 
     def _write_pending(self) -> None:
-        """A piece in each turn of the loop, so that each is a write of its own."""
+        """Write one part in each iteration of the event loop, so that each is a separate write."""
         if self._pending_writes:
             self._handle = self._loop.call_soon(self._write_pending)
             self._write(self._pending_writes.popleft())
@@ -213,12 +225,12 @@ class StreamedReply:
         self._detach()
         connection = self._connection
         if fault is Fault.STALL:
-            return  # until the peer has had enough
+            return  # keep the connection open until the client closes it
         if fault is Fault.DROP:
-            connection.engine.record_break()
+            connection.counts.record_break()
             connection.drop()
         else:
-            connection.engine.record_finish()
+            connection.counts.record_finish()
             connection.finish_reply()
 
     def _detach(self) -> None:
@@ -231,11 +243,11 @@ class StreamedReply:
     def abort(self) -> None:
         self._detach()
         phase = "streaming" if self._chunk_count > 1 else "before the first token"
-        self._connection.engine.record_abort(phase, self._chunk_count)
+        self._connection.counts.record_abort(phase, self._chunk_count)
 
 
 class Ticker:
-    """All streams of one rate take their steps together, as in an engine's batch."""
+    """Steps all streams of one rate at the same moments, as an engine steps its batch."""
 
     def __init__(self, interval: float) -> None:
         self._streams: dict[StreamedReply, None] = {}
@@ -259,6 +271,6 @@ class Ticker:
         if not self._streams:
             self._timer = None
             return
-        # A tick that comes late is not made up for: an engine under load is slow, not jerky.
+        # A late tick is not followed by a burst: an engine under load slows down evenly.
         self._due = max(self._due + self._interval, self._loop.time())
         self._timer = self._loop.call_at(self._due, self._tick)

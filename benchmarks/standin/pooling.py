@@ -1,4 +1,4 @@
-"""What the models beside an engine's say: vectors of texts, and a reward of a trace so far."""
+"""Responses of auxiliary models: embeddings of texts, and the reward of a trace so far."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ _WORD = re.compile(r"\w+")
 
 
 def embeddings_response(body: Mapping[str, Any], model: str) -> bytes:
-    """A vector a text, by the words in it, in whatever order."""
-    asked = body.get("input")
-    texts = [asked] if isinstance(asked, str) else asked
+    """One unit vector per text: hashed counts of its words, in any order."""
+    inputs = body.get("input")
+    texts = [inputs] if isinstance(inputs, str) else inputs
     if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
         raise RequestRefused(400, "1 validation error:\n  input", "Bad Request", "body.input")
-    told = [
+    data = [
         {"index": index, "object": "embedding", "embedding": _embed(text)}
         for index, text in enumerate(texts)
     ]
-    return _list_response("embd-standin", model, told, sum(len(text) // 4 for text in texts))
+    return _list_response("embd-standin", model, data, sum(len(text) // 4 for text in texts))
 
 
 def _embed(text: str) -> list[float]:
@@ -39,16 +39,16 @@ def _embed(text: str) -> list[float]:
 
 
 def reward_response(body: Mapping[str, Any], model: str) -> bytes:
-    """A reward as a reward model's one label tells it: the fewer second thoughts the better."""
+    """One reward between 0 and 1 for the last message: lower for each "Wait" in it."""
     messages = body.get("messages")
     if not isinstance(messages, list) or not messages:
         raise RequestRefused(400, "1 validation error:\n  messages", "Bad Request", "body.messages")
-    thought = str(messages[-1].get("content"))
-    told = [{"index": 0, "object": "pooling", "data": [1 / (1 + thought.count("Wait"))]}]
-    return _list_response("pool-standin", model, told, len(thought) // 4)
+    trace = str(messages[-1].get("content"))
+    data = [{"index": 0, "object": "pooling", "data": [1 / (1 + trace.count("Wait"))]}]
+    return _list_response("pool-standin", model, data, len(trace) // 4)
 
 
-def _list_response(name: str, model: str, data: list[dict[str, Any]], tokens: int) -> bytes:
+def _list_response(response_id: str, model: str, data: list[dict[str, Any]], tokens: int) -> bytes:
     usage = {"prompt_tokens": tokens, "total_tokens": tokens, "completion_tokens": 0}
-    whole = {"id": name, "object": "list", "created": 1, "model": model, "data": data}
-    return wire.dump_json({**whole, "usage": usage | {"prompt_tokens_details": None}})
+    fields = {"id": response_id, "object": "list", "created": 1, "model": model, "data": data}
+    return wire.dump_json({**fields, "usage": usage | {"prompt_tokens_details": None}})

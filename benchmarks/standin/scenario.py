@@ -1,4 +1,4 @@
-"""What one request is to see: how much, how fast, with which probes' results and which faults."""
+"""What a request gets: length and pace of the stream, results of probes, faults."""
 
 from __future__ import annotations
 
@@ -14,54 +14,65 @@ __all__ = ["BadScenario", "Scenario"]
 
 
 class BadScenario(ValueError):
-    """A `standin` field that is not one of Scenario's."""
+    """A `standin` field that Scenario does not have."""
 
 
 @dataclass(frozen=True, slots=True)
 class Scenario:
+    """The fields of a request's `standin` object.
+
+    A tuple as `trial`, `trial_logprob` or `hidden` has one value per probed position; the last
+    value is repeated.
+    """
+
     # The stream
-    tokens: int = 512  # of reasoning
+    tokens: int = 512  # reasoning tokens
     answer: str | None = None
-    answer_tokens: int = 16  # where no answer is given
+    answer_tokens: int = 16  # used if `answer` is None
     rate: float = 0.0  # chunks per second; 0: as fast as they are read
     multi: int = 1  # tokens per chunk
     cues: tuple[int, ...] = ()  # positions of " Wait" in the reasoning, each followed by a comma
-    writes_marker: bool = False  # the model opens the think block, not the prompt
+    writes_marker: bool = False  # the model, not the prompt, opens the think block
     both_fields: bool = False  # end of reasoning and start of content in one chunk
-    ends_in_trace: bool = False  # the sequence ends where the reasoning does, without an answer
-    reopens: int = 0  # traces that it opens in its answer, one behind the other's closing
-    empty: int = 0  # every n-th token holds its text back
+    ends_in_trace: bool = False  # finish with the reasoning, without an answer
+    reopens: int = 0  # traces that the model opens in its answer, each after the last is closed
+    empty: int = 0  # every n-th token is an incomplete character, without text
     usage_each: bool = False  # usage on every chunk
-    # Probes: one for all, or one after the other; the last goes on
+    # Probes
     trial: str | tuple[str, ...] = "42"
-    trial_logprob: float | tuple[float, ...] = -0.01  # of each token
-    hidden: float | tuple[float, ...] | None = None  # what every hidden state is; None: not told
+    trial_logprob: float | tuple[float, ...] = -0.01  # natural log, of each token
+    hidden: float | tuple[float, ...] | None = (
+        None  # every value of the hidden states; None: omit them
+    )
     hidden_layers: tuple[int, ...] = (2, 5)
     hidden_width: int = 2
-    probe_delay: float = 0.0
+    probe_delay: float = 0.0  # seconds
     probe_status: int | None = None
-    # Vectors and rewards
-    pooling_delay: float = 0.0
+    # Embeddings and rewards
+    pooling_delay: float = 0.0  # seconds
     pooling_status: int | None = None
     # Faults
     delay_first: float = 0.0  # seconds from the headers to the first chunk
     status: int | None = None  # answer with this status
     retry_after: int | None = None
     die_after: int | None = None  # drop the connection after n tokens
-    stall_after: int | None = None  # say nothing more after n tokens
-    error_event_after: int | None = None  # as vLLM does: an error event, then [DONE]
+    stall_after: int | None = None  # send nothing more after n tokens
+    error_event_after: int | None = None  # after n tokens an error event and [DONE], as vLLM
     no_done: bool = False  # end cleanly without [DONE]
-    ignore_prompt_ids: bool = False  # render the messages, whatever ids came with them
+    ignore_prompt_ids: bool = False  # render the messages even if the request has prompt ids
     # The byte stream
     crlf: bool = False
     comments: int = 0  # a keep-alive comment before every n-th chunk
-    tiny_writes: bool = False  # in pieces of random size
-    split_utf8: bool = False  # cut within each character that has several bytes
+    tiny_writes: bool = False  # write parts of 1 to 40 bytes, at random
+    split_utf8: bool = False  # split each multi-byte character across writes
     seed: int = 0  # of the random sizes
-    by_seed: tuple[tuple[int, Mapping[str, Any]], ...] = ()  # what differs for a request's seed
+    by_seed: tuple[tuple[int, Mapping[str, Any]], ...] = ()  # (request seed, fields to override)
 
     def updated(self, overrides: Mapping[str, Any]) -> Scenario:
-        """With the fields of a request's `standin`."""
+        """A copy with these fields replaced.
+
+        Raises BadScenario for an unknown field.
+        """
         known = {field.name for field in fields(self)}
         if unknown := sorted(set(overrides) - known):
             raise BadScenario(f"no such standin field: {', '.join(unknown)}")
@@ -72,11 +83,11 @@ class Scenario:
         return replace(self, **changes)
 
     def for_seed(self, seed: Any) -> Scenario:
-        """For a request with this seed."""
+        """The scenario of a request with this seed."""
         return self.updated(next((fields for own, fields in self.by_seed if own == seed), {}))
 
     def trace_ids(self) -> list[int]:
-        """The reasoning's ids."""
+        """The token ids of the reasoning."""
         repeats = -(-self.tokens // len(v.REASONING_IDS))
         tokens = list((v.REASONING_IDS * repeats)[: self.tokens])
         for position in self.cues:
@@ -86,15 +97,16 @@ class Scenario:
         return tokens
 
     def answer_ids(self) -> list[int]:
-        """The answer's ids."""
+        """The token ids of the answer."""
         if self.answer is not None:
             return v.encode(self.answer)
         return (v.encode("The answer is 42.") * self.answer_tokens)[: self.answer_tokens]
 
     def output_ids(self, *, starts_in_trace: bool, trace_count: int = 1) -> list[int]:
-        """All that the model writes behind a prompt that ends in thinking, or behind it.
+        """All tokens that the model generates.
 
-        ``traces``: those that the prompt holds.
+        ``starts_in_trace``: the prompt ends in an open trace. ``trace_count``: traces in the
+        prompt.
         """
         if not starts_in_trace and trace_count <= self.reopens:
             return [
@@ -120,11 +132,12 @@ class Scenario:
         ]
 
     def trial_answer(self, probe_index: int) -> tuple[str, float]:
-        """The trial answer of the turn-th probe, and its tokens' log-probability."""
+        """(trial answer, log-probability of each of its tokens) of the probe with this index."""
         return _value_at(self.trial, probe_index), _value_at(self.trial_logprob, probe_index)
 
     def hidden_states(self, probe_index: int) -> dict[str, Any] | None:
-        """What the turn-th probe is told of them, as engine/adjourn_hidden_states.py tells it."""
+        """The `hidden_states` of the probe with this index, as engine/adjourn_hidden_states.py
+        returns them; None if they are omitted."""
         if self.hidden is None:
             return None
         number = struct.pack("<f", _value_at(self.hidden, probe_index))[2:]
@@ -137,5 +150,5 @@ class Scenario:
         }
 
 
-def _value_at(value: Any, turn: int) -> Any:
-    return value[min(turn, len(value) - 1)] if isinstance(value, tuple) else value
+def _value_at(value: Any, index: int) -> Any:
+    return value[min(index, len(value) - 1)] if isinstance(value, tuple) else value

@@ -1,4 +1,4 @@
-"""The chunks of a chat stream, one step after the other, and the faults among them."""
+"""Turns a chat request into the steps of its stream, faults included."""
 
 from __future__ import annotations
 
@@ -17,21 +17,27 @@ __all__ = ["Fault", "Step", "stream_steps"]
 
 
 class Fault(Enum):
+    """What goes wrong in a stream: the connection is dropped, or nothing more is sent."""
+
     DROP = auto()
     STALL = auto()
 
 
 Step = bytes | list[bytes] | Fault
-"""What to write at once, framed for HTTP; what to write piece by piece; or what goes wrong.
-The last of a stream that ends well ends in `wire.LAST_CHUNK`."""
+"""Bytes to write at once, framed as HTTP chunks; parts to write separately; or a fault.
+The last step of a stream without a fault ends in `wire.LAST_HTTP_CHUNK`."""
 
 
 def stream_steps(chat: ChatRequest, model: str) -> Iterator[Step]:
+    """The steps of this request's stream, to be written one by one."""
     return _ChatStream(chat, model).steps()
 
 
 class _ChatStream:
-    """One stream as it is told: what is asked of its form, and how far it has come."""
+    """One stream: the options of the request, and the tokens sent so far.
+
+    State, changed only by `steps`: whether the trace is open, and the counts of tokens.
+    """
 
     def __init__(self, chat: ChatRequest, model: str) -> None:
         body = chat.body
@@ -48,58 +54,57 @@ class _ChatStream:
         top = int(body.get("top_logprobs") or 0) if body.get("logprobs") else None
         self._events = wire.ChatEvents(chat.response_id, model)
         self._prompt_ids = chat.prompt_ids if ids else None
-        self._include_ids = (
-            ids and self._include_reasoning
-        )  # hidden reasoning hides the ids of all chunks
+        # vLLM omits the ids of all chunks if the reasoning is not included.
+        self._include_ids = ids and self._include_reasoning
         self._top_logprobs = top if self._include_reasoning else None
         self._in_trace = chat.starts_in_trace
         self._output_tokens = self._reasoning_tokens = 0
 
     def steps(self) -> Iterator[Step]:
         yield self._frame(self._events.render_role(self._prompt_ids, self._usage_so_far()))
-        groups = list(self._chat.chunks())
-        last = len(groups) - 1
+        chunks = list(self._chat.chunks())
+        last = len(chunks) - 1
         comments = self._scenario.comments
-        packed: dict[tuple[int, ...], Step] = {}  # the same words come again and again
-        for number, group in enumerate(groups):
+        framed: dict[tuple[int, ...], Step] = {}  # steps by token ids: the same words recur
+        for number, token_ids in enumerate(chunks):
             if (fault := self._due_fault()) is not None:
                 yield fault
                 return
             comment = [b": keep-alive\n\n"] if comments and number % comments == 0 else []
             if number == last:
-                yield self._frame(*comment, *self._final_events(group), wire.LAST_HTTP_CHUNK)
-            elif comment or self._continuous_usage or v.END_THINK in group:
-                yield self._frame(*comment, self._chunk_event(group))
-                packed.clear()
-            elif group in packed:
-                self._output_tokens += len(group)
-                self._reasoning_tokens += len(group) if self._in_trace else 0
-                yield packed[group]
+                yield self._frame(*comment, *self._final_events(token_ids), wire.LAST_HTTP_CHUNK)
+            elif comment or self._continuous_usage or v.END_THINK in token_ids:
+                yield self._frame(*comment, self._chunk_event(token_ids))
+                framed.clear()
+            elif token_ids in framed:
+                self._output_tokens += len(token_ids)
+                self._reasoning_tokens += len(token_ids) if self._in_trace else 0
+                yield framed[token_ids]
             else:
-                step = packed[group] = self._frame(self._chunk_event(group))
+                step = framed[token_ids] = self._frame(self._chunk_event(token_ids))
                 yield step
 
-    def _chunk_event(self, group: tuple[int, ...], finish: str | None = None) -> bytes:
-        delta, self._in_trace, thoughts = make_delta(
-            group, in_trace=self._in_trace, include_reasoning=self._include_reasoning
+    def _chunk_event(self, token_ids: tuple[int, ...], finish: str | None = None) -> bytes:
+        delta, self._in_trace, reasoning_tokens = make_delta(
+            token_ids, in_trace=self._in_trace, include_reasoning=self._include_reasoning
         )
-        self._output_tokens += len(group)
-        self._reasoning_tokens += thoughts
+        self._output_tokens += len(token_ids)
+        self._reasoning_tokens += reasoning_tokens
         if not delta and finish is None and not self._include_ids and self._top_logprobs is None:
-            return b""  # vLLM sends no chunk without text, unless ids or log-probabilities are due
+            return b""  # vLLM sends no empty delta, unless it has ids or log-probabilities
         return self._events.render_delta(
             delta,
-            list(group) if self._include_ids else None,
+            list(token_ids) if self._include_ids else None,
             None
             if self._top_logprobs is None
-            else wire.chat_logprobs(list(group), self._top_logprobs),
+            else wire.chat_logprobs(list(token_ids), self._top_logprobs),
             finish,
             self._usage_so_far(),
             is_last=finish is not None and not self._final_usage,
         )
 
-    def _final_events(self, group: tuple[int, ...]) -> Iterator[bytes]:
-        yield self._chunk_event(group, self._chat.finish_reason)
+    def _final_events(self, token_ids: tuple[int, ...]) -> Iterator[bytes]:
+        yield self._chunk_event(token_ids, self._chat.finish_reason)
         if self._final_usage:
             yield self._events.render_usage(
                 self._chat.usage(self._output_tokens, self._reasoning_tokens, with_nulls=False)
@@ -128,19 +133,19 @@ class _ChatStream:
         return None
 
     def _frame(self, *events: bytes) -> Step:
-        """Events as chunks of HTTP, each its own; or all of them cut anew."""
+        """One HTTP chunk per event; or parts of all events, if the scenario splits writes."""
         scenario = self._scenario
-        end = events[-1] is wire.LAST_HTTP_CHUNK
-        told = [event for event in events[: len(events) - end] if event]
+        is_last = events[-1] is wire.LAST_HTTP_CHUNK
+        sent = [event for event in events[: len(events) - is_last] if event]
         if scenario.crlf:
-            told = [event.replace(b"\n", b"\r\n") for event in told]
-        tail = wire.LAST_HTTP_CHUNK if end else b""
+            sent = [event.replace(b"\n", b"\r\n") for event in sent]
+        tail = wire.LAST_HTTP_CHUNK if is_last else b""
         if not (scenario.tiny_writes or scenario.split_utf8):
-            return b"".join([wire.http_chunk(event) for event in told]) + tail
-        pieces = [
-            wire.http_chunk(piece) for piece in _split_bytes(b"".join(told), scenario, self._rng)
+            return b"".join([wire.http_chunk(event) for event in sent]) + tail
+        parts = [
+            wire.http_chunk(part) for part in _split_bytes(b"".join(sent), scenario, self._rng)
         ]
-        return [*pieces, tail] if end else pieces
+        return [*parts, tail] if is_last else parts
 
 
 def _split_bytes(data: bytes, scenario: Scenario, rng: random.Random) -> list[bytes]:

@@ -1,4 +1,4 @@
-"""The made-up tokenizer: pieces of text and their ids, the same in every process."""
+"""A made-up tokenizer: texts of tokens and their ids, the same in every process."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ _SPECIAL_TEXTS = {
     END_THINK: "</think>",
     IM_END: "<|im_end|>",
     IM_START: "<|im_start|>",
-    PARTIAL_CHAR: "",  # half a character: a detokenizer says nothing until the other half is there
+    PARTIAL_CHAR: "",  # half a character: a detokenizer emits no text until it is complete
     NEWLINE: "\n",
     BLANK_LINE: "\n\n",
 }
-# Openings share their first letters with cues ("We" and "Wait", "Let n" and "Let me"), so that a
-# scanner has its ordinary work to do, but none is one.
+# These share their first letters with cues ("We" and "Wait", "Let n" and "Let me"), so that a cue
+# scanner does its usual work, but none is a cue.
 _SENTENCE_STARTS = tuple(
     f" {word}"
     for word in ("We", "Let", "The", "Then", "Hence", "As", "Both", "Because", "This", "Adding")
@@ -61,11 +61,12 @@ _FIRST_HASHED_ID, _HASH_RANGE = 1_000, 150_000
 
 
 def encode(text: str) -> list[int]:
-    """The ids of a text. `decode` gives the text back, in the process that encoded it."""
+    """The token ids of a text. `decode` restores the text in the process that encoded it."""
     return [_TOKEN_IDS.get(piece) or _assign_id(piece) for piece in _TOKEN_PATTERN.findall(text)]
 
 
 def decode(tokens: list[int]) -> str:
+    """The text of token ids; ids that `encode` did not return become U+FFFD."""
     return "".join(TOKEN_TEXTS.get(token, "\N{REPLACEMENT CHARACTER}") for token in tokens)
 
 
@@ -80,7 +81,7 @@ def _assign_id(piece: str) -> int:
 
 
 def _make_reasoning(length: int) -> tuple[int, ...]:
-    """Sentences without a cue, and without a loop that a policy could find."""
+    """Sentences without a cue, and without a repetition that a policy could detect."""
     rng = random.Random(20260801)
     tokens: list[int] = []
     while len(tokens) < length:

@@ -1,4 +1,4 @@
-"""vLLM 0.32's bytes: HTTP heads, JSON bodies and stream events, key for key."""
+"""HTTP heads, JSON bodies and stream events with the keys and order of vLLM 0.32."""
 
 from __future__ import annotations
 
@@ -36,15 +36,14 @@ LAST_HTTP_CHUNK = b"0\r\n\r\n"
 
 
 def dump_json(value: Any) -> bytes:
+    """Compact JSON as UTF-8; lone surrogates pass."""
     return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode(
         "utf-8", "surrogatepass"
     )
 
 
-# HTTP
-
-
 def http_chunk(data: bytes) -> bytes:
+    """One chunk of a chunked HTTP body."""
     return b"%x\r\n%b\r\n" % (len(data), data)
 
 
@@ -57,11 +56,13 @@ def _response_head(status: int, fields: str) -> bytes:
 
 
 def stream_head() -> bytes:
+    """The status line and headers of an event stream."""
     fields = "content-type: text/event-stream; charset=utf-8\r\n"
     return _response_head(200, fields) + b"transfer-encoding: chunked\r\n\r\n"
 
 
 def http_response(status: int, body: bytes = b"", extra_headers: str = "") -> bytes:
+    """A whole JSON response; each of `extra_headers` ends in CRLF."""
     kind = "content-type: application/json\r\n" if body else ""
     return (
         _response_head(status, f"{extra_headers}content-length: {len(body)}\r\n{kind}")
@@ -73,7 +74,7 @@ def http_response(status: int, body: bytes = b"", extra_headers: str = "") -> by
 def error_body(
     status: int, message: str, kind: str | None = None, param: str | None = None
 ) -> bytes:
-    """An error body. vLLM's `type` is a class's name or, from FastAPI's handlers, a phrase."""
+    """An error body. vLLM's `type` is a class name or, from FastAPI's handlers, the HTTP phrase."""
     kind = kind or {
         400: "BadRequestError",
         404: "NotFoundError",
@@ -84,6 +85,7 @@ def error_body(
 
 
 def models_body(name: str, max_model_len: int) -> bytes:
+    """The body of /v1/models with one model."""
     now = int(time.time())
     permission = {
         "id": "modelperm-0123456789abcdef",
@@ -120,9 +122,9 @@ def usage_object(
     *,
     with_nulls: bool,
 ) -> dict[str, Any]:
-    """A usage object; where `nulls`, what is unknown stands there as null."""
+    """A usage object. Unknown values are null, or absent unless `with_nulls`."""
     details = None if reasoning_tokens is None else {"reasoning_tokens": reasoning_tokens}
-    whole = {
+    usage = {
         "prompt_tokens": prompt_tokens,
         "total_tokens": prompt_tokens + completion_tokens,
         "completion_tokens": completion_tokens,
@@ -130,15 +132,12 @@ def usage_object(
         "completion_tokens_details": details,
     }
     return (
-        whole if with_nulls else {key: value for key, value in whole.items() if value is not None}
+        usage if with_nulls else {key: value for key, value in usage.items() if value is not None}
     )
 
 
-# Chat completions
-
-
 class ChatEvents:
-    """The events of one chat stream. What was not asked for is null, not absent."""
+    """Renders the events of one chat stream. Fields not requested are null, not absent."""
 
     def __init__(self, response_id: str, model: str) -> None:
         self._head = (
@@ -149,7 +148,7 @@ class ChatEvents:
     def render_role(
         self, prompt_ids: list[int] | None, usage: dict[str, Any] | None = None
     ) -> bytes:
-        """The first event: it has no `token_ids`, and the only `prompt_token_ids`."""
+        """The first event, without `token_ids`; the only one with `prompt_token_ids`."""
         choice = b'{"index":0,"delta":{"role":"assistant","content":""},"logprobs":null,'
         tail = b'"finish_reason":null}]%b,"prompt_token_ids":%b,"prompt_text":null}\n\n'
         return self._head + choice + tail % (_usage_suffix(usage), dump_json(prompt_ids))
@@ -164,7 +163,8 @@ class ChatEvents:
         *,
         is_last: bool = False,
     ) -> bytes:
-        """`stop_reason` comes with a `finish_reason`, the fingerprint with the last event."""
+        """A content event: `stop_reason` accompanies `finish_reason`, and only the last event has
+        the fingerprint."""
         reason = b"null"
         if finish_reason is not None:
             reason = b'"%b","stop_reason":null' % finish_reason.encode()
@@ -179,21 +179,23 @@ class ChatEvents:
         )
 
     def render_usage(self, usage: dict[str, Any]) -> bytes:
-        """The event behind the last one of the choice, where usage was asked for."""
+        """The event after the choice's last one, if the request includes usage."""
         tail = b'],"usage":%b,"system_fingerprint":"%b"}\n\n'
         return self._head + tail % (dump_json(usage), FINGERPRINT.encode())
 
     @staticmethod
     def render_error(status: int, message: str) -> bytes:
-        # The one place where vLLM writes spaces behind its colons and commas.
+        """An error event; only here vLLM writes spaces after colons and commas."""
         return b"data: %b\n\n" % json.dumps(json.loads(error_body(status, message))).encode()
 
 
-def _usage_suffix(used: dict[str, Any] | None) -> bytes:
-    return b"" if used is None else b',"usage":%b' % dump_json(used)
+def _usage_suffix(usage: dict[str, Any] | None) -> bytes:
+    return b"" if usage is None else b',"usage":%b' % dump_json(usage)
 
 
 def chat_logprobs(tokens: list[int], top: int) -> dict[str, Any]:
+    """The `logprobs` of a chat choice: -0.1 for each token, with `top` alternatives."""
+
     def entry(token: int, logprob: float) -> dict[str, Any]:
         piece = v.decode([token])
         return {"token": piece, "logprob": logprob, "bytes": list(piece.encode())}
@@ -210,7 +212,7 @@ def chat_logprobs(tokens: list[int], top: int) -> dict[str, Any]:
 
 
 def _top_tokens(token: int, logprob: float, top: int) -> list[tuple[int, float]]:
-    """The token and others that share what it leaves."""
+    """(token, log-probability) pairs: the token first, then others with the remaining mass."""
     rest = max(1.0 - math.exp(logprob), 1e-12)
     others = [300 + i for i in range(top + 1) if 300 + i != token][: max(top - 1, 0)]
     return [(token, logprob), *((x, math.log(rest / (i + 2) ** 2)) for i, x in enumerate(others))]
@@ -225,7 +227,7 @@ def chat_document(
     token_ids: list[int] | None,
     prompt_ids: list[int] | None,
 ) -> bytes:
-    """The unstreamed answer."""
+    """The body of an unstreamed chat completion."""
     choice = {
         "index": 0,
         "message": {
@@ -263,9 +265,6 @@ def chat_document(
     )
 
 
-# Completions: the probes
-
-
 def completion_document(
     response_id: str,
     model: str,
@@ -273,6 +272,7 @@ def completion_document(
     usage: dict[str, Any],
     kv_transfer_params: dict[str, Any] | None = None,
 ) -> bytes:
+    """The body of a response to /v1/completions."""
     order = ("text", "logprobs", "finish_reason", "stop_reason", "token_ids")
     return dump_json(
         {
@@ -303,7 +303,7 @@ def completion_document(
 def completion_events(
     response_id: str, model: str, choice: dict[str, Any], usage: dict[str, Any] | None
 ) -> list[bytes]:
-    """The same as a stream, in one event of all tokens."""
+    """The same response as a stream: one event with all tokens, usage, [DONE]."""
     base = {
         "id": response_id,
         "object": "text_completion",
@@ -325,26 +325,28 @@ def completion_events(
 def completion_logprobs(
     tokens: list[int], logprob: float, top: int, *, most_probable: int | None, as_ids: bool
 ) -> dict[str, Any]:
-    """Log-probabilities in the shape of /v1/completions. `likely`: the most probable token, where
-    another one was the only choice."""
+    """The `logprobs` of a choice of /v1/completions.
+
+    ``most_probable``: the most probable token, if `allowed_token_ids` forced another one.
+    """
 
     def spell(token: int) -> str:
         return f"token_id:{token}" if as_ids else v.decode([token])
 
-    offsets, ranked, told, spelled = [], [], [], [spell(token) for token in tokens]
+    offsets, top_logprobs, token_logprobs, names = [], [], [], [spell(token) for token in tokens]
     offset = 0
-    for token, name in zip(tokens, spelled, strict=True):
+    for token, name in zip(tokens, names, strict=True):
         offsets.append(offset)
         offset += len(name)
         pairs = _top_tokens(token, logprob, max(top, 1))
         if most_probable is not None and most_probable != token:
             rest = math.log(max(1.0 - math.exp(logprob), 1e-12))
             pairs = [(token, rest), *_top_tokens(most_probable, logprob, max(top, 1))]
-        told.append(pairs[0][1])
-        ranked.append({spell(x): y for x, y in pairs})
+        token_logprobs.append(pairs[0][1])
+        top_logprobs.append({spell(x): y for x, y in pairs})
     return {
         "text_offset": offsets,
-        "token_logprobs": told,
-        "tokens": spelled,
-        "top_logprobs": ranked,
+        "token_logprobs": token_logprobs,
+        "tokens": names,
+        "top_logprobs": top_logprobs,
     }

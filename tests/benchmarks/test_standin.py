@@ -1,4 +1,4 @@
-"""The stand-in speaks as vLLM 0.32 does: compared with bytes that a real one sent."""
+"""The stand-in sends what vLLM 0.32 sends: compared with bytes recorded from vLLM."""
 
 from __future__ import annotations
 
@@ -50,16 +50,16 @@ def post(port: int, path: str, **body: Any) -> Any:
 
 
 def stream(port: int, standin: dict[str, Any], **body: Any) -> list[str]:
-    """The events' data, with the time taken out."""
-    asked = {**HELLO, "stream": True, "standin": standin, **body}
-    text = ask(port, "POST", CHAT, asked)[1].decode().replace("\r\n", "\n")
+    """The data of a stream's events, with `created` set to 0."""
+    request = {**HELLO, "stream": True, "standin": standin, **body}
+    text = ask(port, "POST", CHAT, request)[1].decode().replace("\r\n", "\n")
     events = [event for event in text.split("\n\n") if event.startswith("data: ")]
-    return [_timeless(event.removeprefix("data: ")) for event in events]
+    return [_without_time(event.removeprefix("data: ")) for event in events]
 
 
-def _timeless(data: str) -> str:
-    before, mark, after = data.partition('"created":')
-    return before + mark + "0" + after[after.index(",") :] if mark else data
+def _without_time(data: str) -> str:
+    before, key, after = data.partition('"created":')
+    return before + key + "0" + after[after.index(",") :] if key else data
 
 
 def texts(events: list[str]) -> tuple[str, str]:
@@ -70,9 +70,9 @@ def texts(events: list[str]) -> tuple[str, str]:
     )
 
 
-def wait_until(true: Callable[[], bool]) -> None:
+def wait_until(condition: Callable[[], bool]) -> None:
     deadline = time.monotonic() + 5
-    while not true():
+    while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.01)
 
@@ -81,7 +81,7 @@ def stats(port: int) -> dict[str, Any]:
     return json.loads(ask(port, "GET", "/standin/stats")[1])
 
 
-def test_a_stream_with_ids_has_vllms_keys_in_vllms_order(port: int) -> None:
+def test_a_stream_with_ids_has_the_keys_and_order_of_vllm(port: int) -> None:
     events = stream(port, {"tokens": 2, "cues": [0], "answer": "42"}, **WITH_IDS)
     null = '"logprobs":null,"finish_reason":null'
     prompt = json.loads(events[0])["prompt_token_ids"]
@@ -105,7 +105,7 @@ def test_a_stream_with_ids_has_vllms_keys_in_vllms_order(port: int) -> None:
     ]
 
 
-def test_what_was_not_asked_for_is_null_and_the_end_marker_has_no_chunk(port: int) -> None:
+def test_fields_not_requested_are_null_and_the_end_marker_has_no_chunk(port: int) -> None:
     events = stream(port, {"tokens": 1, "cues": [0], "answer": "4"})
     assert events[0].endswith('}],"prompt_token_ids":null,"prompt_text":null}')
     assert events[1].endswith('"finish_reason":null,"token_ids":null}]}')
@@ -114,7 +114,7 @@ def test_what_was_not_asked_for_is_null_and_the_end_marker_has_no_chunk(port: in
     assert events[-1] == "[DONE]"
 
 
-def test_given_prompt_ids_that_close_the_thought_lead_to_the_answer(port: int) -> None:
+def test_prompt_ids_with_a_closed_trace_are_followed_by_the_answer(port: int) -> None:
     ids = [4, 1, 300, 198, 2, 271]
     more = {**WITH_IDS, "kv_transfer_params": {"prompt_token_ids": ids}}
     events = stream(port, {"answer": "42"}, **more)
@@ -136,16 +136,16 @@ def test_given_prompt_ids_that_close_the_thought_lead_to_the_answer(port: int) -
         {"rate": 2000},
     ],
 )
-def test_every_form_of_the_stream_says_the_same(port: int, form: dict[str, Any]) -> None:
+def test_every_form_of_the_stream_has_the_same_text(port: int, form: dict[str, Any]) -> None:
     plain = {"tokens": 60, "cues": [10], "answer": "≈ 42"}
     assert texts(stream(port, plain | form, **WITH_IDS)) == texts(stream(port, plain))
 
 
-def test_an_unstreamed_answer_has_the_streams_text(port: int) -> None:
+def test_an_unstreamed_response_has_the_text_of_the_stream(port: int) -> None:
     reasoning, content = texts(stream(port, {"tokens": 9}))
-    whole = post(port, CHAT, **HELLO, standin={"tokens": 9})
-    assert list(whole)[:5] == ["id", "object", "created", "model", "choices"]
-    message = whole["choices"][0]["message"]
+    response = post(port, CHAT, **HELLO, standin={"tokens": 9})
+    assert list(response)[:5] == ["id", "object", "created", "model", "choices"]
+    message = response["choices"][0]["message"]
     assert (message["reasoning"], message["content"]) == (reasoning, content)
 
 
@@ -155,7 +155,7 @@ def test_max_tokens_ends_a_stream_with_its_last_token(port: int) -> None:
     assert last["delta"]["reasoning"]
 
 
-def test_a_probe_finds_its_chats_scenario_and_takes_the_next_trial_at_the_next_place(
+def test_a_probe_uses_its_chats_scenario_and_each_new_position_the_next_trial(
     port: int,
 ) -> None:
     events = stream(port, {"trial": ["41", "42"], "trial_logprob": -0.5}, **WITH_IDS)
@@ -168,13 +168,13 @@ def test_a_probe_finds_its_chats_scenario_and_takes_the_next_trial_at_the_next_p
     assert answers[0]["logprobs"]["token_logprobs"] == [-0.5, -0.5]
 
 
-def test_tokenize_spells_the_closing_sequence_in_three_ids(port: int) -> None:
+def test_the_closing_sequence_has_three_token_ids(port: int) -> None:
     assert post(port, "/tokenize", prompt="\n</think>\n\n")["tokens"] == [198, 2, 271]
     ids = post(port, "/tokenize", prompt="Zwölf Boxer: \\boxed{")["tokens"]
     assert post(port, "/detokenize", tokens=ids)["prompt"] == "Zwölf Boxer: \\boxed{"
 
 
-def test_faults_of_the_stream(port: int) -> None:
+def test_a_stream_has_the_faults_of_its_scenario(port: int) -> None:
     error = stream(port, {"tokens": 5, "error_event_after": 2})
     assert json.loads(error[-2])["error"]["type"] == "InternalServerError"
     assert error[-1] == "[DONE]"
@@ -183,7 +183,7 @@ def test_faults_of_the_stream(port: int) -> None:
         stream(port, {"tokens": 5, "die_after": 2})
 
 
-def test_errors_have_vllms_shape(port: int) -> None:
+def test_errors_have_the_shape_of_vllm(port: int) -> None:
     status, body = ask(port, "POST", CHAT, {**HELLO, "standin": {"status": 503}})
     error = json.loads(body)["error"]
     assert (status, list(error)) == (503, ["message", "type", "param", "code"])
@@ -201,13 +201,17 @@ def test_errors_have_vllms_shape(port: int) -> None:
         ({"rate": 1, "unstreamed": True}, "unstreamed"),
     ],
 )
-def test_a_peer_that_leaves_is_counted(port: int, scenario: dict[str, Any], phase: str) -> None:
+def test_a_client_that_disconnects_is_counted(
+    port: int, scenario: dict[str, Any], phase: str
+) -> None:
     streamed = not scenario.pop("unstreamed", False)
     before = stats(port)
     body = json.dumps({**HELLO, "stream": streamed, "standin": scenario}).encode()
-    with socket.create_connection(("127.0.0.1", port)) as peer:
-        peer.sendall(b"POST %b HTTP/1.1\r\ncontent-length: %d\r\n\r\n" % (CHAT.encode(), len(body)))
-        peer.sendall(body)
+    with socket.create_connection(("127.0.0.1", port)) as client:
+        client.sendall(
+            b"POST %b HTTP/1.1\r\ncontent-length: %d\r\n\r\n" % (CHAT.encode(), len(body))
+        )
+        client.sendall(body)
         wait_until(lambda: stats(port)["active"] == before["active"] + 1)
         time.sleep(0.1)
     wait_until(lambda: stats(port)["active"] == before["active"])
