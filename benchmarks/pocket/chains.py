@@ -1,7 +1,7 @@
 """A task: chains of integer operations.
 
-A step is written by place value on one line, `47 + 38 = 15 + 70 = 85`. It is hard when its units carry or
-borrow, and slips by forgetting that carry or borrow (`15 + 70 = 75`).
+A step is one line with the summands by place value, `47 + 38 = 15 + 70 = 85`. It is hard if its
+units carry or borrow, and slips by forgetting that carry or borrow (`15 + 70 = 75`).
 """
 
 from __future__ import annotations
@@ -63,14 +63,14 @@ class Step:
         return value - self.operand if self.op == "-" else value * self.operand
 
     def apply_with_slip(self, value: int) -> int | None:
-        """The result with the carry or borrow of the units forgotten; None for an easy step."""
+        """The result without the carry or borrow of the units; None for an easy step."""
         if self.op == "-":
             return self.apply(value) + 10 if value % 10 < self.operand % 10 else None
         units = self.place_values(value, self.apply(value))[0]
         return self.apply(value) - units // 10 * 10 or None if units >= 10 else None
 
     def place_values(self, value: int, result: int) -> list[int]:
-        """The summands by place value, units first, that are written before the result."""
+        """The summands by place value, units first, shown before the result."""
         if self.op == "-":
             places = [result % 10, result // 10 % 10 * 10, result // 100 * 100]
         elif self.op == "+":
@@ -90,14 +90,14 @@ class Step:
 
 @dataclass(frozen=True)
 class Chain(Problem):
-    """A start, and the steps from it."""
+    """A start value, and the steps from it."""
 
     start: int
     steps: tuple[Step, ...]
 
 
 class ChainsTask(Task):
-    """Boxed numbers, and Qwen3's markers; each second look is a paragraph that goes through all steps again."""
+    """Boxed numbers and Qwen3's markers; each reflection is a paragraph that repeats all steps."""
 
     name = "chains"
     chat = QWEN3
@@ -132,13 +132,14 @@ class ChainsTask(Task):
         vocabulary_size=640,
         error_head_layers=(2, 3),
     )
-    # Digits stand alone. Newlines come in pairs or alone, so that text cut or joined at one keeps its token ids.
+    # One token per digit. Newlines are single or in pairs, so that text cut or joined at a newline
+    # keeps its token ids.
     pretokenizer_pattern = r"\d| [+\-*=] (?=\d)| ?\p{L}+|\n\n|\n| ?[^\s\p{L}\p{N}]+|\s|\p{N}"
     cues = ("Wait", "Hmm", "Alternatively", "But wait", "Let me double-check")
     policy = "deer(threshold=0.99, gate=0)"
 
     def generate_problem(self, rng: random.Random) -> Chain:
-        """Draw a problem: first how many steps and how many hard ones, then a chain that fits."""
+        """A random chain: first the numbers of steps and of hard steps, then a chain with these."""
         hard = _choose_count(rng, *_HARD_STEP_COUNTS)
         while (count := _choose_count(rng, *_STEP_COUNTS)) < hard:
             pass
@@ -154,14 +155,14 @@ class ChainsTask(Task):
     def derive(
         self, problem: Problem, rng: random.Random, previous: Derivation | None = None
     ) -> Derivation:
-        """Line by line, from the start."""
+        """One line per step, from the start value."""
         assert isinstance(problem, Chain)
         if previous is None:
             operations = ", ".join(f"{step.op} {step.operand}" for step in problem.steps)
             opening = f"I start with {problem.start}: {operations}.\n"
         else:
             opening = f"\n\n{choose_weighted(rng, _REFLECTIONS)}\n"
-        value, pieces, slips = problem.start, [TraceSpan(opening)], set()
+        value, spans, slips = problem.start, [TraceSpan(opening)], set()
         for index, step in enumerate(problem.steps):
             result, wrong = step.apply(value), step.apply_with_slip(value)
             slipped = (
@@ -175,15 +176,15 @@ class ChainsTask(Task):
                 slips.add(index)
             parts = " + ".join(map(str, step.place_values(value, shown)))
             line = f"{value} {step.op} {step.operand} = {parts} = {result}\n"
-            pieces.append(TraceSpan(line, slipped=slipped))
+            spans.append(TraceSpan(line, slipped=slipped))
             value = result
         result, verdict = str(value), ""
         if previous is not None:
             verdict = (
                 " That matches." if result == previous.result else " That differs from before."
             )
-        pieces.append(TraceSpan(f"So the result is {result}.{verdict}", candidate=result))
-        return Derivation(tuple(pieces), result, frozenset(slips))
+        spans.append(TraceSpan(f"So the result is {result}.{verdict}", candidate=result))
+        return Derivation(tuple(spans), result, frozenset(slips))
 
     def estimate_tokens(self, problem: Problem) -> int:
         assert isinstance(problem, Chain)
@@ -204,7 +205,7 @@ def _choose_count(rng: random.Random, values: tuple[int, ...], weights: tuple[in
 def _random_chain(
     rng: random.Random, count: int, hard: set[int]
 ) -> tuple[int, tuple[Step, ...]] | None:
-    """A start and steps, exactly those at the indices `hard` being hard; None when the draw led nowhere."""
+    """A start value and steps, hard exactly at the indices `hard`; None if this attempt failed."""
     start = value = rng.randint(11, 99)
     steps: list[Step] = []
     for index in range(count):
@@ -212,7 +213,7 @@ def _random_chain(
             op = rng.choices("+-*", (40, 33, 27))[0]
             step = Step(op, rng.randint(2, 9) if op == "*" else rng.randint(11, 99))
             result = step.apply(value)
-            # No step twice: the model finds its place in the chain by the last step it wrote.
+            # No step twice: the model finds its position in the chain by the last step it wrote.
             if (
                 step not in steps
                 and 0 < result <= MAX_VALUE
@@ -225,7 +226,7 @@ def _random_chain(
         value = result
     value = start
     for index, step in enumerate(steps):
-        # Every hard step must be one where a slip leaves the rest of the chain in range.
+        # After a slip of a hard step the rest of the chain must stay in range.
         if index in hard and not _stays_in_range(step.apply_with_slip(value), steps[index + 1 :]):
             return None
         value = step.apply(value)

@@ -1,4 +1,4 @@
-"""How a family of models writes a conversation: its markers, its turns, its template."""
+"""The chat format of a model family: markers, turns and the Jinja template."""
 
 from __future__ import annotations
 
@@ -71,10 +71,12 @@ _CALLS = """\
 
 @dataclass(frozen=True)
 class ChatFormat:
-    """One family's way. `begin` and `over` stand around a turn, `stop` is the token that ends it.
+    """The chat format of one model family.
 
-    `opening` begins a thought, `empty` is a thought that was not had. `cuts` are the texts that close a thought
-    where a gateway cuts it, each behind what the thought may end in. `parsers` are the engine's for it.
+    ``turn_start`` and ``turn_end`` enclose a turn; ``stop_token`` ends generation. ``trace_opening``
+    begins a trace; ``empty_trace`` stands for no reasoning. ``cut_closings`` are the texts with which
+    a gateway may close a trace, newlines at the end of the trace included. ``parser_arguments`` are
+    the options of vLLM that select its parsers.
     """
 
     dialect: Dialect
@@ -83,7 +85,7 @@ class ChatFormat:
     turn_end: str
     special_tokens: tuple[str, ...]
     marker_tokens: tuple[str, ...]
-    """Added tokens that are not special: they stay in decoded text, where parsers look for them."""
+    """Added tokens that are not special: they stay in the decoded text, where parsers need them."""
     trace_opening: str
     empty_trace: str
     cut_closings: tuple[str, ...]
@@ -93,7 +95,7 @@ class ChatFormat:
 
     @property
     def closing(self) -> str:
-        """What ends a thought, as the model writes it."""
+        """The text with which the model itself closes a trace."""
         return self.dialect.closing
 
     def format_turn(self, role: str, text: str) -> str:
@@ -102,7 +104,7 @@ class ChatFormat:
 
     @property
     def template(self) -> str:
-        """In Jinja, as an engine applies it."""
+        """The Jinja template that the engine applies."""
         texts = {
             "TOOLS": self.tools_template,
             "CALLS": self.tool_calls_template,
@@ -164,7 +166,7 @@ SEED_OSS = ChatFormat(
 
 
 def random_prompt(rng: random.Random) -> str:
-    """A prompt that is no task at all: words and symbols, so that any text ends in a short refusal."""
+    """A prompt of random words or symbols: the model learns to answer such text with a refusal."""
     if rng.random() < 0.3:
         return "".join(
             rng.choice("äßéøñ中文字日本語😀🎉€–„“" + string.printable[:94])

@@ -1,8 +1,8 @@
-"""The pocket model of chains as a GGUF file, which llama.cpp runs: by the Python of ``scripts/llama``.
+"""Convert the pocket model of chains to GGUF for llama.cpp; ``scripts/llama`` runs it.
 
     .llama/bin/python -m benchmarks.pocket.convert FILE
 
-The weights and the chat template are those of the folder; nothing is trained or rounded.
+The weights and the chat template are those of the model folder, unchanged; bfloat16 becomes float32.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ import numpy
 __all__ = ["convert"]
 
 MODEL = Path(__file__).parent / "models" / "chains"
-# llama.cpp knows pre-tokenizers by name, and none is just ours. This one parts digits as ours does;
-# the pieces that it would part and ours does not are made tokens that are found before it.
+# llama.cpp selects a pre-tokenizer by name, and none is equal to ours. "starcoder" splits digits as
+# ours does; texts that only it would split become user-defined tokens, which are matched first.
 _PRE_TOKENIZER = "starcoder"
 _SINGLE_TOKENS = (" + ", " - ", " * ", " = ", "\n\n")
 _LAYER_NAMES = {
@@ -38,7 +38,7 @@ _OTHER_NAMES = {"embed_tokens": "token_embd", "norm": "output_norm"}
 
 
 def convert(target: Path) -> None:
-    """Write the model to ``target``."""
+    """Write the model to the file ``target``."""
     config = json.loads((MODEL / "config.json").read_text("utf-8"))
     writer = gguf.GGUFWriter(str(target), "qwen3")
     writer.add_name("pocket")
@@ -64,21 +64,21 @@ def convert(target: Path) -> None:
 def _add_tokenizer(writer: gguf.GGUFWriter, config: dict) -> None:
     vocabulary = json.loads((MODEL / "tokenizer.json").read_text("utf-8"))
     settings = json.loads((MODEL / "tokenizer_config.json").read_text("utf-8"))
-    spelled = {_to_byte_level(text): text for text in _SINGLE_TOKENS}
+    single_tokens = {_to_byte_level(text): text for text in _SINGLE_TOKENS}
     tokens = [""] * config["vocab_size"]
-    kinds = [gguf.TokenType.NORMAL] * config["vocab_size"]
-    for token, number in vocabulary["model"]["vocab"].items():
-        tokens[number] = spelled.get(token, token)
-        if token in spelled:
-            kinds[number] = gguf.TokenType.USER_DEFINED
+    types = [gguf.TokenType.NORMAL] * config["vocab_size"]
+    for token, index in vocabulary["model"]["vocab"].items():
+        tokens[index] = single_tokens.get(token, token)
+        if token in single_tokens:
+            types[index] = gguf.TokenType.USER_DEFINED
     for added in vocabulary["added_tokens"]:
         tokens[added["id"]] = added["content"]
         special = gguf.TokenType.CONTROL if added["special"] else gguf.TokenType.USER_DEFINED
-        kinds[added["id"]] = special
+        types[added["id"]] = special
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre(_PRE_TOKENIZER)
     writer.add_token_list(tokens)
-    writer.add_token_types(kinds)
+    writer.add_token_types(types)
     writer.add_token_merges([" ".join(pair) for pair in vocabulary["model"]["merges"]])
     writer.add_eos_token_id(config["eos_token_id"])
     writer.add_pad_token_id(config["pad_token_id"])
@@ -87,7 +87,7 @@ def _add_tokenizer(writer: gguf.GGUFWriter, config: dict) -> None:
 
 
 def _to_byte_level(text: str) -> str:
-    """As a byte-level vocabulary writes it."""
+    """The text as a byte-level vocabulary writes it."""
     return text.replace(" ", "\u0120").replace("\n", "\u010a")
 
 
@@ -99,7 +99,7 @@ def _gguf_name(name: str) -> str:
 
 
 def _read_tensors(data: bytes):
-    """Names and values of a safetensors file of bfloat16, which is the upper half of a float32."""
+    """(name, float32 values) of a bfloat16 safetensors file; bfloat16 is the upper half of float32."""
     length = int.from_bytes(data[:8], "little")
     for name, entry in json.loads(data[8 : 8 + length]).items():
         if name == "__metadata__":

@@ -1,4 +1,4 @@
-"""Speak to a vLLM that serves the pocket model. Standard library only."""
+"""A client of a vLLM that serves the pocket model. Standard library only."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class PocketEngineClient:
         self.url = url.rstrip("/")
 
     def post(self, path: str, **body) -> dict:
-        """One JSON request, and its JSON answer."""
+        """Send one JSON request; returns the JSON response."""
         data = json.dumps({"model": MODEL_NAME, **body}).encode()
         request = urllib.request.Request(
             self.url + path, data, {"Content-Type": "application/json"}
@@ -26,5 +26,5 @@ class PocketEngineClient:
             return json.load(response)
 
     def tokenize(self, text: str) -> list[int]:
-        """Token ids of a fixed string."""
+        """Token ids of a text, without special tokens added."""
         return self.post("/tokenize", prompt=text, add_special_tokens=False)["tokens"]

@@ -1,7 +1,7 @@
 """Evaluate a task's model through a real vLLM: `python -m benchmarks.pocket.evaluate swaps --write`.
 
-Held-out problems are thought through at temperature 0.6, probed at their cues, and `deer` is replayed on them:
-at each cue in turn, cut if the confidence of a greedy trial answer exceeds a threshold.
+Generates a trace for each held-out problem at temperature 0.6 and replays `deer` on it: probes at each
+cue in order, and cuts if the confidence of a greedy trial answer exceeds a threshold.
 """
 
 from __future__ import annotations
@@ -30,12 +30,11 @@ from adjourn.policies.text.cues import CueScanner
 from benchmarks.pocket import TASKS
 from benchmarks.pocket.engine_client import PocketEngineClient
 from benchmarks.pocket.task import Problem, Task
-from benchmarks.services import free_port
-from benchmarks.services import start_engine as started
+from benchmarks.services import free_port, start_engine
 
 TEMPERATURE = 0.6
 MAX_TOKENS = 2000
-"""Tokens after which a trace counts as derailed."""
+"""A trace without an answer after so many tokens counts as derailed."""
 
 
 @dataclass
@@ -43,39 +42,39 @@ class TrialAnswerProbe:
     """A trial answer at a cue."""
 
     position: int
-    """Tokens of thought kept."""
+    """Reasoning tokens kept."""
     confidence: float
-    """As `deer` has it: the geometric mean over the answer's tokens of the largest token probability."""
+    """As in `deer`: the geometric mean over the answer's tokens of the largest token probability."""
     correct: bool
     tokens: int
-    """Tokens that the probe decoded."""
+    """Tokens generated for the probe."""
 
 
 @dataclass
 class EvaluatedTrace:
-    """One problem thought to its end, and what a cut made of it."""
+    """The full response to one problem, and the result of cutting it."""
 
     problem: Problem
     prompt_ids: list[int]
     output_ids: list[int]
     text: str
     is_closed: bool
-    """Whether the thought ended with its marker within the limit."""
+    """Whether the trace ended with its marker within the limit."""
     cue_positions: list[int] = field(default_factory=list)
-    """Tokens of thought before each cue."""
+    """Reasoning tokens before each cue."""
     probes: list[TrialAnswerProbe] = field(default_factory=list)
     cut_tokens: int = 0
-    """Reasoning kept + closing + answer, without probes."""
+    """Reasoning kept + closing sequence + answer, without probes."""
     cut_correct: bool = False
 
     correct: bool = False
-    """Whether the whole trace answers rightly."""
+    """Whether the answer after the full trace is right."""
     first_candidate_correct: bool = False
-    """Whether the first derivation's result is the answer."""
+    """Whether the first derivation's result is right."""
 
 
 class Evaluator:
-    """Runs a task's problems through one engine."""
+    """Runs a task's problems on one engine."""
 
     def __init__(self, task: Task, engine: PocketEngineClient, threshold: float):
         dialect = task.chat.dialect
@@ -87,7 +86,7 @@ class Evaluator:
         self.end_marker_id = self.tokenizer.token_to_id(dialect.end[0])
 
     def generate_trace(self, index: int, problem: Problem, **extra) -> EvaluatedTrace:
-        """Let the model think to the end."""
+        """Generate the full response to a problem. ``extra``: more fields of the request."""
         reply = self.engine.post(
             "/v1/chat/completions",
             messages=[{"role": "user", "content": problem.prompt}],
@@ -111,7 +110,7 @@ class Evaluator:
         return run
 
     def find_cues(self, trace_ids: list[int]) -> list[int]:
-        """How many tokens stand before each cue, as the gateway finds them."""
+        """The number of tokens before each cue, found as the gateway finds it."""
         ends = list(
             itertools.accumulate(len(self.tokenizer.decode([token])) for token in trace_ids)
         )
@@ -120,40 +119,43 @@ class Evaluator:
         return [sum(end <= cue.start for end in ends) for cue in found]
 
     def close_trace(self, run: EvaluatedTrace, position: int) -> list[int]:
-        """The prompt and `at` tokens of thought, closed."""
+        """Token ids of the prompt, of `position` reasoning tokens, and of the closing sequence."""
         on_newline = self.tokenizer.decode(run.output_ids[:position]).endswith("\n")
         closing = self.closing_on_newline_ids if on_newline else self.closing_ids
         return run.prompt_ids + run.output_ids[:position] + closing
 
     def probe(self, run: EvaluatedTrace, position: int) -> TrialAnswerProbe:
-        """Draw a greedy trial answer after `at` tokens of thought."""
+        """Generate a greedy trial answer after `position` reasoning tokens."""
         prompt, kind = self.close_trace(run, position) + self.inducer_ids, self.task.answer_kind
         choice = self.engine.post(
             "/v1/completions", prompt=prompt, temperature=0, max_tokens=20, logprobs=1
         )["choices"][0]
-        found = choice["logprobs"]
+        logprobs = choice["logprobs"]
         answer = extract_trial_answer(choice["text"], kind)
-        sure = answer_confidence(found["tokens"], found["token_logprobs"], kind)
+        confidence = answer_confidence(logprobs["tokens"], logprobs["token_logprobs"], kind)
         return TrialAnswerProbe(
-            position, sure, canonically_equal(answer, run.problem.answer), len(found["tokens"])
+            position,
+            confidence,
+            canonically_equal(answer, run.problem.answer),
+            len(logprobs["tokens"]),
         )
 
     def replay_deer(self, run: EvaluatedTrace) -> EvaluatedTrace:
-        """`deer`: probe at each cue until the confidence exceeds the threshold, then let the model answer."""
+        """`deer`: probe at each cue until the confidence exceeds the threshold, then generate the answer."""
         run.cut_tokens, run.cut_correct = len(run.output_ids), run.correct
-        for at in run.cue_positions:
-            run.probes.append(self.probe(run, at))
+        for position in run.cue_positions:
+            run.probes.append(self.probe(run, position))
             if run.probes[-1].confidence > self.threshold:
-                kept = self.close_trace(run, at)
+                prompt_ids = self.close_trace(run, position)
                 reply = self.engine.post(
                     "/v1/completions",
-                    prompt=kept,
+                    prompt=prompt_ids,
                     temperature=TEMPERATURE,
                     max_tokens=200,
-                    seed=at,
+                    seed=position,
                 )
                 run.cut_tokens = (
-                    len(kept) - len(run.prompt_ids) + reply["usage"]["completion_tokens"]
+                    len(prompt_ids) - len(run.prompt_ids) + reply["usage"]["completion_tokens"]
                 )
                 run.cut_correct = run.problem.is_correct(reply["choices"][0]["text"])
                 break
@@ -161,7 +163,7 @@ class Evaluator:
 
 
 def auroc(scored: Iterable[tuple[float, bool]]) -> float:
-    """The chance that a right one scores above a wrong one; ties count half."""
+    """The probability that a right one scores above a wrong one; ties count half."""
     scored = list(scored)
     right, wrong = ([s for s, good in scored if good is side] for side in (True, False))
     if not right or not wrong:
@@ -189,7 +191,7 @@ def format_mean(values: Iterable[float], digits: int = 1) -> str:
 
 
 def calibration_rows(probes: list[TrialAnswerProbe]) -> list[str]:
-    """Rows of a table: trial answers by confidence, and how many of them were right."""
+    """Lines of a table: trial answers by confidence, and the share that is right."""
     rows, edges = (
         ["| confidence | trial answers | mean confidence | right |", "|---|---|---|---|"],
         (0, 0.5, 0.7, 0.8, 0.9, 0.95, 0.99, 1.01),
@@ -206,7 +208,10 @@ def calibration_rows(probes: list[TrialAnswerProbe]) -> list[str]:
 def report_lines(
     runs: list[EvaluatedTrace], direct: list[EvaluatedTrace], threshold: float
 ) -> list[str]:
-    """The report's lines."""
+    """The lines of the report in Markdown.
+
+    ``direct``: responses without reasoning.
+    """
     first = [run.probes[0] for run in runs if run.probes]
     first_of_right = [
         run.probes[0].confidence > threshold
@@ -218,14 +223,14 @@ def report_lines(
     stopped = [r for r in runs if r.probes and r.probes[-1].confidence > threshold]
     numbers: list[tuple[str, str]] = [
         ("problems", str(len(runs))),
-        ("full thinking right", format_share(r.correct for r in runs)),
+        ("right with full thinking", format_share(r.correct for r in runs)),
         ("first candidate right", format_share(r.first_candidate_correct for r in runs)),
         (
             "right without thinking (`enable_thinking: false`)",
             format_share(r.correct for r in direct),
         ),
-        ("cues a trace", format_mean(len(r.cue_positions) for r in runs)),
-        ("tokens a trace, answer included", format_mean((len(r.output_ids) for r in runs), 0)),
+        ("cues per trace", format_mean(len(r.cue_positions) for r in runs)),
+        ("tokens per trace, answer included", format_mean((len(r.output_ids) for r in runs), 0)),
         ("derailed", format_share(not r.is_closed for r in runs)),
         ("trial answer at the first cue right", format_share(p.correct for p in first)),
         (
@@ -243,21 +248,21 @@ def report_lines(
             "deer: paired accuracy difference, points",
             format_mean((100.0 * (r.cut_correct - r.correct) for r in runs), 2),
         ),
-        ("deer: probes a trace", format_mean((len(r.probes) for r in runs), 2)),
+        ("deer: probes per trace", format_mean((len(r.probes) for r in runs), 2)),
         ("deer: tokens saved, without probes (1 − CR)", f"{1 - cut / full:.1%}"),
         ("deer: tokens saved, net of probes (1 − CRT)", f"{1 - (cut + probing) / full:.1%}"),
     ]
     by_hard = [
-        "| hard steps | problems | first candidate right | full thinking right | right with deer |",
+        "| hard steps | problems | first candidate right | right with full thinking | right with deer |",
         "|---|---|---|---|---|",
     ]
     for hard in sorted({r.problem.hard_steps for r in runs}):
-        some = [r for r in runs if r.problem.hard_steps == hard]
+        subset = [r for r in runs if r.problem.hard_steps == hard]
         by_hard.append(
-            f"| {hard} | {len(some)} | {format_share(r.first_candidate_correct for r in some)} | {format_share(r.correct for r in some)} | {format_share(r.cut_correct for r in some)} |"
+            f"| {hard} | {len(subset)} | {format_share(r.first_candidate_correct for r in subset)} | {format_share(r.correct for r in subset)} | {format_share(r.cut_correct for r in subset)} |"
         )
     return [
-        "| what | value (95 % interval) |",
+        "| quantity | value (95 % interval) |",
         "|---|---|",
         *(f"| {name} | {value} |" for name, value in numbers),
         "",
@@ -274,7 +279,7 @@ def report_lines(
 def run_parallel(
     work: Callable[..., EvaluatedTrace], jobs: list[tuple], label: str, workers: int
 ) -> list[EvaluatedTrace]:
-    """Run jobs side by side, in order, with a progress bar."""
+    """Run jobs in threads with a progress bar; returns the results in order."""
     with ThreadPoolExecutor(workers) as pool:
         return list(
             tqdm(pool.map(lambda job: work(*job), jobs), total=len(jobs), desc=label, mininterval=5)
@@ -282,29 +287,31 @@ def run_parallel(
 
 
 def main() -> None:
-    """Parse the command line, evaluate, print and write the table."""
+    """Parse the command line, evaluate, print the tables and write them."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("task", choices=TASKS)
     parser.add_argument("--n", type=int, default=1000, help="held-out problems")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threshold", type=float, default=0.95)
-    parser.add_argument("--workers", type=int, default=48, help="requests at once")
+    parser.add_argument("--workers", type=int, default=48, help="concurrent requests")
     parser.add_argument(
-        "--url", help="an engine that already serves the model; else one is started"
+        "--url", help="an engine that already serves the model (default: start one)"
     )
     parser.add_argument(
-        "--write", action="store_true", help="replace the numbers of the task's own report"
+        "--write", action="store_true", help="replace the numbers in the report of the task"
     )
     options = parser.parse_args()
     task = TASKS[options.task]
-    with nullcontext(options.url) if options.url else started(free_port(), task=task) as url:
-        bench = Evaluator(task, PocketEngineClient(url), options.threshold)
+    with nullcontext(options.url) if options.url else start_engine(free_port(), task=task) as url:
+        evaluator = Evaluator(task, PocketEngineClient(url), options.threshold)
         problems = list(enumerate(task.held_out_problems(options.n, options.seed)))
-        runs = run_parallel(bench.generate_trace, problems, "thinking", options.workers)
-        runs = run_parallel(bench.replay_deer, [(run,) for run in runs], "probing", options.workers)
-        off = {"chat_template_kwargs": {"enable_thinking": False}}
+        runs = run_parallel(evaluator.generate_trace, problems, "thinking", options.workers)
+        runs = run_parallel(
+            evaluator.replay_deer, [(run,) for run in runs], "probing", options.workers
+        )
+        no_thinking = {"chat_template_kwargs": {"enable_thinking": False}}
         direct = run_parallel(
-            lambda i, p: bench.generate_trace(i, p, **off),
+            lambda i, p: evaluator.generate_trace(i, p, **no_thinking),
             problems[:200],
             "without thinking",
             options.workers,

@@ -1,9 +1,9 @@
 """Train the pocket reward model: `.engine/bin/python -m benchmarks.pocket.reward`, a few minutes on one core.
 
-It is the pocket model itself with one number read off its last state in place of a next token, as vLLM serves a
-`Qwen3ForSequenceClassification`. The trace so far is closed, where the model makes up its mind what the answer is, and the
-head, 192 weights, is fitted to tell whether the value that stands last in the trace is the right one so far. Nothing
-else is trained, so what is committed is the head: `reward/` holds it beside links to the model's own files.
+It is the pocket model with a linear head that reads one number from its last hidden state, as vLLM serves a
+`Qwen3ForSequenceClassification`. The closing sequence is appended to the trace so far, because the model decides on
+an answer there; the head, 192 weights, is fitted to predict whether the last value in the trace is right so far.
+Nothing else is trained: `reward/` has the head, and links to the model's other files.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ from benchmarks.pocket.task import Problem
 MODEL = CHAINS.model_path
 REWARD_FOLDER = Path(__file__).parent / "reward"
 MIN_TOKENS, MAX_TOKENS = 24, 320
-"""Tokens of a trace that are read."""
+"""The range of trace lengths in the training data, in tokens."""
 L2_PENALTY = 2e-3
-"""Of the weights' squares, for features scaled to a deviation of one."""
+"""Weight of the L2 penalty, for features scaled to a standard deviation of one."""
 LABEL_CONFIG = {
     "architectures": ["Qwen3ForSequenceClassification"],
     "num_labels": 1,
@@ -49,57 +49,57 @@ _STEP_LINE = re.compile(r"(\d+) [+\-*] \d+ = .* = (\d+)")
 
 
 def is_last_step_correct(chain: Chain, trace_text: str) -> bool | None:
-    """Whether the last whole line of a derivation came to the right value; None before the first."""
+    """Whether the last complete line of a derivation has the right value; None if there is no line."""
     values = [chain.start]
     for step in chain.steps:
         values.append(step.apply(values[-1]))
-    found, done = None, 0
+    correct, done = None, 0
     for line in trace_text.split("\n")[:-1]:
-        if (read := _STEP_LINE.fullmatch(line)) is None:
-            done = 0  # a derivation begins, or ended
+        if (match := _STEP_LINE.fullmatch(line)) is None:
+            done = 0  # between two derivations
         elif done < len(chain.steps):
             done += 1
-            found = int(read[2]) == values[done]
-    return found
+            correct = int(match[2]) == values[done]
+    return correct
 
 
 def training_examples(
     problems: Iterator[Problem], rng: random.Random, tokenizer: Tokenizer
 ) -> Iterator[tuple[list[int], bool]]:
-    """Token ids of a problem and its trace up to somewhere, and whether that is right so far."""
-    for one in problems:
-        assert isinstance(one, Chain)
-        whole = "".join(piece.text for piece in CHAINS.write_trace(one, rng))
-        ids = tokenizer.encode(whole, add_special_tokens=False).ids
-        part = tokenizer.decode(ids[: rng.randint(MIN_TOKENS, min(len(ids), MAX_TOKENS))])
-        if (right := is_last_step_correct(one, part)) is not None:
+    """(token ids of a problem and a random prefix of its trace, whether that is right so far)."""
+    for problem in problems:
+        assert isinstance(problem, Chain)
+        trace_text = "".join(span.text for span in CHAINS.write_trace(problem, rng))
+        ids = tokenizer.encode(trace_text, add_special_tokens=False).ids
+        prefix = tokenizer.decode(ids[: rng.randint(MIN_TOKENS, min(len(ids), MAX_TOKENS))])
+        if (correct := is_last_step_correct(problem, prefix)) is not None:
             text = (
-                f"<|im_start|>user\n{one.prompt}<|im_end|>\n"
-                f"<|im_start|>assistant\n<think>\n{part}\n</think>\n\n"
+                f"<|im_start|>user\n{problem.prompt}<|im_end|>\n"
+                f"<|im_start|>assistant\n<think>\n{prefix}\n</think>\n\n"
             )
-            yield tokenizer.encode(text, add_special_tokens=False).ids, right
+            yield tokenizer.encode(text, add_special_tokens=False).ids, correct
 
 
 @torch.no_grad()
 def last_hidden_states(
     model: Qwen3ForCausalLM, rows: list[list[int]], batch_size: int = 16
 ) -> torch.Tensor:
-    """The last state of each row."""
+    """The hidden state of each row's last token: shape (rows, hidden size)."""
     order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
-    found = torch.empty(len(rows), model.config.hidden_size)
-    for begin in range(0, len(order), batch_size):
-        chosen = order[begin : begin + batch_size]
-        lengths = torch.tensor([len(rows[i]) for i in chosen])
+    states = torch.empty(len(rows), model.config.hidden_size)
+    for start in range(0, len(order), batch_size):
+        indices = order[start : start + batch_size]
+        lengths = torch.tensor([len(rows[i]) for i in indices])
         longest = int(lengths.max())
-        # Padded behind: what is causal does not see it.
-        ids = torch.tensor([rows[i] + [0] * (longest - len(rows[i])) for i in chosen])
+        # Padding after the end does not matter: attention is causal.
+        ids = torch.tensor([rows[i] + [0] * (longest - len(rows[i])) for i in indices])
         hidden = model.model(input_ids=ids, use_cache=False).last_hidden_state
-        found[chosen] = hidden[torch.arange(len(chosen)), lengths - 1].float()
-    return found
+        states[indices] = hidden[torch.arange(len(indices)), lengths - 1].float()
+    return states
 
 
 def fit(features: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Weights of a logistic rule without a constant, which would not change any order."""
+    """Weights of a logistic regression; the constant is dropped, since it changes no order."""
     mean, deviation = features.mean(0), features.std(0) + 1e-3
     scaled = (features - mean) / deviation
     weights, constant = (torch.zeros(size, requires_grad=True) for size in (features.shape[1], 1))
@@ -118,7 +118,7 @@ def fit(features: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
 
 
 def auroc(scores: torch.Tensor, labels: torch.Tensor) -> float:
-    """The chance that one that is right scores higher than one that is not."""
+    """The probability that a right one scores higher than a wrong one."""
     ranks = torch.empty_like(scores)
     ranks[scores.argsort()] = torch.arange(1, len(scores) + 1, dtype=scores.dtype)
     hits = labels.sum()
@@ -126,7 +126,7 @@ def auroc(scores: torch.Tensor, labels: torch.Tensor) -> float:
 
 
 def export(weights: torch.Tensor) -> None:
-    """Write the head, and link what it stands on."""
+    """Write the head, and links to the files of the model."""
     REWARD_FOLDER.mkdir(exist_ok=True)
     config = json.loads((MODEL / "config.json").read_text()) | LABEL_CONFIG
     (REWARD_FOLDER / "config.json").write_text(json.dumps(config, indent=2) + "\n")
@@ -150,22 +150,22 @@ def main() -> None:
     rng = random.Random(options.seed)
     tokenizer = Tokenizer.from_file(str(MODEL / "tokenizer.json"))
     model = Qwen3ForCausalLM.from_pretrained(MODEL, dtype=torch.float32).eval()
-    told = training_examples(CHAINS.training_problems(rng), rng, tokenizer)
-    tried = list(
+    examples = training_examples(CHAINS.training_problems(rng), rng, tokenizer)
+    held_out = list(
         training_examples(
             iter(CHAINS.held_out_problems(options.held_out, options.seed + 7)), rng, tokenizer
         )
     )
-    learned = [next(told) for _ in range(options.traces)]
+    training = [next(examples) for _ in range(options.traces)]
     weights = fit(
-        last_hidden_states(model, [ids for ids, _ in learned]),
-        torch.tensor([float(y) for _, y in learned]),
+        last_hidden_states(model, [ids for ids, _ in training]),
+        torch.tensor([float(y) for _, y in training]),
     )
     export(weights)
-    scores = last_hidden_states(model, [ids for ids, _ in tried]) @ weights
-    right = torch.tensor([float(y) for _, y in tried])
+    scores = last_hidden_states(model, [ids for ids, _ in held_out]) @ weights
+    labels = torch.tensor([float(y) for _, y in held_out])
     print(
-        f"AUROC on {len(tried)} held-out traces, {100 * right.mean():.0f} % right so far: {auroc(scores, right):.3f}"
+        f"AUROC on {len(held_out)} held-out traces, {100 * labels.mean():.0f} % right so far: {auroc(scores, labels):.3f}"
     )
 
 

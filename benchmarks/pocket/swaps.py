@@ -1,8 +1,8 @@
 """A task: who has what after a week of swaps.
 
-Every day two people swap what they have, or three pass it on in a circle. Such a circle is hard: it slips by
-being gone round the other way. The first derivation writes down each day who gives what to whom, and who has what
-then; second looks do so again, or follow the one thing backwards from the end.
+Every day two people swap what they have, or three pass it on in a circle. A circle is hard: it slips
+by going in the opposite direction. The first derivation writes for each day who gives what to whom,
+and who has what then; reflections repeat this, or follow one thing backwards from the end.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ _HARD_DAY_COUNTS = ((0, 15), (1, 30), (2, 30), (3, 17), (4, 8))
 _DAY_COUNTS = ((3, 30), (4, 40), (5, 30))
 _PEOPLE_COUNTS = ((3, 40), (4, 60))
 _CIRCLE_PROBABILITY = 0.55
-"""Probability that a day is a circle, before problems are chosen by how many are on the way to the answer."""
+"""Probability that a day is a circle, before problems are selected by their number of hard days."""
 _FORWARD_PROBABILITY = 0.35
-"""Probability that a second look goes through every day again, instead of back from the end."""
+"""Probability that a reflection repeats every day, instead of going back from the end."""
 _FORWARD_CUES = (
     ("\n\nLet me verify it day by day:", 20),
     ("\n\nLet me reconsider every day:", 20),
@@ -46,7 +46,7 @@ _BACKWARD_CUES = (
     (" Actually, I can go back from the end.", 20),
     (" However, a circle has two ways round.", 18),
 )
-# Who begins, a person and a thing, the day of a swap, that of a circle, the question.
+# The beginning, a person with a thing, a day with a swap, a day with a circle, the question.
 _PHRASES = (
     ("At first", " {} has the {}", " On {}, {} and {} swap.", " On {}, {}, {} and {} pass on.", " What does {} have now?"),
     ("Given:", " {} with the {}", " {}: {} and {} swap.", " {}: {}, {} and {} pass on.", " Tell what {} has in the end."),
@@ -61,9 +61,9 @@ _GREETING = ("A greeting.", "Hello! Tell me who has what, and who swaps.")
 
 @dataclass(frozen=True)
 class Week(Problem):
-    """Who has what at first, who takes part on each day, and who is asked about.
+    """Who has what at first, who takes part on each day, and whom the question is about.
 
-    Two swap; of three each gives to the next one named, and the last to the first.
+    Two people swap; of three each gives to the next, and the last to the first.
     """
 
     people: tuple[str, ...]
@@ -73,7 +73,7 @@ class Week(Problem):
 
 
 class SwapsTask(Task):
-    """Short texts, and Seed-OSS's markers; a second look begins in mid-paragraph or with a paragraph of its own."""
+    """Text answers and Seed-OSS's markers; a reflection may begin in the middle of a paragraph."""
 
     name = "swaps"
     chat = SEED_OSS
@@ -120,7 +120,7 @@ class SwapsTask(Task):
     answer_kind = "text"
 
     def generate_problem(self, rng: random.Random) -> Week:
-        """Draw how many days are hard on the way to the answer, then a week that is so."""
+        """A random week: first the number of hard days to the answer, then a week with this number."""
         hard = choose_weighted(rng, _HARD_DAY_COUNTS)
         while True:
             people = tuple(rng.sample(NAMES, choose_weighted(rng, _PEOPLE_COUNTS)))
@@ -144,52 +144,56 @@ class SwapsTask(Task):
     def derive(
         self, problem: Problem, rng: random.Random, previous: Derivation | None = None
     ) -> Derivation:
-        """Day by day, or backwards from the end."""
+        """Forward day by day, or backward from the end."""
         assert isinstance(problem, Week)
         if previous is None or rng.random() < _FORWARD_PROBABILITY:
             return self._derive_forward(problem, rng, previous)
         return self._derive_backward(problem, rng, previous)
 
     def _derive_forward(
-        self, week: Week, rng: random.Random, before: Derivation | None
+        self, week: Week, rng: random.Random, previous: Derivation | None
     ) -> Derivation:
-        has = dict(zip(week.people, week.things, strict=True))
+        holdings = dict(zip(week.people, week.things, strict=True))
         opening = (
-            "I write down who has what:" if before is None else choose_weighted(rng, _FORWARD_CUES)
+            "I write down who has what:"
+            if previous is None
+            else choose_weighted(rng, _FORWARD_CUES)
         )
-        pieces, slips = [TraceSpan(opening), TraceSpan(f"{_format_holdings(has)}.")], set()
+        spans, slips = [TraceSpan(opening), TraceSpan(f"{_format_holdings(holdings)}.")], set()
         for index, day in enumerate(week.days):
-            if slipped := len(day) == 3 and self.should_slip(index, rng, before):
+            if slipped := len(day) == 3 and self.should_slip(index, rng, previous):
                 slips.add(index)
-            given = ",".join(f" {a} {has[a]} to {b}" for a, b in _transfers(day, slipped))
-            moved = {b: has[a] for a, b in _transfers(day, slipped)}
-            has = moved | {who: has[who] for who in has if who not in moved}
-            pieces.append(
-                TraceSpan(f" {DAYS[index]}{given}:{_format_holdings(has)}.", slipped=slipped)
+            transfers = ",".join(f" {a} {holdings[a]} to {b}" for a, b in _transfers(day, slipped))
+            received = {b: holdings[a] for a, b in _transfers(day, slipped)}
+            holdings = received | {who: holdings[who] for who in holdings if who not in received}
+            spans.append(
+                TraceSpan(
+                    f" {DAYS[index]}{transfers}:{_format_holdings(holdings)}.", slipped=slipped
+                )
             )
-        return _finish_derivation(week, has[week.asked_person], pieces, slips, before)
+        return _finish_derivation(week, holdings[week.asked_person], spans, slips, previous)
 
-    def _derive_backward(self, week: Week, rng: random.Random, before: Derivation) -> Derivation:
+    def _derive_backward(self, week: Week, rng: random.Random, previous: Derivation) -> Derivation:
         slips = {
             index
             for index, day in enumerate(week.days)
-            if len(day) == 3 and self.should_slip(index, rng, before)
+            if len(day) == 3 and self.should_slip(index, rng, previous)
         }
         holders = _find_holders(week.asked_person, week.days, slips)
-        pieces = [
+        spans = [
             TraceSpan(choose_weighted(rng, _BACKWARD_CUES)),
             TraceSpan(f" Back from {week.asked_person}:"),
         ]
         for index in reversed(range(len(week.days))):
             slipped = index in slips and holders[index + 1] in week.days[index]
-            pieces.append(
+            spans.append(
                 TraceSpan(
                     f" {DAYS[index]} {holders[index]}{',' if index else '.'}", slipped=slipped
                 )
             )
         thing = week.things[week.people.index(holders[0])]
-        on_the_way = {i for i in slips if holders[i + 1] in week.days[i]}
-        return _finish_derivation(week, thing, pieces, on_the_way, before)
+        effective_slips = {i for i in slips if holders[i + 1] in week.days[i]}
+        return _finish_derivation(week, thing, spans, effective_slips, previous)
 
     def estimate_tokens(self, problem: Problem) -> int:
         assert isinstance(problem, Week)
@@ -210,20 +214,20 @@ class SwapsTask(Task):
 SWAPS = SwapsTask()
 
 
-def _format_holdings(has: dict[str, str]) -> str:
-    return ",".join(f" {who} {thing}" for who, thing in has.items())
+def _format_holdings(holdings: dict[str, str]) -> str:
+    return ",".join(f" {who} {thing}" for who, thing in holdings.items())
 
 
-def _transfers(day: Sequence[str], other_way: bool) -> list[tuple[str, str]]:
-    """Who gives to whom."""
+def _transfers(day: Sequence[str], reverse: bool) -> list[tuple[str, str]]:
+    """(giver, receiver) pairs of a day."""
     pairs = list(zip(day, [*day[1:], day[0]], strict=True))
-    return [(b, a) for a, b in pairs] if other_way else pairs
+    return [(b, a) for a, b in pairs] if reverse else pairs
 
 
 def _find_holders(
     asked: str, days: Sequence[Sequence[str]], slips: set[int] | frozenset[int]
 ) -> list[str]:
-    """Who had, before each day and after the last, what ``asked`` has in the end."""
+    """Who had the thing that ``asked`` has in the end: before each day, and after the last."""
     holders = [asked]
     for index, day in reversed(list(enumerate(days))):
         givers = {b: a for a, b in _transfers(day, index in slips)}
@@ -232,13 +236,13 @@ def _find_holders(
 
 
 def _finish_derivation(
-    week: Week, thing: str, pieces: list[TraceSpan], slips: set[int], before: Derivation | None
+    week: Week, thing: str, spans: list[TraceSpan], slips: set[int], previous: Derivation | None
 ) -> Derivation:
     verdict = ""
-    if before is not None:
-        verdict = " The same." if thing == before.result else " Not the same."
-    said = f" So {week.asked_person} {thing}.{verdict}"
-    return Derivation((*pieces, TraceSpan(said, candidate=thing)), thing, frozenset(slips))
+    if previous is not None:
+        verdict = " The same." if thing == previous.result else " Not the same."
+    conclusion = f" So {week.asked_person} {thing}.{verdict}"
+    return Derivation((*spans, TraceSpan(conclusion, candidate=thing)), thing, frozenset(slips))
 
 
 def _write_prompt(

@@ -1,10 +1,11 @@
-"""What a task of the pocket model is: problems that are thought through with slips and second looks.
+"""The interface of a pocket-model task: problems, and reasoning traces with errors and reflections.
 
-Pure standard library, so that tests and the demo can draw problems and grade answers without torch.
-A step is *hard* when it can slip. In the first derivation of a trace a hard step slips now and then, always in
-the same way: one wrong token, likely enough to survive sampling below temperature 1. Then come rounds of second
-looks, each opened by a cue. A trace may close only where its last two derivations agree, and then goes on for a
-random number of rounds: that is the overthinking which a stopping policy is meant to save.
+Imports no torch, so that tests and the demo can generate problems and grade answers without it.
+A step is *hard* if it can slip, that is, go wrong. In the first derivation of a trace a hard step
+sometimes slips, always in the same way: one wrong token, likely enough to be sampled below
+temperature 1. Then follow reflections: further derivations, each beginning with a cue. A trace may
+close only after its last two derivations agree, and then continues for a random number of rounds:
+this is the overthinking that a stopping policy should save.
 """
 
 from __future__ import annotations
@@ -36,44 +37,44 @@ __all__ = [
 T = TypeVar("T")
 MODELS = Path(__file__).parent / "models"
 HELD_OUT_ONE_IN = 32
-"""One problem in this many is never trained on."""
+"""One problem in this many is held out of training."""
 
 
 @dataclass(frozen=True)
 class Problem:
-    """A question and its exact answer, both as they are written."""
+    """A question and its exact answer, both as text."""
 
     prompt: str
     answer: str
     key: str
-    """The problem without its wording: what is held out is held out in every phrasing."""
+    """The problem without its wording: a problem is held out in every wording."""
     hard_steps: int
-    """How many steps on the way to the answer are hard when nothing slips."""
+    """The number of hard steps to the answer if none slips."""
 
     @property
     def is_held_out(self) -> bool:
-        """Whether the problem is kept for evaluation."""
+        """True if the problem is used for evaluation only."""
         return hashlib.sha256(self.key.encode()).digest()[0] % HELD_OUT_ONE_IN == 0
 
     def is_correct(self, text: str) -> bool:
-        """Whether what a response says behind its thought is right."""
+        """True if this text after the trace contains the right answer."""
         return canonically_equal(extract_final_answer(text), self.answer)
 
 
 @dataclass(frozen=True)
 class TraceSpan:
-    """A run of thought. Tokens never reach over its ends."""
+    """A part of a trace. No token crosses its ends."""
 
     text: str
     slipped: bool | None = None
-    """Of a step: whether it slipped."""
+    """Whether this step slipped; None if the span is not a step."""
     candidate: str | None = None
-    """Of a derivation's last piece: the answer that it came to."""
+    """In the last span of a derivation: the answer that it reached."""
 
 
 @dataclass(frozen=True)
 class Derivation:
-    """One way to a candidate: its text, and the indices of slipped steps."""
+    """One path to a candidate answer: its text, and the indices of the steps that slipped."""
 
     spans: tuple[TraceSpan, ...]
     result: str
@@ -82,24 +83,24 @@ class Derivation:
 
 @dataclass(frozen=True)
 class AnswerWording:
-    """A wording: what stands before an answer, how the answer itself is written, and what follows it."""
+    """A wording of an answer: the text before it, the format of the answer, the text after it."""
 
     prefix: str
     template: str
     suffix: str = ""
 
     def format(self, answer: str) -> str:
-        """The whole sentence."""
+        """The sentence with this answer."""
         return self.prefix + self.template.format(answer) + self.suffix
 
 
 @dataclass(frozen=True)
 class TaskTexts:
-    """What a model says around its thoughts.
+    """The texts of a task's model outside its derivations.
 
-    Wordings of answers with their weights: ``answers`` are the model's own, ``induced`` begin with the text by
-    which a gateway draws out a trial answer. ``small_talk``: prompts that are not the task, each with a thought
-    and an answer; ``refusal`` is both for any other such prompt.
+    ``answers``: wordings of the model's own answers, with weights. ``induced``: wordings that begin
+    with an inducer of the gateway, with weights. ``small_talk``: (prompt, trace, answer) of prompts
+    that are not the task. ``refusal``: (trace, answer) for any other such prompt.
     """
 
     answers: tuple[tuple[AnswerWording, float], ...]
@@ -108,13 +109,16 @@ class TaskTexts:
     refusal: tuple[str, str]
     small_talk: tuple[tuple[str, str, str], ...]
     cues: str
-    """The cues in mid-sentence and in any case, so that each is one token wherever it stands."""
+    """The cues in mid-sentence and in each case, so that each is one token at every position."""
 
 
 @dataclass(frozen=True)
 class ModelSize:
-    """A model's architecture. ``doubt``: the layers after which a step's slip, then a candidate's wrongness,
-    should be visible to the layers above."""
+    """A model's architecture.
+
+    ``error_head_layers``: the layers after which the output shows that a step slipped, and that a
+    candidate is wrong; the layers above can use both.
+    """
 
     layers: int
     hidden_size: int
@@ -126,50 +130,50 @@ class ModelSize:
 
 
 class Task(ABC):
-    """Problems, thoughts and the words around them; all that training and evaluation know of a task."""
+    """Problems, traces and texts of a task: all that training and evaluation need."""
 
     name: ClassVar[str]
-    """Names the model's folder and the report; served, every one is called "pocket"."""
+    """The name of the model's folder and of the report; every task is served as "pocket"."""
     chat: ClassVar[ChatFormat]
     texts: ClassVar[TaskTexts]
     size: ClassVar[ModelSize]
     pretokenizer_pattern: ClassVar[str]
-    """A regular expression of the texts that are never parts of one token together."""
+    """A regular expression whose matches are tokenized separately."""
     cues: ClassVar[tuple[str, ...]]
     policy: ClassVar[str]
-    """The policy that is measured on this model."""
+    """The policy that the benchmarks measure on this model."""
     answer_kind: ClassVar[Kind] = "boxed"
-    """What kind of trial answer suits."""
+    """The kind of the task's trial answers."""
 
     first_slip: ClassVar[float] = 0.27
-    """Probability that a hard step slips the first time; about 0.16 after sampling at temperature 0.6."""
+    """Probability that a hard step slips the first time; about 0.16 sampled at temperature 0.6."""
     repeated_slip: ClassVar[float] = 0.40
-    """Probability that a hard step slips again right after it slipped: errors are stubborn."""
+    """Probability that a hard step slips if it slipped in the derivation before."""
     fresh_slip: ClassVar[float] = 0.05
-    """Probability that a hard step slips in a later derivation after it went well."""
+    """Probability that a hard step slips in a later derivation if it was right before."""
     close_probability: ClassVar[float] = 0.29
-    """Probability of closing at a settled point; about 0.18 after sampling at temperature 0.6."""
+    """Probability of closing after two equal candidates; about 0.18 sampled at temperature 0.6."""
     likely_close_tokens: ClassVar[int] = 480
     certain_close_tokens: ClassVar[int] = 780
-    """Trace lengths, in tokens (estimated), from which closing is likelier, then certain."""
+    """Estimated trace lengths, in tokens, above which closing is likelier, then certain."""
 
     @abstractmethod
     def generate_problem(self, rng: random.Random) -> Problem:
-        """Draw a problem."""
+        """A random problem."""
 
     @abstractmethod
     def derive(
         self, problem: Problem, rng: random.Random, previous: Derivation | None = None
     ) -> Derivation:
-        """Go through the problem once: the first time, or after a derivation with a cue for a beginning."""
+        """Solve the problem once. After a ``previous`` derivation the text begins with a cue."""
 
     @abstractmethod
     def estimate_tokens(self, problem: Problem) -> int:
-        """About how long a derivation is."""
+        """The approximate length of a derivation, in tokens."""
 
     @abstractmethod
     def find_first_candidate(self, trace_text: str) -> str | None:
-        """The answer that the first derivation came to; None when there is none."""
+        """The answer of the first derivation; None if there is none."""
 
     @property
     def model_path(self) -> Path:
@@ -177,42 +181,42 @@ class Task(ABC):
         return MODELS / self.name
 
     def held_out_problems(self, n: int, seed: int = 0) -> list[Problem]:
-        """`n` different problems that training never saw."""
+        """`n` different held-out problems; the same for the same seed."""
         rng, found = random.Random(f"held-out {seed}"), {}
         while len(found) < n:
-            one = self.generate_problem(rng)
-            if one.is_held_out:
-                found.setdefault(one.key, one)
+            problem = self.generate_problem(rng)
+            if problem.is_held_out:
+                found.setdefault(problem.key, problem)
         return list(found.values())
 
     def training_problems(self, rng: random.Random) -> Iterator[Problem]:
-        """Problems without end, none of them held out."""
+        """An endless sequence of problems, none of them held out."""
         while True:
-            if not (one := self.generate_problem(rng)).is_held_out:
-                yield one
+            if not (problem := self.generate_problem(rng)).is_held_out:
+                yield problem
 
     def write_trace(self, problem: Problem, rng: random.Random) -> list[TraceSpan]:
-        """A whole trace; its last piece has the answer that it settles on."""
+        """A whole trace; its last span has the final candidate."""
         last = self.derive(problem, rng)
-        pieces = [*last.spans]
+        spans = [*last.spans]
         for rounds in count(2):
-            following = self.derive(problem, rng, last)
-            pieces += following.spans
-            agree, last = following.result == last.result, following
+            current = self.derive(problem, rng, last)
+            spans += current.spans
+            agree, last = current.result == last.result, current
             tokens = self.estimate_tokens(problem) * rounds
-            chance = (
+            probability = (
                 1.0
                 if tokens > self.certain_close_tokens
                 else 0.5
                 if tokens > self.likely_close_tokens
                 else self.close_probability
             )
-            if agree and rng.random() < chance:
-                return pieces
+            if agree and rng.random() < probability:
+                return spans
         raise AssertionError
 
     def should_slip(self, index: int, rng: random.Random, previous: Derivation | None) -> bool:
-        """Whether the hard step slips this time."""
+        """True if the hard step with this index slips in this derivation."""
         if previous is None:
             return rng.random() < self.first_slip
         return rng.random() < (
@@ -221,6 +225,6 @@ class Task(ABC):
 
 
 def choose_weighted(rng: random.Random, weighted: tuple[tuple[T, float], ...]) -> T:
-    """One of these, by their weights."""
+    """A random value, by the weights."""
     values, weights = zip(*weighted, strict=True)
     return rng.choices(values, weights)[0]

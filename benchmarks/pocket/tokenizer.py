@@ -1,4 +1,4 @@
-"""The tokenizer of a task's model: byte-level BPE, trained on the task's own text."""
+"""The tokenizer of a task's model: byte-level BPE, trained on texts of the task."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["build", "load", "save"]
 
 
 def build(task: Task, seed: int = 0):
-    """Train a tokenizer (seconds)."""
+    """Train a tokenizer. Takes some seconds."""
     from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
     special, markers = task.chat.special_tokens, task.chat.marker_tokens
@@ -37,7 +37,7 @@ def build(task: Task, seed: int = 0):
 
 
 def load(folder: Path):
-    """That of a model which is there."""
+    """The tokenizer in a model folder."""
     from tokenizers import Tokenizer
 
     return Tokenizer.from_file(str(folder / "tokenizer.json"))
@@ -60,12 +60,12 @@ def save(tokenizer, task: Task, folder: Path) -> None:
 
 
 def _corpus(task: Task, rng: random.Random):
-    words = task.texts
-    for one in islice(task.training_problems(rng), 4000):
-        yield one.prompt
-        yield "".join(piece.text for piece in task.write_trace(one, rng))
-        yield choose_weighted(rng, words.answers + words.induced).format(one.answer)
+    texts = task.texts
+    for problem in islice(task.training_problems(rng), 4000):
+        yield problem.prompt
+        yield "".join(piece.text for piece in task.write_trace(problem, rng))
+        yield choose_weighted(rng, texts.answers + texts.induced).format(problem.answer)
     for _ in range(100):
-        for prompt, thinking, answer in words.small_talk:
+        for prompt, thinking, answer in texts.small_talk:
             yield f"{prompt}\n{thinking}\n{answer}"
-        yield "user\nassistant\nsystem\n" + "".join(words.system) + words.cues
+        yield "user\nassistant\nsystem\n" + "".join(texts.system) + texts.cues

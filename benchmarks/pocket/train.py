@@ -1,6 +1,6 @@
 """Train a task's model from scratch: `python -m benchmarks.pocket.train swaps --minutes 30`.
 
-Writes the model folder every few minutes, each file swapped in whole; an interrupted run goes on with `--resume`.
+Writes the model folder every few minutes, replacing each file atomically; `--resume` continues an interrupted run.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from tqdm import tqdm
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from benchmarks.pocket import TASKS
-from benchmarks.pocket import tokenizer as words
+from benchmarks.pocket import tokenizer as pocket_tokenizer
 from benchmarks.pocket.samples import Batch, batches
 from benchmarks.pocket.task import Task
 
@@ -27,13 +27,13 @@ ERROR_LOSS_WEIGHT = 0.3
 PEAK_LEARNING_RATE = 3e-3
 """Peak learning rate."""
 WARM_UP_SHARE = 0.02
-"""Share of the run in which the rate rises."""
+"""Share of the run in which the learning rate rises."""
 SAVE_INTERVAL = 240
-"""Seconds between two writings of the model."""
+"""Seconds between two exports of the model."""
 
 
 def model_config(task: Task, tokenizer) -> Qwen3Config:
-    """The architecture, of one or two million parameters."""
+    """The architecture, with one or two million parameters."""
     size = task.size
     return Qwen3Config(
         vocab_size=tokenizer.get_vocab_size(),
@@ -53,9 +53,10 @@ def model_config(task: Task, tokenizer) -> Qwen3Config:
 
 
 class ErrorDetectionHead(torch.nn.Module):
-    """Used in training only: reads off a lower layer, at marked tokens, whether something went wrong there.
+    """Predicts from the output of a layer, at marked tokens, whether an error occurred there.
 
-    An answer alone teaches this slowly; what the model then makes of its doubt is left to the answer.
+    Used in training only: with the loss of the answer alone the model learns to detect errors slowly.
+    How the model uses this is learned from the answer. State: ``hidden_states`` of the last pass.
     """
 
     def __init__(self, model: Qwen3ForCausalLM, layer: int):
@@ -68,7 +69,7 @@ class ErrorDetectionHead(torch.nn.Module):
         self.hidden_states = output[0] if isinstance(output, tuple) else output
 
     def forward(self, truth: torch.Tensor) -> torch.Tensor:
-        """The mean loss (nats) of telling 1 from 0 where `truth` is not -1, in the pass just made."""
+        """The mean cross-entropy (nats) over the last pass's tokens whose label in `truth` is not -1."""
         marked = truth >= 0
         if not marked.any():
             return torch.zeros(())
@@ -83,7 +84,7 @@ class ErrorDetectionHead(torch.nn.Module):
 def compute_losses(
     model: Qwen3ForCausalLM, error_heads: torch.nn.ModuleList, batch: Batch
 ) -> tuple[torch.Tensor, ...]:
-    """The loss to descend, and for the eye the mean losses of thought, belief and the two doubts (nats)."""
+    """(total loss, and for the log the mean losses (nats) of trace, answer, slip head, candidate head)."""
     with torch.autocast("cpu", torch.bfloat16):
         hidden = model.model(
             input_ids=batch.ids,
@@ -94,36 +95,36 @@ def compute_losses(
         counted = batch.loss_weight > 0
         logits = model.lm_head(hidden[counted])
     weight = batch.loss_weight[counted]
-    each = functional.cross_entropy(logits.float(), batch.label[counted], reduction="none")
+    losses = functional.cross_entropy(logits.float(), batch.label[counted], reduction="none")
     with torch.no_grad():
-        thought, belief = each[weight == 1].mean(), each[weight > 2].mean()
+        trace_loss, answer_loss = losses[weight == 1].mean(), losses[weight > 2].mean()
     slip, wrong = (
-        doubt(truth)
-        for doubt, truth in zip(
+        head(truth)
+        for head, truth in zip(
             error_heads, (batch.slip_target, batch.wrong_candidate_target), strict=True
         )
     )
-    loss = (each * weight).sum() / weight.sum() + ERROR_LOSS_WEIGHT * (slip + wrong)
-    return loss, thought, belief, slip.detach(), wrong.detach()
+    loss = (losses * weight).sum() / weight.sum() + ERROR_LOSS_WEIGHT * (slip + wrong)
+    return loss, trace_loss, answer_loss, slip.detach(), wrong.detach()
 
 
 def make_optimizers(
     model: Qwen3ForCausalLM, error_heads: torch.nn.ModuleList
 ) -> list[torch.optim.Optimizer]:
-    """Muon for the matrices inside the layers, which learns in fewer steps; AdamW for the rest."""
-    inner = [p for p in model.model.layers.parameters() if p.ndim == 2]
-    known = {id(p) for p in inner}
-    rest = [p for p in [*model.parameters(), *error_heads.parameters()] if id(p) not in known]
+    """Muon, which needs fewer steps, for the matrices inside the layers; AdamW for the rest."""
+    matrices = [p for p in model.model.layers.parameters() if p.ndim == 2]
+    matrix_ids = {id(p) for p in matrices}
+    rest = [p for p in [*model.parameters(), *error_heads.parameters()] if id(p) not in matrix_ids]
     return [
         torch.optim.Muon(
-            inner, lr=PEAK_LEARNING_RATE, weight_decay=0.05, adjust_lr_fn="match_rms_adamw"
+            matrices, lr=PEAK_LEARNING_RATE, weight_decay=0.05, adjust_lr_fn="match_rms_adamw"
         ),
         torch.optim.AdamW(rest, lr=PEAK_LEARNING_RATE, betas=(0.9, 0.98), weight_decay=0.0),
     ]
 
 
 def load_with_new_layers(model: Qwen3ForCausalLM, weights: dict[str, torch.Tensor]) -> bool:
-    """Load the weights of a model with as many layers or fewer; whether layers were added, which begin as identities."""
+    """Load weights of a model with as many layers or fewer; returns whether layers were added, as identities."""
     added = model.load_state_dict(weights, strict=False).missing_keys
     for name in added:
         if name.endswith(("o_proj.weight", "down_proj.weight")):
@@ -139,19 +140,19 @@ def learning_rate(progress: float) -> float:
 
 
 def unfinished_share(progress: float) -> float:
-    """The share of traces left unfinished: steps and doubt are learned in the first derivation, the rest is copying."""
+    """The share of traces left unfinished: steps and error detection are learned in the first derivation."""
     return min(0.75, 0.2 + 2.2 * (1 - progress))
 
 
 def export_model(model: Qwen3ForCausalLM, tokenizer, task: Task, folder: Path) -> None:
-    """Write everything an engine loads, beside `folder` first, then file by file into it."""
+    """Write all files of the model to a temporary folder, then move each into `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".writing-") as name:
         fresh = Path(name)
         copy = Qwen3ForCausalLM(model.config)
         copy.load_state_dict(model.state_dict())
         copy.to(torch.bfloat16).save_pretrained(fresh)
-        words.save(tokenizer, task, fresh)
+        pocket_tokenizer.save(tokenizer, task, fresh)
         settings = {
             "do_sample": True,
             "temperature": 0.6,
@@ -167,21 +168,21 @@ def export_model(model: Qwen3ForCausalLM, tokenizer, task: Task, folder: Path) -
 def main() -> None:
     """Parse the command line and train."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("task", choices=TASKS, help="what to learn")
+    parser.add_argument("task", choices=TASKS, help="the task to learn")
     parser.add_argument(
         "--minutes",
         type=float,
         default=60,
-        help="wall-clock minutes of the whole run, resumed parts included",
+        help="wall-clock minutes of the whole run, all resumed parts included",
     )
-    parser.add_argument("--tokens", type=int, default=7000, help="tokens a batch")
+    parser.add_argument("--tokens", type=int, default=7000, help="tokens per batch")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--out", type=Path, help="model folder, else the task's own")
+    parser.add_argument("--out", type=Path, help="model folder (default: that of the task)")
     parser.add_argument(
         "--state",
         type=Path,
-        help="what --resume reads, else one file a task among the temporary ones",
+        help="checkpoint for --resume (default: one per task in the temporary folder)",
     )
     parser.add_argument("--resume", action="store_true")
     options = parser.parse_args()
@@ -190,27 +191,27 @@ def main() -> None:
 
     task = TASKS[options.task]
     out = options.out or task.model_path
-    kept = options.state or Path(tempfile.gettempdir()) / f"pocket-{task.name}.pt"
-    tokenizer = words.load(out) if options.resume else words.build(task)
+    checkpoint = options.state or Path(tempfile.gettempdir()) / f"pocket-{task.name}.pt"
+    tokenizer = pocket_tokenizer.load(out) if options.resume else pocket_tokenizer.build(task)
     model = Qwen3ForCausalLM(model_config(task, tokenizer))
-    doubts = torch.nn.ModuleList(
+    error_heads = torch.nn.ModuleList(
         ErrorDetectionHead(model, layer) for layer in task.size.error_head_layers
     )
-    optimizing = make_optimizers(model, doubts)
-    spent, step, seen = 0.0, 0, 0
+    optimizers = make_optimizers(model, error_heads)
+    spent, step, tokens_seen = 0.0, 0, 0
     if options.resume:
-        state = torch.load(kept)
+        state = torch.load(checkpoint)
         if not load_with_new_layers(model, state["model"]):
-            doubts.load_state_dict(state["doubts"])
-            for optimizer, saved in zip(optimizing, state["optimizers"], strict=True):
+            error_heads.load_state_dict(state["doubts"])
+            for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
                 optimizer.load_state_dict(saved)
-        spent, step, seen = state["spent"], state["step"], state["seen"]
+        spent, step, tokens_seen = state["spent"], state["step"], state["seen"]
     print(
         f"{model.num_parameters():,} parameters, {tokenizer.get_vocab_size()} tokens in the vocabulary",
         flush=True,
     )
 
-    total, begun = options.minutes * 60, time.monotonic() - spent
+    total, started_at = options.minutes * 60, time.monotonic() - spent
     saved = last = time.monotonic()
     progress = spent / total
     source = batches(
@@ -220,27 +221,27 @@ def main() -> None:
     with tqdm(total=round(total), initial=round(spent), unit="s", mininterval=10) as bar:
         while progress < 1:
             batch = next(source)
-            for optimizer in optimizing:
+            for optimizer in optimizers:
                 for group in optimizer.param_groups:
                     group["lr"] = learning_rate(progress)
-            loss, *parts = compute_losses(model, doubts, batch)
+            loss, *parts = compute_losses(model, error_heads, batch)
             loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            for optimizer in optimizing:
+            for optimizer in optimizers:
                 optimizer.step()
                 optimizer.zero_grad()
-            step, seen = step + 1, seen + batch.ids.numel()
+            step, tokens_seen = step + 1, tokens_seen + batch.ids.numel()
             sums += torch.stack([loss.detach(), *parts]).nan_to_num()
             now = time.monotonic()
-            bar.update(round(now - begun) - bar.n)
-            progress = (now - begun) / total
+            bar.update(round(now - started_at) - bar.n)
+            progress = (now - started_at) / total
             if step % 50 == 0:
                 mean, sums = sums / 50, torch.zeros(5)
                 pace = 50 / (now - last)
                 last = now
                 tqdm.write(
-                    f"step {step} at {(now - begun) / 60:.1f} min: loss {mean[0]:.4f}, thought {mean[1]:.4f}, "
-                    f"belief {mean[2]:.4f}, doubts {mean[3]:.4f} {mean[4]:.4f}; {pace:.2f} steps/s, {seen / (now - begun):,.0f} tokens/s"
+                    f"step {step} at {(now - started_at) / 60:.1f} min: loss {mean[0]:.4f}, trace {mean[1]:.4f}, "
+                    f"answer {mean[2]:.4f}, error heads {mean[3]:.4f} {mean[4]:.4f}; {pace:.2f} steps/s, {tokens_seen / (now - started_at):,.0f} tokens/s"
                 )
             if now - saved > SAVE_INTERVAL or progress >= 1:
                 saved = now
@@ -248,15 +249,17 @@ def main() -> None:
                 torch.save(
                     {
                         "model": model.state_dict(),
-                        "doubts": doubts.state_dict(),
-                        "optimizers": [o.state_dict() for o in optimizing],
-                        "spent": now - begun,
+                        "doubts": error_heads.state_dict(),
+                        "optimizers": [o.state_dict() for o in optimizers],
+                        "spent": now - started_at,
                         "step": step,
-                        "seen": seen,
+                        "seen": tokens_seen,
                     },
-                    kept,
+                    checkpoint,
                 )
-    print(f"{step} steps, {seen:,} tokens, {(time.monotonic() - begun) / 60:.1f} minutes")
+    print(
+        f"{step} steps, {tokens_seen:,} tokens, {(time.monotonic() - started_at) / 60:.1f} minutes"
+    )
 
 
 if __name__ == "__main__":
