@@ -1,4 +1,4 @@
-"""Put problems to a model behind a gateway and keep what came back."""
+"""Send problems to a model, directly or through the gateway, and record the responses."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ __all__ = [
 TEMPERATURE = 0.6
 MAX_TOKENS = 2000
 SendProblem = Callable[[Problem, "str | None", int], Awaitable["ModelResponse"]]
-"""(problem, policy, seed) to what came back; None asks an engine that knows of no policies."""
+"""(problem, policy, seed) -> response. The policy None omits the `adjourn` field, for an engine."""
 
 
 @dataclass(frozen=True, slots=True)
 class ModelResponse:
-    """One response. Tokens as usage and the gateway's note tell; seconds on the wall."""
+    """One response: token counts from `usage` and the `adjourn` field, wall-clock seconds."""
 
     problem: Problem
     reasoning_text: str
@@ -49,7 +49,7 @@ class ModelResponse:
 
     @property
     def net_tokens(self) -> int:
-        """All tokens that were decoded for this response."""
+        """All tokens that the engine generated for this response, probes and waste included."""
         return self.completion_tokens + self.probe_tokens + self.wasted_tokens
 
 
@@ -69,23 +69,23 @@ async def send_all(
     bar: Progress,
     label: str | None = None,
 ) -> tuple[list[ModelResponse], float]:
-    """Every problem once, ``concurrency`` at a time; the runs in order, and the seconds it took.
+    """Send every problem once, ``concurrency`` at a time.
 
-    The seed of a problem's sampling is its place in the list, so that two policies' traces of one
-    problem begin alike.
+    Returns the responses in order, and the seconds that all took. The seed of a request is the
+    problem's index in the list, so that the traces of one problem under two policies begin alike.
     """
     task = bar.add_task(label or policy or "full thinking", total=len(problems))
-    turns = asyncio.Semaphore(concurrency)
+    limit = asyncio.Semaphore(concurrency)
 
-    async def one(seed: int, problem: Problem) -> ModelResponse:
-        async with turns:
-            run = await send(problem, policy, seed)
+    async def send_one(seed: int, problem: Problem) -> ModelResponse:
+        async with limit:
+            response = await send(problem, policy, seed)
         bar.advance(task)
-        return run
+        return response
 
-    began = time.perf_counter()
-    runs = await asyncio.gather(*(one(i, p) for i, p in enumerate(problems)))
-    return list(runs), time.perf_counter() - began
+    started_at = time.perf_counter()
+    responses = await asyncio.gather(*(send_one(i, p) for i, p in enumerate(problems)))
+    return list(responses), time.perf_counter() - started_at
 
 
 def _request_body(problem: Problem, policy: str | None, seed: int) -> dict[str, Any]:
@@ -102,89 +102,95 @@ def _request_body(problem: Problem, policy: str | None, seed: int) -> dict[str, 
 
 @contextlib.asynccontextmanager
 async def openai_client(url: str, model: str = "pocket") -> AsyncIterator[SendProblem]:
-    """By the ``openai`` package, streamed, as users do it."""
+    """Streams with the ``openai`` package, as users do."""
     async with openai.AsyncOpenAI(
         base_url=f"{url}/v1", api_key="none", max_retries=0, timeout=600
     ) as client:
 
-        async def ask(problem: Problem, policy: str | None, seed: int) -> ModelResponse:
-            began = time.perf_counter()
+        async def send(problem: Problem, policy: str | None, seed: int) -> ModelResponse:
+            started_at = time.perf_counter()
             body = _request_body(problem, policy, seed)
             extra = {"adjourn": body.pop("adjourn")} if "adjourn" in body else {}
-            thought, answer, usage, note = [], [], {}, {}
+            reasoning, answer, usage, adjourn_field = [], [], {}, {}
             stream = await client.chat.completions.create(model=model, **body, extra_body=extra)
             async for chunk in stream:
                 usage = chunk.usage.model_dump() if chunk.usage else usage
-                note = (chunk.model_extra or {}).get("adjourn") or note
+                adjourn_field = (chunk.model_extra or {}).get("adjourn") or adjourn_field
                 for choice in chunk.choices:
-                    thought.append((choice.delta.model_extra or {}).get("reasoning") or "")
+                    reasoning.append((choice.delta.model_extra or {}).get("reasoning") or "")
                     answer.append(choice.delta.content or "")
-            seconds = time.perf_counter() - began
-            return _to_response(problem, "".join(thought), "".join(answer), usage, note, seconds)
+            seconds = time.perf_counter() - started_at
+            return _to_response(
+                problem, "".join(reasoning), "".join(answer), usage, adjourn_field, seconds
+            )
 
-        yield ask
+        yield send
 
 
 @contextlib.asynccontextmanager
 async def lightweight_client(url: str, model: str = "pocket") -> AsyncIterator[SendProblem]:
-    """Streamed as well, but read as bytes and decoded at the end: the client's own work must not
-    be what is measured when it shares its cores with the engine."""
-    # vLLM's server closes an idle connection after five seconds: we must be first.
+    """Streams too, but reads bytes and decodes them at the end.
+
+    The client shares CPU cores with the engine, so its own work must not distort the measurement.
+    """
+    # vLLM's server closes an idle connection after five seconds: close it before that.
     connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=2)
     async with aiohttp.ClientSession(connector=connector) as session:
 
-        async def read(body: dict[str, Any], tries: int = 3) -> bytes:
-            """As SDKs do, try again where the connection broke or the server failed."""
+        async def read(body: dict[str, Any], attempts: int = 3) -> bytes:
+            """Retry, as SDKs do, if the connection broke or the server failed."""
             try:
                 async with session.post(f"{url}/v1/chat/completions", json=body) as reply:
                     reply.raise_for_status()
                     return await reply.read()
             except aiohttp.ClientError:
-                if tries == 1:
+                if attempts == 1:
                     raise
             await asyncio.sleep(0.5)
-            return await read(body, tries - 1)
+            return await read(body, attempts - 1)
 
-        async def ask(problem: Problem, policy: str | None, seed: int) -> ModelResponse:
-            began = time.perf_counter()
+        async def send(problem: Problem, policy: str | None, seed: int) -> ModelResponse:
+            started_at = time.perf_counter()
             body = {"model": model, **_request_body(problem, policy, seed)}
             raw = await read(body)
-            seconds = time.perf_counter() - began
+            seconds = time.perf_counter() - started_at
             lines = raw.split(b"\n\n")
             chunks = [json.loads(line[6:]) for line in lines if line[:7] == b"data: {"]
             deltas = [c["choices"][0]["delta"] for c in chunks if c.get("choices")]
-            thought = "".join(d.get("reasoning") or "" for d in deltas)
+            reasoning = "".join(d.get("reasoning") or "" for d in deltas)
             answer = "".join(d.get("content") or "" for d in deltas)
-            note = chunks[-1].get("adjourn", {})
-            return _to_response(problem, thought, answer, chunks[-1]["usage"], note, seconds)
+            adjourn_field = chunks[-1].get("adjourn", {})
+            return _to_response(
+                problem, reasoning, answer, chunks[-1]["usage"], adjourn_field, seconds
+            )
 
-        yield ask
+        yield send
 
 
 def _to_response(
     problem: Problem,
-    thought: str,
-    answer: str,
+    reasoning_text: str,
+    answer_text: str,
     usage: dict[str, Any],
-    note: dict[str, Any],
+    adjourn_field: dict[str, Any],
     seconds: float,
 ) -> ModelResponse:
-    tokens = note.get("tokens", {})
+    tokens = adjourn_field.get("tokens", {})
     completion = usage["completion_tokens"]
-    # vLLM's own count of a stream's reasoning falls short where texts were held back; the
-    # gateway's ledger is exact, where there is one.
+    # vLLM's own count of reasoning tokens in a stream is too low if it held texts back; the
+    # gateway's ledger, if there is one, is exact.
     details = usage.get("completion_tokens_details") or {}
     reasoning = tokens.get("reasoning", details.get("reasoning_tokens", 0))
     return ModelResponse(
         problem=problem,
-        reasoning_text=thought,
-        answer_text=answer,
-        correct=problem.is_correct(answer),
+        reasoning_text=reasoning_text,
+        answer_text=answer_text,
+        correct=problem.is_correct(answer_text),
         reasoning_tokens=reasoning,
         answer_tokens=completion - reasoning,
         probe_tokens=tokens.get("probe", 0),
         wasted_tokens=tokens.get("wasted", 0),
         completion_tokens=completion,
         seconds=seconds,
-        adjourn_field=note,
+        adjourn_field=adjourn_field,
     )

@@ -1,5 +1,7 @@
-"""``make demo``: the main job, shown. Held-out problems through a real engine, with full thinking
-and with a policy; a table of what it cost and brought, and one trace with the place of its cut."""
+"""``make demo``: send held-out problems to a real engine, with full thinking and with a policy.
+
+Prints a table of accuracy and cost, and one trace that shows where it was cut.
+"""
 
 from __future__ import annotations
 
@@ -27,8 +29,8 @@ def main() -> None:
     parser.add_argument("--problems", type=int, default=200)
     parser.add_argument("--concurrency", type=int, default=8)
     parser.add_argument("--policy", default=CHAINS.policy)
-    parser.add_argument("--serve", action="store_true", help="stay up instead, until interrupted")
-    parser.add_argument("--port", type=int, default=8000, help="the gateway's, with --serve")
+    parser.add_argument("--serve", action="store_true", help="only serve, until interrupted")
+    parser.add_argument("--port", type=int, default=8000, help="port of the gateway, with --serve")
     options = parser.parse_args()
     with contextlib.suppress(KeyboardInterrupt):
         run(options)
@@ -52,7 +54,7 @@ def run(options: argparse.Namespace) -> None:
 
 def _serve_until_interrupted(url: str) -> None:
     console.print(
-        f"point any OpenAI client at {url}/v1, model [b]pocket[/b]; Ctrl-C ends it, e.g.\n"
+        f"use any OpenAI client with {url}/v1 and model [b]pocket[/b]; Ctrl-C stops; e.g.\n"
         f"  curl {url}/v1/chat/completions -H 'content-type: application/json' -d "
         """'{"model":"pocket","messages":[{"role":"user","content":"""
         """"Start with 47. Add 38. Multiply by 3. What is the result?"}]}'"""
@@ -63,50 +65,52 @@ def _serve_until_interrupted(url: str) -> None:
 
 
 async def _compare(url: str, options: argparse.Namespace) -> None:
-    problems, side_by_side = CHAINS.held_out_problems(options.problems), options.concurrency
+    problems, concurrency = CHAINS.held_out_problems(options.problems), options.concurrency
     with progress_bar() as bar:
-        async with openai_client(url) as ask:
-            # A few first, so that neither side pays for the engine's warming up.
-            await send_all(ask, problems[:16], "off", concurrency=8, bar=bar, label="warming up")
+        async with openai_client(url) as send:
+            # Warm up the engine, so that neither side is measured on a cold one.
+            await send_all(send, problems[:16], "off", concurrency=8, bar=bar, label="warming up")
             full, full_seconds = await send_all(
-                ask, problems, "off", concurrency=side_by_side, bar=bar, label="full thinking"
+                send, problems, "off", concurrency=concurrency, bar=bar, label="full thinking"
             )
-            ours, our_seconds = await send_all(
-                ask, problems, options.policy, concurrency=side_by_side, bar=bar
+            cut, cut_seconds = await send_all(
+                send, problems, options.policy, concurrency=concurrency, bar=bar
             )
-    arms = {"full thinking": (full, full_seconds), options.policy: (ours, our_seconds)}
+    arms = {"full thinking": (full, full_seconds), options.policy: (cut, cut_seconds)}
     console.print(cost_table(arms))
-    delta, low, high = paired_difference([r.correct for r in ours], [r.correct for r in full])
+    delta, low, high = paired_difference([r.correct for r in cut], [r.correct for r in full])
     console.print(
         f"accuracy difference {100 * delta:+.1f} points, 95 % interval "
         f"[{100 * low:+.1f}, {100 * high:+.1f}]; temperature 0.6, {len(problems)} held-out "
-        f"problems, {side_by_side} at a time"
+        f"problems, {concurrency} at a time"
     )
-    _show_example(full, ours)
+    _show_example(full, cut)
 
 
 def cost_table(arms: dict[str, tuple[list[ModelResponse], float]], samples: int = 1) -> Table:
-    """A column a policy; the first is the one that the others are compared with. ``samples``: runs
-    a problem."""
-    shown = Table(title="What it cost and what it brought")
-    shown.add_column("means per request")
+    """A table with one column per policy; the first is the baseline of the others.
+
+    ``samples``: responses per problem.
+    """
+    table = Table(title="Accuracy and cost")
+    table.add_column("means per request")
     for name in arms:
-        shown.add_column(name, justify="right")
-    base = next(iter(arms.values()))[0]
-    columns = [_policy_column(runs, seconds, base, samples) for runs, seconds in arms.values()]
+        table.add_column(name, justify="right")
+    baseline = next(iter(arms.values()))[0]
+    columns = [_policy_column(runs, seconds, baseline, samples) for runs, seconds in arms.values()]
     for row in columns[0]:
-        shown.add_row(row, *(column[row] for column in columns))
-    return shown
+        table.add_row(row, *(column[row] for column in columns))
+    return table
 
 
 def _policy_column(
-    runs: list[ModelResponse], seconds: float, base: list[ModelResponse], samples: int
+    runs: list[ModelResponse], seconds: float, baseline: list[ModelResponse], samples: int
 ) -> dict[str, str]:
     right, low, high = (100 * x for x in share_interval([r.correct for r in runs], samples))
-    net, full = [r.net_tokens for r in runs], [r.net_tokens for r in base]
+    net, full = [r.net_tokens for r in runs], [r.net_tokens for r in baseline]
     crt, crt_low, crt_high = paired_difference(net, full, ratio=True, samples=samples)
     cr, _, _ = paired_difference(
-        [r.completion_tokens for r in runs], [r.completion_tokens for r in base], ratio=True
+        [r.completion_tokens for r in runs], [r.completion_tokens for r in baseline], ratio=True
     )
     times = sorted(r.seconds for r in runs)
     stopped = sum(bool(r.adjourn_field.get("stopped")) for r in runs)
@@ -119,29 +123,29 @@ def _policy_column(
         "  95 % interval": f"{low:.1f} to {high:.1f}",
         "stopped early": f"{100 * stopped / len(runs):.0f} %",
         "reasoning tokens": mean("reasoning_tokens"),
-        "answer tokens, markers too": mean("answer_tokens"),
+        "answer tokens, markers included": mean("answer_tokens"),
         "probe tokens": mean("probe_tokens"),
         "wasted tokens": mean("wasted_tokens"),
         "net tokens": mean("net_tokens"),
         "CR (without probes)": f"{cr:.3f}",
         "CRT (net)": f"{crt:.3f}",
-        "  95 % interval ": "" if runs is base else f"{crt_low:.3f} to {crt_high:.3f}",
+        "  95 % interval ": "" if runs is baseline else f"{crt_low:.3f} to {crt_high:.3f}",
         "median seconds": f"{times[len(times) // 2]:.2f}",
         "p95 seconds": f"{times[int(len(times) * 0.95)]:.2f}",
-        "requests a second": f"{len(runs) / seconds:.2f}",
+        "requests per second": f"{len(runs) / seconds:.2f}",
     }
 
 
-def _show_example(full: list[ModelResponse], ours: list[ModelResponse]) -> None:
-    """The request that the cut shortened most, where both are right."""
+def _show_example(full_responses: list[ModelResponse], cut_responses: list[ModelResponse]) -> None:
+    """Print the request that was shortened most, among those with both answers right."""
     pairs = [
         (f, o)
-        for f, o in zip(full, ours, strict=True)
+        for f, o in zip(full_responses, cut_responses, strict=True)
         if o.adjourn_field.get("stopped") and f.correct and o.correct
     ]
     if not pairs:
         return
-    whole, cut = max(pairs, key=lambda pair: pair[0].reasoning_tokens - pair[1].reasoning_tokens)
+    full, cut = max(pairs, key=lambda pair: pair[0].reasoning_tokens - pair[1].reasoning_tokens)
     text = Text()
     text.append(cut.problem.prompt + "\n\n", style="bold")
     text.append(cut.reasoning_text.rstrip() + "\n")
@@ -152,9 +156,9 @@ def _show_example(full: list[ModelResponse], ours: list[ModelResponse]) -> None:
         style="bold red",
     )
     text.append(cut.answer_text.strip() + "\n\n", style="bold green")
-    left = whole.reasoning_tokens - cut.reasoning_tokens
-    text.append(f"with full thinking it went on for {left} more tokens, to the same answer:\n")
-    text.append("… " + whole.reasoning_text[-400:].strip(), style="dim")
+    saved = full.reasoning_tokens - cut.reasoning_tokens
+    text.append(f"with full thinking the trace has {saved} more tokens and the same answer:\n")
+    text.append("… " + full.reasoning_text[-400:].strip(), style="dim")
     console.print(Panel(text, title="one trace"))
 
 

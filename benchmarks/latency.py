@@ -1,7 +1,7 @@
-"""Time: how long a request takes with full thinking, straight at the engine, and under a policy.
+"""Latency of a request with full thinking, sent to the engine itself, and under a policy.
 
-Both streamed, by the same lean client, at 1 and 16 requests at a time and at saturation, in
-alternating blocks of one run on one engine, so that what else the machine does meets both.
+Both are streamed by the same lightweight client, with 1 and 16 concurrent requests and at
+saturation, in alternating blocks of one run on one engine, so that other load affects both.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ __all__ = ["main"]
 matplotlib.use("Agg")
 console = Console(width=140)
 _LOADS = ((1, 30), (16, 80), (64, 160))
-"""(requests at a time, requests a round)"""
+"""(concurrent requests, requests per round)"""
 _GOALS = {1: ("median", 0.75), 16: ("median", 0.75), 64: ("throughput", 1.2)}
 
 
@@ -48,7 +48,10 @@ def main() -> None:
 async def _measure(upstream: str, url: str, options: argparse.Namespace) -> None:
     rows = []
     with progress_bar() as bar:
-        async with lightweight_client(upstream) as direct, lightweight_client(url) as judged:
+        async with (
+            lightweight_client(upstream) as direct,
+            lightweight_client(url) as through_gateway,
+        ):
             await send_all(
                 direct,
                 CHAINS.held_out_problems(32),
@@ -58,11 +61,17 @@ async def _measure(upstream: str, url: str, options: argparse.Namespace) -> None
                 label="warming up",
             )
             await send_all(
-                judged, CHAINS.held_out_problems(32), options.policy, concurrency=16, bar=bar
+                through_gateway,
+                CHAINS.held_out_problems(32),
+                options.policy,
+                concurrency=16,
+                bar=bar,
             )
             for concurrency, requests in _LOADS:
                 rows.append(
-                    await _measure_load(concurrency, requests, direct, judged, bar, options)
+                    await _measure_load(
+                        concurrency, requests, direct, through_gateway, bar, options
+                    )
                 )
     _report(rows, options)
 
@@ -80,10 +89,10 @@ async def _measure_load(
         "policy": ([], []),
     }
     problems = CHAINS.held_out_problems(requests * options.rounds)
-    for turn in range(options.rounds):
-        block = problems[turn * requests : (turn + 1) * requests]
-        # Each goes first in turn.
-        order = ("full", "policy") if turn % 2 == 0 else ("policy", "full")
+    for round_number in range(options.rounds):
+        block = problems[round_number * requests : (round_number + 1) * requests]
+        # The arms alternate in going first.
+        order = ("full", "policy") if round_number % 2 == 0 else ("policy", "full")
         for arm in order:
             policy = None if arm == "full" else options.policy
             runs, seconds = await send_all(
@@ -100,8 +109,8 @@ async def _measure_load(
     rng = np.random.default_rng(0)
     rows = rng.integers(0, len(problems), (4000, len(problems)))
     ratios = np.median(seconds["policy"][rows], axis=1) / np.median(seconds["full"][rows], axis=1)
-    flow = np.array(arms["policy"][1]) / np.array(arms["full"][1])
-    ratio, low, high = mean_ratio(flow)
+    throughput_ratios = np.array(arms["policy"][1]) / np.array(arms["full"][1])
+    ratio, low, high = mean_ratio(throughput_ratios)
     return {
         "concurrency": concurrency,
         "median": {arm: float(np.median(s)) for arm, s in seconds.items()},
@@ -116,7 +125,7 @@ async def _measure_load(
 
 
 def _report(rows: list[dict], options: argparse.Namespace) -> None:
-    table = Table(title=f"{options.policy} against full thinking straight at the engine")
+    table = Table(title=f"{options.policy} against full thinking at the engine itself")
     for column in (
         "at a time", "median s, full", options.policy, "ratio [95 %]", "p95 s, full",
         options.policy, "requests/s, full", options.policy, "ratio [95 %]", "goal",
@@ -124,18 +133,20 @@ def _report(rows: list[dict], options: argparse.Namespace) -> None:
         table.add_column(column, justify="right")
     for row in rows:
         low, high = row["median_ratio_interval"]
-        least, most = row["throughput_ratio_interval"]
-        what, limit = _GOALS[row["concurrency"]]
-        met = row["median_ratio"] <= limit if what == "median" else row["throughput_ratio"] >= limit
-        sign = "≤" if what == "median" else "≥"
+        throughput_low, throughput_high = row["throughput_ratio_interval"]
+        metric, limit = _GOALS[row["concurrency"]]
+        met = (
+            row["median_ratio"] <= limit if metric == "median" else row["throughput_ratio"] >= limit
+        )
+        sign = "≤" if metric == "median" else "≥"
         table.add_row(
             str(row["concurrency"]),
             *(f"{row['median'][arm]:.3f}" for arm in ("full", "policy")),
             f"{row['median_ratio']:.2f} [{low:.2f}, {high:.2f}]",
             *(f"{row['p95'][arm]:.3f}" for arm in ("full", "policy")),
             *(f"{row['throughput'][arm]:.2f}" for arm in ("full", "policy")),
-            f"{row['throughput_ratio']:.2f} [{least:.2f}, {most:.2f}]",
-            f"{what} {sign} {limit}: {'met' if met else 'missed'}",
+            f"{row['throughput_ratio']:.2f} [{throughput_low:.2f}, {throughput_high:.2f}]",
+            f"{metric} {sign} {limit}: {'met' if met else 'missed'}",
         )
     console.print(table)
     _plot(rows, options)
@@ -156,7 +167,7 @@ def _plot(rows: list[dict], options: argparse.Namespace) -> None:
             label = "full thinking" if arm == "full" else options.policy
             axes.step(times, np.linspace(0, 1, len(times)), color=colour, label=label)
         axes.set_title(f"{row['concurrency']} at a time")
-        axes.set_xlabel("seconds a request")
+        axes.set_xlabel("seconds per request")
         axes.grid(alpha=0.3)
     panels[0].set_ylabel("share of requests")
     panels[0].legend()

@@ -1,4 +1,4 @@
-"""The gateways that `benchmarks.overhead` compares: how each is started, found ready and ended."""
+"""Start, check and stop the gateways that `benchmarks.overhead` compares."""
 
 from __future__ import annotations
 
@@ -63,12 +63,12 @@ litellm_settings: {{telemetry: false, num_retries: 0}}
 
 
 class GatewayNotInstalled(Exception):
-    """A gateway that isn't installed, and how to install it."""
+    """A gateway is not installed; the message says how to install it."""
 
 
 @dataclass(slots=True)
 class Gateway:
-    """One that runs. `direct` is none: its port is the stand-in's, and it has no process."""
+    """A running gateway. For `direct` the port is the stand-in's, and there is no process."""
 
     name: str
     port: int
@@ -83,6 +83,7 @@ class Gateway:
         return sum(int(psutil.Process(pid).memory_info().rss) for pid in self.process_ids()) / 1e6
 
     def process_ids(self) -> list[int]:
+        """The ids of the process and all its descendants; none for `direct`."""
         if self.process is None:
             return []
         top = psutil.Process(self.process.pid)
@@ -97,17 +98,17 @@ def free_port() -> int:
 
 @contextmanager
 def start_standin() -> Iterator[int]:
-    """The stand-in's port, while it runs."""
+    """Run the stand-in; gives its port."""
     port = free_port()
     with _run_process(
         [sys.executable, "-m", "benchmarks.standin", "--port", str(port)], None
-    ) as it:
-        _wait_until_ready(port, "/health", it, 20)
+    ) as process:
+        _wait_until_ready(port, "/health", process, 20)
         yield port
 
 
 def active_streams(port: int, patience: float = 2.0) -> int:
-    """The stand-in's streams that nobody ended in all this time."""
+    """The number of the stand-in's streams still active after up to `patience` seconds."""
     deadline = time.monotonic() + patience
     while True:
         connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
@@ -121,7 +122,10 @@ def active_streams(port: int, patience: float = 2.0) -> int:
 
 @contextmanager
 def start_gateways(names: list[str], upstream: int, folder: Path) -> Iterator[list[Gateway]]:
-    """Start them one after the other; end each on the way out."""
+    """Start the named gateways one after the other; stop them at the end of the block.
+
+    Raises GatewayNotInstalled, or RuntimeError if one does not start or stream.
+    """
     if not names:
         yield []
         return
@@ -152,8 +156,8 @@ def _start_nginx(upstream: int, folder: Path) -> Iterator[Gateway]:
     command = [binary, "-c", str(config), "-p", str(folder), "-e", str(folder / "nginx-error.log")]
     with _start_gateway(
         "nginx", port, command, folder, "/health", version.split("/")[-1].strip()
-    ) as it:
-        yield it
+    ) as gateway:
+        yield gateway
 
 
 @contextmanager
@@ -162,10 +166,10 @@ def _start_adjourn(upstream: int, folder: Path) -> Iterator[Gateway]:
     if not binary.exists():
         raise GatewayNotInstalled("adjourn: make install")
     port = free_port()
-    to = f"http://127.0.0.1:{upstream}"
-    command = [str(binary), "serve", "--upstream", to, "--port", str(port), "--policy", "deer"]
-    with _start_gateway("adjourn", port, command, folder, "/ready") as it:
-        yield it
+    url = f"http://127.0.0.1:{upstream}"
+    command = [str(binary), "serve", "--upstream", url, "--port", str(port), "--policy", "deer"]
+    with _start_gateway("adjourn", port, command, folder, "/ready") as gateway:
+        yield gateway
 
 
 @contextmanager
@@ -183,7 +187,7 @@ def _start_litellm(upstream: int, folder: Path) -> Iterator[Gateway]:
     config.write_text(LITELLM_CONFIG.format(upstream=upstream))
     command = [str(home / "bin" / "litellm"), "--config", str(config), "--host", "127.0.0.1"]
     command += ["--port", str(port), "--num_workers", "1", "--telemetry", "False"]
-    # Without keys, as the others, and without a look at its price list on the network.
+    # No API keys, like the others, and no download of its price list.
     settings = {
         "LITELLM_LOCAL_MODEL_COST_MAP": "True",
         "LITELLM_LOG": "ERROR",
@@ -192,8 +196,8 @@ def _start_litellm(upstream: int, folder: Path) -> Iterator[Gateway]:
     version = LITELLM_REQUIREMENT.split("==")[-1]
     with _start_gateway(
         "litellm", port, command, folder, "/health/liveliness", version, settings
-    ) as it:
-        yield it
+    ) as gateway:
+        yield gateway
 
 
 _STARTERS = {
@@ -237,20 +241,20 @@ def _run_process(
     try:
         yield process
     finally:
-        family = [process.pid]
+        pids = [process.pid]
         if process.poll() is None:
-            family += [child.pid for child in psutil.Process(process.pid).children(recursive=True)]
+            pids += [child.pid for child in psutil.Process(process.pid).children(recursive=True)]
             process.terminate()
-        _terminate(process, family)
+        _terminate(process, pids)
 
 
-def _terminate(process: subprocess.Popen[bytes], family: list[int]) -> None:
+def _terminate(process: subprocess.Popen[bytes], pids: list[int]) -> None:
     try:
         process.wait(10)
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()
-    for pid in family[1:]:
+    for pid in pids[1:]:
         if psutil.pid_exists(pid):
             psutil.Process(pid).terminate()
 
@@ -281,16 +285,16 @@ def _wait_until_ready(
 
 
 def _check_streaming(gateway: Gateway) -> None:
-    """One stream through it, or no measurement is worth its time."""
+    """Raise RuntimeError unless one stream passes through the gateway."""
     connection = http.client.HTTPConnection("127.0.0.1", gateway.port, timeout=30)
-    asked = {
+    request = {
         "model": "standin",
         "messages": [{"role": "user", "content": "hi"}],
         "stream": True,
         "standin": {"tokens": 50},
     }
-    kind = {"Content-Type": "application/json", "Authorization": "Bearer none"}
-    connection.request("POST", "/v1/chat/completions", json.dumps(asked), kind)
+    headers = {"Content-Type": "application/json", "Authorization": "Bearer none"}
+    connection.request("POST", "/v1/chat/completions", json.dumps(request), headers)
     response = connection.getresponse()
     body = response.read()
     connection.close()

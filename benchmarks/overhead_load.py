@@ -1,9 +1,9 @@
-"""The load of `benchmarks.overhead`, in a process of its own so that its cost is not counted.
+"""The load generator of `benchmarks.overhead`, a separate process so that its CPU is not counted.
 
     python -m benchmarks.overhead_load '{"port": 8200, "streams": 32, …}'
 
-A raw protocol that counts `data: {` and notes when the first byte behind the headers came. At each
-mark it reads the CPU time of the processes it was told of, and at the end it prints one JSON line.
+An asyncio protocol counts `data: {` and records when the first byte of the body arrived. At each
+snapshot it reads the CPU time of the given processes; at the end it prints one line of JSON.
 """
 
 from __future__ import annotations
@@ -27,21 +27,21 @@ POLL_SECONDS = 0.01
 
 
 def cpu_seconds(pids: list[int]) -> float:
-    """CPU time of all threads of these processes, to the nanosecond (/proc counts in 10 ms)."""
+    """CPU time of all threads of these processes, to the nanosecond (/proc counts 10 ms)."""
     total = 0.0
     for pid in pids:
         with contextlib.suppress(OSError):
-            # Linux: the clock id of another process's CPU time, as clock_getcpuclockid makes it.
+            # Linux: the clock id of another process's CPU time, as from clock_getcpuclockid.
             total += time.clock_gettime((~pid << 3) | 2)
     return total
 
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """Streams that begin again when they end, until the last mark.
+    """Concurrent streams, each restarted when it ends, until the last snapshot.
 
-    ``marks``: seconds from the first request or, where ``by_tokens``, tokens per stream.
-    ``standin``: what the stand-in is to do; a pair as ``tokens`` is drawn from at random.
+    ``snapshots_at``: seconds since the start or, if ``snapshots_by_tokens``, tokens per stream.
+    ``standin``: the scenario; a pair of ``tokens`` is a range for a random number.
     """
 
     port: int
@@ -50,14 +50,16 @@ class Load:
     standin: dict[str, Any]
     pids: list[int] = field(default_factory=list)
     snapshots_by_tokens: bool = False
-    start_spread: float = 0.5  # seconds over which the streams begin
-    prompt_words: int = 300  # in the prompt
+    start_spread: float = 0.5  # seconds over which the streams start
+    prompt_words: int = 300
     model: str = "standin"
     timeout: float = 120.0  # seconds
 
 
 @dataclass(slots=True)
 class Snapshot:
+    """Seconds since the start, tokens received, CPU seconds of the processes under test."""
+
     seconds: float
     tokens: int
     cpu_seconds: float
@@ -65,17 +67,21 @@ class Snapshot:
 
 @dataclass(slots=True)
 class LoadResult:
+    """The results; ``first_byte_seconds`` has only responses after the first snapshot."""
+
     snapshots: list[Snapshot] = field(default_factory=list)
-    first_byte_seconds: list[float] = field(
-        default_factory=list
-    )  # seconds; those behind the first mark
+    first_byte_seconds: list[float] = field(default_factory=list)
     requests: int = 0
     errors: int = 0
     error: str | None = None
 
 
 class LoadGenerator:
-    """One load on its way."""
+    """Runs one load.
+
+    State, which StreamConnection updates too: the result, the tokens received so far, and whether
+    the load is finished, after which lost connections are no errors.
+    """
 
     def __init__(self, load: Load) -> None:
         self.load = load
@@ -86,10 +92,11 @@ class LoadGenerator:
         self._prompt = " ".join(f"word{i % 50}" for i in range(load.prompt_words))
 
     def build_request(self) -> bytes:
+        """The bytes of a request with a random number of tokens."""
         standin = dict(self.load.standin)
         if isinstance(standin["tokens"], list):
             low, high = standin["tokens"]
-            # The first streams are as if met on their way, so that they do not all end at once.
+            # The first streams may be shorter, so that they do not all end at once.
             first = self.result.requests <= self.load.streams
             standin["tokens"] = self._rng.randint(1 if first else low, high)
         body = json.dumps(
@@ -108,14 +115,17 @@ class LoadGenerator:
         ) + body
 
     async def run(self) -> LoadResult:
+        """Open the streams, take all snapshots, and close the connections."""
         loop = asyncio.get_running_loop()
         start = loop.time()
         streams: list[StreamConnection] = []
         opening = asyncio.ensure_future(self._open_streams(streams))
-        for mark in self.load.snapshots_at:
-            while not self._has_reached(mark, loop.time() - start):
+        for snapshot_at in self.load.snapshots_at:
+            while not self._has_reached(snapshot_at, loop.time() - start):
                 if loop.time() - start > self.load.timeout:
-                    self.record_failure(f"mark {mark:g} not reached in {self.load.timeout:g} s")
+                    self.record_failure(
+                        f"snapshot {snapshot_at:g} not reached in {self.load.timeout:g} s"
+                    )
                     break
                 await asyncio.sleep(POLL_SECONDS)
             self._take_snapshot(loop.time() - start)
@@ -134,10 +144,10 @@ class LoadGenerator:
             streams.append(stream)
             await asyncio.sleep(self.load.start_spread / self.load.streams)
 
-    def _has_reached(self, mark: float, seconds: float) -> bool:
+    def _has_reached(self, snapshot_at: float, seconds: float) -> bool:
         if self.load.snapshots_by_tokens:
-            return self.tokens >= mark * self.load.streams
-        return seconds >= mark
+            return self.tokens >= snapshot_at * self.load.streams
+        return seconds >= snapshot_at
 
     def _take_snapshot(self, seconds: float) -> None:
         if not self.result.snapshots:
@@ -145,13 +155,14 @@ class LoadGenerator:
         self.result.snapshots.append(Snapshot(seconds, self.tokens, cpu_seconds(self.load.pids)))
 
     def record_failure(self, message: str) -> None:
+        """Count an error; the first message is kept."""
         if not self.is_finished:
             self.result.errors += 1
             self.result.error = self.result.error or message
 
 
 class StreamConnection(asyncio.Protocol):
-    """A connection that asks, reads to the end, and asks again."""
+    """Sends a request, reads the response to its end, and repeats."""
 
     def __init__(self, generator: LoadGenerator) -> None:
         self._generator = generator

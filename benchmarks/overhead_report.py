@@ -1,4 +1,4 @@
-"""The numbers of `benchmarks.overhead`: medians, ratios with intervals, goals, tables, a plot."""
+"""The report of `benchmarks.overhead`: medians, ratios with ranges, goals, tables, a plot."""
 
 from __future__ import annotations
 
@@ -17,7 +17,11 @@ RESAMPLES = 2_000
 
 @dataclass(slots=True)
 class Measurements:
-    """What was measured: a value per round, or milliseconds to the first byte per round."""
+    """The measurements of a run, by gateway.
+
+    ``values``: by key and gateway, one value per round. ``first_byte_ms``: for each round, the
+    milliseconds to the first byte of each request.
+    """
 
     values: dict[str, dict[str, list[float]]]
     first_byte_ms: dict[str, list[list[float]]]
@@ -25,12 +29,13 @@ class Measurements:
     versions: dict[str, str] = field(default_factory=dict)
 
     def add(self, key: str, name: str, value: float) -> None:
+        """Append a round's value of a gateway."""
         self.values[key][name].append(value)
 
 
 @dataclass(frozen=True, slots=True)
 class Goal:
-    """A number to reach, at most or at least."""
+    """A limit for one number of adjourn, an upper limit if ``at_most``."""
 
     description: str
     key: str
@@ -58,22 +63,23 @@ def _median_and_range(values: list[float]) -> dict[str, float]:
 
 
 def _added_latency(measurements: Measurements, name: str, percent: float) -> dict[str, float]:
-    """What a gateway adds to a percentile of the time to first token: a bootstrap over all."""
+    """A percentile of the time to first token minus that of direct requests, with a 95 %
+    bootstrap interval over all requests."""
     rng = np.random.default_rng(0)
     through, direct = (np.concatenate(measurements.first_byte_ms[key]) for key in (name, "direct"))
 
-    def drawn(sample: np.ndarray) -> np.ndarray:
-        picked = rng.integers(0, len(sample), (RESAMPLES, len(sample)))
-        return np.asarray(np.percentile(sample[picked], percent, axis=1))
+    def resample(times: np.ndarray) -> np.ndarray:
+        rows = rng.integers(0, len(times), (RESAMPLES, len(times)))
+        return np.asarray(np.percentile(times[rows], percent, axis=1))
 
-    added = drawn(through) - drawn(direct)
+    added = resample(through) - resample(direct)
     low, high = np.percentile(added, [2.5, 97.5])
     value = np.percentile(through, percent) - np.percentile(direct, percent)
     return {"median": float(value), "low": float(low), "high": float(high)}
 
 
 def summarize(measurements: Measurements) -> dict[str, Any]:
-    """Each gateway's numbers, its ratios to the others in the same round, and the goals."""
+    """Each gateway's numbers, its ratios to the others within a round, and the goals."""
     rows: dict[str, dict[str, dict[str, float]]] = {name: {} for name in measurements.versions}
     for key, by_name in measurements.values.items():
         for name, values in by_name.items():
@@ -148,6 +154,7 @@ def _format_value(value: dict[str, float] | None, *, brief: bool = False) -> str
 
 
 def tables(report: dict[str, Any]) -> Iterator[Table]:
+    """The tables of a report from `summarize`: medians, ratios, goals."""
     rows = report["numbers"]
     table = Table(title="Medians of the rounds, with their range (added: 95 % interval)")
     table.add_column("gateway")
@@ -184,57 +191,60 @@ def tables(report: dict[str, Any]) -> Iterator[Table]:
 
 
 def plot(measurements: Measurements, report: dict[str, Any], path: Path) -> None:
+    """Save a figure with CPU costs, times to first token and throughput."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot, ticker
 
-    figure, (costs, waits, speeds) = pyplot.subplots(1, 3, figsize=(13, 4), layout="constrained")
+    figure, (costs, latencies, throughputs) = pyplot.subplots(
+        1, 3, figsize=(13, 4), layout="constrained"
+    )
     rows = report["numbers"]
-    spots: list[tuple[str, str]] = [
+    bars: list[tuple[str, str]] = [
         (key, name) for key in ("cpu_32", "cpu_256") for name in rows if key in rows[name]
     ]
-    _plot_bars(costs, rows, spots)
+    _plot_bars(costs, rows, bars)
     costs.set_yscale("log")
     costs.set_title("CPU per streamed token, µs (32 and 256 paced streams)")
     for name, rounds in measurements.first_byte_ms.items():
         times = np.sort(np.concatenate(rounds))
-        waits.plot(
+        latencies.plot(
             times, np.arange(1, len(times) + 1) / len(times), label=name, color=_COLOURS[name]
         )
-    waits.set_xscale("log")
-    waits.set_title("Time to first token at 32 streams, ms")
-    waits.set_ylabel("share of requests")
-    waits.legend(frameon=False)
-    _plot_bars(speeds, rows, [("flood_64", name) for name in rows if "flood_64" in rows[name]])
-    speeds.set_yscale("log")
-    speeds.set_title("Tokens per second, 64 unpaced streams")
+    latencies.set_xscale("log")
+    latencies.set_title("Time to first token at 32 streams, ms")
+    latencies.set_ylabel("share of requests")
+    latencies.legend(frameon=False)
+    _plot_bars(throughputs, rows, [("flood_64", name) for name in rows if "flood_64" in rows[name]])
+    throughputs.set_yscale("log")
+    throughputs.set_title("Tokens per second, 64 unpaced streams")
     plain = ticker.FuncFormatter(lambda value, _: f"{value:,g}")
-    for axis in (costs.yaxis, waits.xaxis, speeds.yaxis):
+    for axis in (costs.yaxis, latencies.xaxis, throughputs.yaxis):
         axis.set_major_locator(ticker.LogLocator(subs=(1.0, 3.0)))
         axis.set_major_formatter(plain)
         axis.set_minor_formatter(ticker.NullFormatter())
-    for axes in (costs, waits, speeds):
+    for axes in (costs, latencies, throughputs):
         axes.spines[["top", "right"]].set_visible(False)
         axes.title.set_fontsize(10)
     figure.savefig(path, dpi=150)
     pyplot.close(figure)
 
 
-def _plot_bars(axes: Any, rows: dict[str, Any], spots: list[tuple[str, str]]) -> None:
-    for place, (key, name) in enumerate(spots):
+def _plot_bars(axes: Any, rows: dict[str, Any], bars: list[tuple[str, str]]) -> None:
+    for position, (key, name) in enumerate(bars):
         value = rows[name][key]
-        middle = value["median"]
-        spread = [[middle - value["low"]], [value["high"] - middle]]
-        axes.bar(place, middle, yerr=spread, color=_COLOURS[name], capsize=3)
+        median = value["median"]
+        spread = [[median - value["low"]], [value["high"] - median]]
+        axes.bar(position, median, yerr=spread, color=_COLOURS[name], capsize=3)
         axes.annotate(
             _format_value(value, brief=True),
-            (place, value["high"]),
+            (position, value["high"]),
             xytext=(0, 3),
             textcoords="offset points",
             ha="center",
             fontsize=8,
         )
-    several = len({key for key, _ in spots}) > 1
-    labels = [f"{name}\n{key.split('_')[1]}" if several else name for key, name in spots]
-    axes.set_xticks(range(len(spots)), labels)
+    several = len({key for key, _ in bars}) > 1
+    labels = [f"{name}\n{key.split('_')[1]}" if several else name for key, name in bars]
+    axes.set_xticks(range(len(bars)), labels)

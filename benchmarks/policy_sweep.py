@@ -1,11 +1,11 @@
-"""Every policy of one trace over the same traces: its best point, beside the baselines.
+"""Compare the best setting of every single-trace policy with the baselines, on the same traces.
 
     python -m benchmarks.policy_sweep [--task swaps] [--problems 300]
 
-Records held-out problems of a task with full thinking and plays each policy's settings over them.
-There is a recording for each kind of look, since probes of one kind delay those of another; the
-engine gives the same trace for the same seed, so all hold the same traces. Each one's page to
-explore lies beside it. Killed, it goes on where it was.
+Records held-out problems of a task with full thinking, and replays each policy's settings on them.
+There is one recording for each kind of checkpoint, because probes of one kind delay those of
+another; the engine generates the same trace for the same seed, so all recordings have the same
+traces. Next to each recording is a page to explore its results. A restarted run continues.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _LEARNED_OPTIONS = (
     "bias=2.5646, confidence=0.7314, first=0.2399, agreement=0.1501, changes=-0.7772, "
     "position=-0.6839, cues=1.0801"
 )
-"""What `adjourn learn` made of 800 other problems (those of seed 1)."""
+"""The weights that `adjourn learn` fitted on 800 other problems (seed 1)."""
 _HIDDEN_STATES = "states"
 RECORDINGS = {
     "cues": (
@@ -62,16 +62,18 @@ RECORDINGS = {
     ),
     _HIDDEN_STATES: ("lynx(probe='benchmarks/pocket/lynx.json', delta={0.01,0.02,0.05,0.1,0.2})",),
 }
-"""By what is looked at. The one of tokens needs log-probabilities with every token; that of hidden
-states needs an engine that tells them, whose traces are others of the same problems."""
+"""Policies by recording. "tokens" needs log-probabilities of every token. "states" needs an engine
+that returns hidden states, which generates other traces for the same problems."""
 TOLERANCE = 0.01
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.policy_sweep")
-    parser.add_argument("--task", choices=TASKS, default=CHAINS.name, help="what is thought about")
+    parser.add_argument(
+        "--task", choices=TASKS, default=CHAINS.name, help="the task of the pocket model"
+    )
     parser.add_argument("--problems", type=int, default=300)
-    parser.add_argument("--samples", type=int, default=1, help="traces a problem")
+    parser.add_argument("--samples", type=int, default=1, help="traces per problem")
     parser.add_argument("--seed", type=int, default=0, help="which held-out problems")
     parser.add_argument("--recordings", nargs="+", choices=RECORDINGS, metavar="NAME")
     parser.add_argument("--concurrency", type=int, default=8)
@@ -83,16 +85,18 @@ def main() -> None:
     task, out = TASKS[options.task], options.out / options.task
     prompts = options.traces / f"{task.name}-{options.problems}-{options.seed}.jsonl"
     prompts.write_text(_prompt_lines(task, options.problems, options.seed))
-    # What reads hidden states was learned from those of the first model.
-    wanted = options.recordings or [n for n in RECORDINGS if task is CHAINS or n != _HIDDEN_STATES]
-    groups = {name: with_answer_kind(RECORDINGS[name], task) for name in wanted}
+    # The probe of lynx was trained on the hidden states of the chains model only.
+    recordings = options.recordings or [
+        n for n in RECORDINGS if task is CHAINS or n != _HIDDEN_STATES
+    ]
+    groups = {name: with_answer_kind(RECORDINGS[name], task) for name in recordings}
     chosen: list[Point] = []
-    for telling in (False, True):
-        names = [name for name in groups if (name == _HIDDEN_STATES) is telling]
+    for with_states in (False, True):
+        names = [name for name in groups if (name == _HIDDEN_STATES) is with_states]
         if not names:
             continue
         with start_engine(
-            free_port(), *(hidden_state_arguments() if telling else ()), task=task
+            free_port(), *(hidden_state_arguments() if with_states else ()), task=task
         ) as url:
             for name in names:
                 traces = _recording_path(prompts, name, options.samples)
@@ -101,11 +105,11 @@ def main() -> None:
         traces = _recording_path(prompts, name, options.samples)
         points = compare(traces, group, traces.with_suffix(""), TOLERANCE, console=console)
         chosen += [p for p in points if p.is_baseline and not chosen] + best_per_policy(points)
-    marked = select_best(chosen, TOLERANCE)
-    console.print(comparison_table(chosen, marked))
+    best = select_best(chosen, TOLERANCE)
+    console.print(comparison_table(chosen, best))
     out.mkdir(parents=True, exist_ok=True)
-    first = _recording_path(prompts, wanted[0], options.samples)
-    plot(chosen, Baselines(ReplayDataset(first)), marked, out / "pareto.png")
+    first = _recording_path(prompts, recordings[0], options.samples)
+    plot(chosen, Baselines(ReplayDataset(first)), best, out / "pareto.png")
     names = ("name", "net_tokens", "probes_per_trace", "stopped_share", "stop_fraction")
     rows = [
         {name: getattr(point, name) for name in names}
@@ -120,8 +124,10 @@ def main() -> None:
 
 
 def best_per_policy(points: Sequence[Point]) -> list[Point]:
-    """Of each policy's settings the cheapest that is shown to lose at most the tolerance; where
-    there is none, the one that comes nearest to that."""
+    """For each policy the cheapest point shown to lose at most TOLERANCE in accuracy.
+
+    If there is none, the point whose lower bound of the difference is highest.
+    """
     families: dict[str, list[Point]] = {}
     for point in points:
         if not point.is_baseline:
@@ -133,22 +139,22 @@ def best_per_policy(points: Sequence[Point]) -> list[Point]:
 
 
 def _policy_family(name: str) -> str:
-    """A policy's name, and its members', without their settings."""
+    """The name of a policy and of its members, without their settings."""
     return re.sub(r"\((?=\w+=)[^()]*\)", "", name)
 
 
 def with_answer_kind(policies: Sequence[str], task: Task) -> list[str]:
-    """These policies, drawing trial answers of the task's kind where they draw a kind at all."""
+    """These policies with the option ``task`` set to the task's answer kind, if they have it."""
     if task.answer_kind == Task.answer_kind:
         return list(policies)
-    drawing = r"\b(deer|convergence|redundancy|utility)\("
-    return [re.sub(drawing, rf"\1(task={task.answer_kind!r}, ", one) for one in policies]
+    pattern = r"\b(deer|convergence|redundancy|utility)\("
+    return [re.sub(pattern, rf"\1(task={task.answer_kind!r}, ", policy) for policy in policies]
 
 
 def _prompt_lines(task: Task, count: int, seed: int) -> str:
     lines = [
-        {"id": f"held-out-{seed}-{n}", "prompt": one.prompt, "answer": one.answer}
-        for n, one in enumerate(task.held_out_problems(count, seed))
+        {"id": f"held-out-{seed}-{n}", "prompt": problem.prompt, "answer": problem.answer}
+        for n, problem in enumerate(task.held_out_problems(count, seed))
     ]
     return "".join(json.dumps(line) + "\n" for line in lines)
 
@@ -160,12 +166,14 @@ def _recording_path(prompts: Path, name: str, samples: int) -> Path:
 def _record(
     url: str, prompts: Path, out: Path, policies: Sequence[str], samples: int, concurrency: int
 ) -> None:
-    """Record these prompts for these policies."""
-    specifications = [one for line in policies for one in expand(line)]
-    wanted = [word for one in specifications for word in ("--for", one)]
+    """Run `adjourn record` on these prompts with the probes of these policies."""
+    specifications = [specification for line in policies for specification in expand(line)]
+    policy_arguments = [
+        word for specification in specifications for word in ("--for", specification)
+    ]
     limits = ["--samples", samples, "--max-tokens", 3000, "--concurrency", concurrency]
     command = [ROOT / ".venv" / "bin" / "adjourn", "record", prompts, "--upstream", url]
-    subprocess.run(list(map(str, [*command, "--out", out, *wanted, *limits])), check=True)
+    subprocess.run(list(map(str, [*command, "--out", out, *policy_arguments, *limits])), check=True)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""Quality and tokens: what the policies cost in accuracy, and save in tokens, on held-out problems.
+"""Accuracy and tokens of policies on held-out problems.
 
-Full thinking, ``deer`` at several thresholds, and fixed budgets, one of them with the same mean net
-tokens as ``deer``, all in one run on one engine. Writes a table, a plot and the rows as JSON.
+Compares full thinking, ``deer`` at several thresholds, and fixed budgets, one of them with the same
+mean net tokens as ``deer``, in one run on one engine. Prints a table; writes a plot and JSON.
 """
 
 from __future__ import annotations
@@ -32,10 +32,12 @@ Arm = tuple[list[ModelResponse], float]
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--problems", type=int, default=1000)
-    parser.add_argument("--samples", type=int, default=2, help="traces a problem")
+    parser.add_argument("--samples", type=int, default=2, help="traces per problem")
     parser.add_argument("--concurrency", type=int, default=32)
     parser.add_argument("--seed", type=int, default=0, help="which held-out problems")
-    parser.add_argument("--policy", default=CHAINS.policy, help="the policy that the goals are for")
+    parser.add_argument(
+        "--policy", default=CHAINS.policy, help="the policy that is compared with the goals"
+    )
     parser.add_argument("--thresholds", type=float, nargs="*", default=[0.9, 0.95, 0.995])
     parser.add_argument("--budgets", type=int, nargs="*", default=[150, 400])
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results")
@@ -51,48 +53,52 @@ def main() -> None:
 async def _measure(url: str, options: argparse.Namespace) -> None:
     problems = CHAINS.held_out_problems(options.problems, options.seed) * options.samples
     with progress_bar() as bar:
-        async with lightweight_client(url) as ask:
+        async with lightweight_client(url) as send:
 
             async def arm(policy: str) -> Arm:
                 return await send_all(
-                    ask, problems, policy, concurrency=options.concurrency, bar=bar
+                    send, problems, policy, concurrency=options.concurrency, bar=bar
                 )
 
             arms = {"off": await arm("off"), options.policy: await arm(options.policy)}
-            cost = _budget_of_equal_cost(*(runs for runs, _ in arms.values()))
-            rival = f"budget(max={cost}, grace=16)"
-            arms[rival] = await arm(rival)
+            equal_cost = _budget_of_equal_cost(*(runs for runs, _ in arms.values()))
+            budget = f"budget(max={equal_cost}, grace=16)"
+            arms[budget] = await arm(budget)
             for threshold in options.thresholds:
                 policy = f"deer(threshold={threshold}, gate=0)"
                 arms[policy] = await arm(policy)
             for limit in options.budgets:
                 arms[f"budget(max={limit})"] = await arm(f"budget(max={limit}, grace=16)")
     console.print(cost_table(arms, options.samples))
-    _report(arms, options.policy, rival, options)
+    _report(arms, options.policy, budget, options)
 
 
-def _budget_of_equal_cost(runs: list[ModelResponse], ours: list[ModelResponse]) -> int:
-    """The budget at which full thinking, cut there, would cost as much as the policy did."""
-    full = np.array([r.reasoning_tokens for r in runs])
-    wanted = np.mean([r.net_tokens for r in ours]) - np.mean([r.answer_tokens for r in ours])
+def _budget_of_equal_cost(full_runs: list[ModelResponse], policy_runs: list[ModelResponse]) -> int:
+    """The budget with which cut full traces have the same mean net tokens as the policy."""
+    full = np.array([r.reasoning_tokens for r in full_runs])
+    target = np.mean([r.net_tokens for r in policy_runs]) - np.mean(
+        [r.answer_tokens for r in policy_runs]
+    )
     candidates = np.arange(8, int(full.max()) + 1)
     costs = np.array([np.minimum(full, limit).mean() for limit in candidates])
-    return int(candidates[np.abs(costs - wanted).argmin()])
+    return int(candidates[np.abs(costs - target).argmin()])
 
 
-def _report(arms: dict[str, Arm], policy: str, rival: str, options: argparse.Namespace) -> None:
+def _report(
+    arms: dict[str, Arm], policy: str, budget_name: str, options: argparse.Namespace
+) -> None:
     difference = partial(paired_difference, samples=options.samples)
     out = options.out
-    full, ours, budget = arms["off"][0], arms[policy][0], arms[rival][0]
-    saved, low, high = difference(
-        [r.net_tokens for r in ours], [r.net_tokens for r in full], ratio=True
+    full, under_policy, under_budget = arms["off"][0], arms[policy][0], arms[budget_name][0]
+    ratio, low, high = difference(
+        [r.net_tokens for r in under_policy], [r.net_tokens for r in full], ratio=True
     )
     console.print(
-        f"{policy} saves {100 * (1 - saved):.1f} % net of probes and waste, 95 % interval "
+        f"{policy} saves {100 * (1 - ratio):.1f} % net of probes and waste, 95 % interval "
         f"[{100 * (1 - high):.1f}, {100 * (1 - low):.1f}] (goal: at least 35 %)"
     )
-    for name, other in (("full thinking", full), (rival, budget)):
-        delta, low, high = difference([r.correct for r in ours], [r.correct for r in other])
+    for name, other in (("full thinking", full), (budget_name, under_budget)):
+        delta, low, high = difference([r.correct for r in under_policy], [r.correct for r in other])
         console.print(
             f"{policy} against {name}: accuracy {100 * delta:+.2f} points, paired 95 % interval "
             f"[{100 * low:+.2f}, {100 * high:+.2f}]"
@@ -138,7 +144,7 @@ def _plot(rows: dict, path: Path) -> None:
         rows["off"]["net"], right, [[right - low], [high - right]], marker="*", markersize=12,
         color="tab:green", capsize=2, label="full thinking",
     )  # fmt: skip
-    axes.set_xlabel("net tokens a request (answer, probes and waste included)")
+    axes.set_xlabel("net tokens per request (answer, probes and waste included)")
     axes.set_ylabel("right, % (95 % interval)")
     axes.legend(loc="lower right")
     axes.grid(alpha=0.3)

@@ -1,4 +1,4 @@
-"""Start the engine and the gateway as a user would, wait until they answer, end them after."""
+"""Start engines and gateways as a user would, wait until they are ready, and stop them."""
 
 from __future__ import annotations
 
@@ -39,17 +39,17 @@ __all__ = [
 ROOT = Path(__file__).resolve().parent.parent
 REWARD_MODEL = ROOT / "benchmarks" / "pocket" / "reward"
 LLAMA = ROOT / ".llama" / "bin" / "llama-server-vulkan"
-"""llama.cpp's server, once `make llama` has brought it."""
+"""llama.cpp's server, installed by `make llama`."""
 ENGINE_ARGUMENTS = (
     "--served-model-name=pocket",
     "--block-size=32",
     "--max-model-len=4096",
     "--enable-prompt-tokens-details",
-    # Or a small model writes blanks for ever inside a grammar.
+    # Without this a small model generates whitespace without end inside a grammar.
     '--structured-outputs-config={"backend": "xgrammar", "disable_any_whitespace": true}',
     "--disable-uvicorn-access-log",
-    # A model this small leaves nothing for a worker process to do but to spin, and on two cores
-    # that starves the API server: it delivers a second's tokens in one lump.
+    # With a model this small a separate worker process only busy-waits; on two cores that starves
+    # the API server, which then delivers the tokens of a second at once.
     "--distributed-executor-backend=uni",
 )
 POOLING_ARGUMENTS = (
@@ -62,7 +62,7 @@ HIDDEN_STATE_LAYERS = (2, 3, 5)
 """Of the pocket model's five, those whose states an engine with hidden states tells."""
 ENGINE_ENVIRONMENT = {
     "PYTHONPATH": str(ROOT / "engine"),  # the connector that tells hidden states
-    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # or it takes the worker process all the same
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # else vLLM still starts a worker process
     "OMP_NUM_THREADS": "1",
     "VLLM_CPU_KVCACHE_SPACE": "2",
     "HF_HUB_OFFLINE": "1",
@@ -92,6 +92,7 @@ def hidden_state_arguments(layers: tuple[int, ...] = HIDDEN_STATE_LAYERS) -> tup
 
 
 def free_port() -> int:
+    """A TCP port that is free now."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
@@ -106,12 +107,13 @@ def start_process(
     log: Path | None = None,
     timeout: float = _STARTUP_SECONDS,
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """A process in a group of its own, from its first 200 at ``ready`` to the end of the block.
+    """Run a process in a new process group; gives it once ``ready_url`` answers with 200.
 
-    Raises RuntimeError with the end of its output where it does not come up.
+    Stops the group at the end of the block. Raises RuntimeError with the end of the output if the
+    process does not become ready in ``timeout`` seconds.
     """
     if threading.current_thread() is threading.main_thread():
-        # Else who is terminated would leave what it started running.
+        # Without this, a terminated caller would leave the process running.
         signal.signal(signal.SIGTERM, _exit_on_signal)
     path = log or Path(tempfile.mkstemp(suffix=".log", prefix="adjourn-")[1])
     with path.open("wb") as output:
@@ -134,9 +136,11 @@ def _exit_on_signal(signum: int, frame: object) -> NoReturn:
     sys.exit(128 + signum)
 
 
-def _wait_until_ready(process: subprocess.Popen[bytes], url: str, log: Path, within: float) -> None:
-    limit = time.monotonic() + within
-    while time.monotonic() < limit:
+def _wait_until_ready(
+    process: subprocess.Popen[bytes], url: str, log: Path, timeout: float
+) -> None:
+    deadline = time.monotonic() + timeout
+    while time.monotonic() < deadline:
         if process.poll() is not None:
             break
         try:
@@ -145,24 +149,24 @@ def _wait_until_ready(process: subprocess.Popen[bytes], url: str, log: Path, wit
         except (urllib.error.URLError, OSError):
             time.sleep(0.2)
     tail = log.read_text(errors="replace")[-3000:]
-    raise RuntimeError(f"{process.args!r} did not come up:\n{tail}")
+    raise RuntimeError(f"{process.args!r} did not become ready:\n{tail}")
 
 
 def _terminate(process: subprocess.Popen[bytes]) -> None:
-    for sign, patience in ((signal.SIGTERM, 15.0), (signal.SIGKILL, 5.0)):
+    for signal_number, seconds in ((signal.SIGTERM, 15.0), (signal.SIGKILL, 5.0)):
         with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, sign)
+            os.killpg(process.pid, signal_number)
         with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(patience)
+            process.wait(seconds)
             return
 
 
 @contextlib.contextmanager
 def start_vllm(port: int, model: Path, *arguments: str) -> Iterator[str]:
-    """vLLM on the CPU with the model of a folder; gives its base URL."""
+    """Run vLLM on the CPU with the model in a folder; gives its base URL."""
     python = ROOT / ".engine" / "bin" / "python"
     if not python.exists():
-        raise RuntimeError("no engine here: run `make engine` first")
+        raise RuntimeError(".engine/bin/python not found: run `make engine` first")
     command = [
         str(python), "-m", "vllm.entrypoints.openai.api_server", f"--model={model}",
         "--host=127.0.0.1", f"--port={port}", *arguments,
@@ -175,29 +179,29 @@ def start_vllm(port: int, model: Path, *arguments: str) -> Iterator[str]:
 def start_engine(
     port: int, *extra_arguments: str, task: Task = CHAINS
 ) -> contextlib.AbstractContextManager[str]:
-    """vLLM on the CPU with a task's pocket model, and ``more`` arguments; gives its base URL."""
+    """Run vLLM on the CPU with a task's pocket model; gives its base URL."""
     return start_vllm(
         port, task.model_path, *ENGINE_ARGUMENTS, *task.chat.parser_arguments, *extra_arguments
     )
 
 
 def start_embedder(port: int) -> contextlib.AbstractContextManager[str]:
-    """vLLM with the pocket model as an embedder of texts: the mean of its last states."""
+    """Run vLLM with the pocket model as an embedding model: the mean of its last hidden states."""
     pooler = '--pooler-config={"pooling_type": "MEAN"}'
     names = "--served-model-name=pocket-embedder", "--convert=embed"
     return start_vllm(port, CHAINS.model_path, *POOLING_ARGUMENTS, *names, pooler)
 
 
 def start_reward_model(port: int) -> contextlib.AbstractContextManager[str]:
-    """vLLM with the pocket reward model; gives its base URL."""
+    """Run vLLM with the pocket reward model; gives its base URL."""
     return start_vllm(port, REWARD_MODEL, *POOLING_ARGUMENTS, "--served-model-name=pocket-reward")
 
 
 @contextlib.contextmanager
 def start_llama(port: int) -> Iterator[str]:
-    """llama.cpp's server on the CPU with the pocket model; gives its base URL."""
+    """Run llama.cpp's server on the CPU with the pocket model; gives its base URL."""
     if not LLAMA.exists():
-        raise RuntimeError("no llama.cpp here: run `make llama` first")
+        raise RuntimeError(f"{LLAMA} not found: run `make llama` first")
     command = [
         str(LLAMA), "--model", str(ROOT / ".llama" / "pocket.gguf"), "--alias", "pocket", "--jinja",
         "--host", "127.0.0.1", "--port", str(port), "--ctx-size", "16384", "--parallel", "4",
@@ -216,7 +220,7 @@ def start_gateway(
     env: dict[str, str] | None = None,
     log: Path | None = None,
 ) -> Iterator[str]:
-    """The gateway before ``upstream``; gives its base URL once it has examined the engine."""
+    """Run the gateway for ``upstream``; gives its base URL once it is ready."""
     command = [
         str(ROOT / ".venv" / "bin" / "adjourn"), "serve", "--upstream", upstream,
         "--port", str(port), *options,

@@ -1,9 +1,9 @@
-"""Signals: what policies over several traces cost and reach that look at more than answers.
+"""Accuracy and cost of multi-trace policies that use more signals than the answers.
 
-Sampled traces of each held-out problem, sixteen or --traces, are drawn on a real engine with all
-that such policies see of them: log-probabilities at each token, the model's word on its own answer,
-and what a second engine, which serves the pocket reward model, says of the trace every few tokens.
-Each policy is then shown them as in `benchmarks.votes`. Writes a table and the rows as JSON.
+Samples traces of each held-out problem, sixteen or --traces, on a real engine with all signals that
+such policies use: log-probabilities of each token, the model's certainty of its own answer, and the
+rewards of a second engine, which serves the pocket reward model, every few tokens. Then simulates
+each policy on them as `benchmarks.votes` does. Prints a table, and writes its rows as JSON.
 """
 
 from __future__ import annotations
@@ -44,12 +44,12 @@ from benchmarks.votes import (
 
 SampleCall = Callable[[], Awaitable["UnlabelledTrace"]]
 REWARD_INTERVAL = 32
-"""Tokens between two rewards of a trace."""
+"""Reasoning tokens between two rewards of a trace."""
 CONFIDENCE_WINDOW = 64
 
 
 def policy_specifications(traces: int) -> list[str]:
-    """Those that are shown so many traces."""
+    """The policies to simulate with this number of traces."""
     beams = ((4, 64), (4, 96), (4, 128), (8, 96), (8, 128), (16, 64), (16, 96), (16, 128))
     window = f"window={CONFIDENCE_WINDOW}, max={traces}"
     return [
@@ -64,7 +64,7 @@ def policy_specifications(traces: int) -> list[str]:
 
 @dataclass(frozen=True, slots=True)
 class UnlabelledTrace:
-    """A trace, its answer yet without a number. ``ids``: the prompt's and its own."""
+    """A trace whose answer has no label yet. ``token_ids``: of the prompt and the response."""
 
     answer: str
     sample: TraceSample
@@ -72,7 +72,7 @@ class UnlabelledTrace:
 
 
 class TraceSampler:
-    """Draws traces with all that is seen of them."""
+    """Samples traces with their signals."""
 
     def __init__(
         self,
@@ -87,10 +87,17 @@ class TraceSampler:
         self._reward_url = reward_url
 
     async def sample_trace(self, problem: Problem, seed: int) -> UnlabelledTrace:
+        """Generate a full response, with confidences and rewards but without certainty."""
         messages = [{"role": "user", "content": problem.prompt}]
         meter, texts, answer = ConfidenceMeter(Never(), CONFIDENCE_WINDOW), list[str](), ""
         lows, rewards = list[tuple[int, float]](), dict[int, float]()
-        prompt, ids, thought, goal, ended = list[int](), list[int](), 0, REWARD_INTERVAL, False
+        prompt, ids, reasoning_tokens, next_reward_at, ended = (
+            list[int](),
+            list[int](),
+            0,
+            REWARD_INTERVAL,
+            False,
+        )
         body = {
             "messages": messages,
             "temperature": TEMPERATURE,
@@ -107,60 +114,62 @@ class TraceSampler:
                 answer += choice.delta.content or ""
                 if not choice.delta.reasoning_text:
                     continue
-                thought += len(choice.token_ids or ())
+                reasoning_tokens += len(choice.token_ids or ())
                 texts.append(choice.delta.reasoning_text)
-                told = ReasoningChunk(
-                    choice.delta.reasoning_text, (), thought, 0.0, choice.sorted_logprobs
+                event = ReasoningChunk(
+                    choice.delta.reasoning_text, (), reasoning_tokens, 0.0, choice.sorted_logprobs
                 )
-                meter.observe(told)
+                meter.observe(event)
                 if meter.window_filled and meter.lowest != (lows[-1][1] if lows else None):
-                    lows.append((thought, float(meter.lowest or 0.0)))
-                if thought >= goal:
-                    # A chunk may hold several tokens.
-                    rewards[goal] = await self._score_trace(messages, "".join(texts))
-                    goal = thought // REWARD_INTERVAL * REWARD_INTERVAL + REWARD_INTERVAL
-        rewards[thought] = await self._score_trace(messages, "".join(texts))
+                    lows.append((reasoning_tokens, float(meter.lowest or 0.0)))
+                if reasoning_tokens >= next_reward_at:
+                    # A chunk may contain several tokens.
+                    rewards[next_reward_at] = await self._score_trace(messages, "".join(texts))
+                    next_reward_at = (
+                        reasoning_tokens // REWARD_INTERVAL * REWARD_INTERVAL + REWARD_INTERVAL
+                    )
+        rewards[reasoning_tokens] = await self._score_trace(messages, "".join(texts))
         if not lows and meter.lowest is not None:
-            lows.append((thought, meter.lowest))
-        right = problem.is_correct(answer)
-        sample = TraceSample(None, right, thought, len(ids), tuple(lows), None, rewards)
-        # The end of the turn does not stand before what is asked of it.
+            lows.append((reasoning_tokens, meter.lowest))
+        correct = problem.is_correct(answer)
+        sample = TraceSample(None, correct, reasoning_tokens, len(ids), tuple(lows), None, rewards)
+        # Drop the end-of-turn token: the certainty probe continues the turn.
         return UnlabelledTrace(
             extract_final_answer(answer), sample, [*prompt, *ids[: len(ids) - ended]]
         )
 
-    async def _score_trace(self, messages: list[dict[str, str]], thought: str) -> float:
-        turns = [*messages, {"role": "assistant", "content": thought}]
+    async def _score_trace(self, messages: list[dict[str, str]], trace_text: str) -> float:
+        turns = [*messages, {"role": "assistant", "content": trace_text}]
         url = f"{self._reward_url}/pooling"
         async with self._session.post(url, json={"messages": turns}) as reply:
             reply.raise_for_status()
-            told: Mapping[str, Any] = await reply.json()
-        return float(told["data"][0]["data"][-1])
+            body: Mapping[str, Any] = await reply.json()
+        return float(body["data"][0]["data"][-1])
 
     async def with_certainty(self, trace: UnlabelledTrace) -> UnlabelledTrace:
-        """With the model's word on its answer."""
+        """A copy with the model's certainty that its answer is correct."""
         inducers, sample = self._dialect.inducers, trace.sample
-        asked = Probe("correct", 1, score_end=True)
-        told = await self._engine.run_probe(
-            [*trace.token_ids, *inducers["correct"]], asked, inducers["yes"]
+        probe = Probe("correct", 1, score_end=True)
+        result = await self._engine.run_probe(
+            [*trace.token_ids, *inducers["correct"]], probe, inducers["yes"]
         )
-        assert told.end_logprob is not None
-        return replace(trace, sample=replace(sample, certainty=math.exp(told.end_logprob)))
+        assert result.end_logprob is not None
+        return replace(trace, sample=replace(sample, certainty=math.exp(result.end_logprob)))
 
 
 async def _sample_traces(
-    upstream: str, rewarding: str, options: argparse.Namespace
+    upstream: str, reward_url: str, options: argparse.Namespace
 ) -> list[list[TraceSample]]:
     problems = CHAINS.held_out_problems(options.problems, options.seed)
-    turns = asyncio.Semaphore(options.concurrency)
+    limit = asyncio.Semaphore(options.concurrency)
     timeout = aiohttp.ClientTimeout(total=None)
     connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=2)
     async with (
-        EngineClient.connect(upstream, None, None) as model,
+        EngineClient.connect(upstream, None, None) as engine,
         aiohttp.ClientSession(connector=connector, timeout=timeout) as session,
     ):
-        drawer = TraceSampler(
-            model, await model.resolve_dialect(builtin_dialects(), None), session, rewarding
+        sampler = TraceSampler(
+            engine, await engine.resolve_dialect(builtin_dialects(), None), session, reward_url
         )
         with progress_bar() as bar:
 
@@ -168,49 +177,50 @@ async def _sample_traces(
                 task = bar.add_task(label, total=len(calls))
 
                 async def one(call: SampleCall) -> UnlabelledTrace:
-                    async with turns:
-                        drawn = await _retry(call)
+                    async with limit:
+                        trace = await _retry(call)
                     bar.advance(task)
-                    return drawn
+                    return trace
 
                 return await asyncio.gather(*map(one, calls))
 
-            everything = enumerate(problems * options.traces)
-            drawn = await all_of(
-                "full thinking", [partial(drawer.sample_trace, p, at) for at, p in everything]
+            numbered_problems = enumerate(problems * options.traces)
+            traces = await all_of(
+                "full thinking",
+                [partial(sampler.sample_trace, p, at) for at, p in numbered_problems],
             )
-            # Not beside them: in a step that scores chosen tokens, vLLM 0.32 tells every other
-            # stream of its own token alone.
-            drawn = await all_of(
-                "certainty", [partial(drawer.with_certainty, one) for one in drawn]
+            # Not concurrently with the traces: in a step that scores chosen tokens, vLLM 0.32
+            # returns to every other stream only the log-probability of its own token.
+            traces = await all_of(
+                "certainty", [partial(sampler.with_certainty, one) for one in traces]
             )
-    return [_label_answers(drawn[place :: len(problems)]) for place in range(len(problems))]
+    return [_label_answers(traces[index :: len(problems)]) for index in range(len(problems))]
 
 
-async def _retry(call: SampleCall, tries: int = 4) -> UnlabelledTrace:
-    """As SDKs do, again where a connection broke."""
+async def _retry(call: SampleCall, attempts: int = 4) -> UnlabelledTrace:
+    """Retry, as SDKs do, if a connection broke."""
     try:
         return await call()
     except aiohttp.ClientError:
-        if tries == 1:
+        if attempts == 1:
             raise
     await asyncio.sleep(0.5)
-    return await _retry(call, tries - 1)
+    return await _retry(call, attempts - 1)
 
 
-def _label_answers(drawn: list[UnlabelledTrace]) -> list[TraceSample]:
-    """Those of one problem, their answers numbered by meaning."""
+def _label_answers(traces: list[UnlabelledTrace]) -> list[TraceSample]:
+    """The samples of one problem; equal answers get the same label."""
     classes = AnswerClasses()
     return [
-        replace(one.sample, answer_label=classes.add(one.answer) if one.answer else None)
-        for one in drawn
+        replace(trace.sample, answer_label=classes.add(trace.answer) if trace.answer else None)
+        for trace in traces
     ]
 
 
-def _signal_aurocs(told: list[list[TraceSample]]) -> dict[str, float]:
-    """How well each signal tells right traces from wrong ones: rewards at a few places, the last
-    one, the certainty and the least confidence."""
-    samples = [sample for own in told for sample in own]
+def _signal_aurocs(samples_by_problem: list[list[TraceSample]]) -> dict[str, float]:
+    """The AUROC of each signal for right against wrong traces: rewards at a few positions, the last
+    reward, the certainty, and the lowest confidence."""
+    samples = [sample for own in samples_by_problem for sample in own]
     signals: dict[str, list[tuple[float, bool]]] = {}
     for sample in samples:
         for at in (32, 64, 96, 128, 192):
@@ -223,7 +233,7 @@ def _signal_aurocs(told: list[list[TraceSample]]) -> dict[str, float]:
         if sample.certainty is not None:
             signals.setdefault("certainty", []).append((sample.certainty, sample.correct))
         if sample.lowest_confidences:
-            signals.setdefault("least confidence", []).append(
+            signals.setdefault("lowest confidence", []).append(
                 (sample.lowest_confidences[-1][1], sample.correct)
             )
     return {name: _auroc(pairs) for name, pairs in signals.items()}
@@ -239,22 +249,22 @@ def _auroc(pairs: list[tuple[float, bool]]) -> float:
 
 
 def report_signals(samples: list[list[TraceSample]], out: Path) -> None:
-    """The table, its rows as JSON, and what the signals tell by themselves."""
+    """Print the table and the AUROC of each signal, and write the rows as JSON."""
     traces = len(samples[0])
     rows = {
-        "one trace": [[single_trace(turned) for turned in rotations(own)] for own in samples],
+        "one trace": [[single_trace(rotated) for rotated in rotations(own)] for own in samples],
         "majority of 4": [
-            [majority_vote(turned[:4]) for turned in rotations(own)] for own in samples
+            [majority_vote(rotated[:4]) for rotated in rotations(own)] for own in samples
         ],
         f"majority of {traces}": [
-            [majority_vote(turned) for turned in rotations(own)] for own in samples
+            [majority_vote(rotated) for rotated in rotations(own)] for own in samples
         ],
     }
     for name in policy_specifications(traces):
         policy = parse(name)
         assert isinstance(policy, SamplingPolicy)
         rows[name] = [
-            [simulate_vote(policy, turned) for turned in rotations(own)] for own in samples
+            [simulate_vote(policy, rotated) for rotated in rotations(own)] for own in samples
         ]
     report(rows, out / "signals.json", traces)
     for name, area in _signal_aurocs(samples).items():
@@ -267,15 +277,15 @@ def main() -> None:
     parser.add_argument("--traces", type=int, default=TRACE_COUNT)
     parser.add_argument("--concurrency", type=int, default=32)
     parser.add_argument("--seed", type=int, default=0, help="which held-out problems")
-    parser.add_argument("--engine", help="one that runs already")
-    parser.add_argument("--reward", help="a reward model's that runs already")
+    parser.add_argument("--engine", help="URL of a running engine (default: start one)")
+    parser.add_argument("--reward", help="URL of a running reward model (default: start one)")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results")
     options = parser.parse_args()
     with contextlib.ExitStack() as stack:
         upstream = options.engine or stack.enter_context(start_engine(free_port()))
-        rewarding = options.reward or stack.enter_context(start_reward_model(free_port()))
-        told = asyncio.run(_sample_traces(upstream, rewarding, options))
-    report_signals(told, options.out)
+        reward_url = options.reward or stack.enter_context(start_reward_model(free_port()))
+        samples = asyncio.run(_sample_traces(upstream, reward_url, options))
+    report_signals(samples, options.out)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""Votes: what policies over several traces cost and reach, against a majority vote of sixteen.
+"""Accuracy and cost of multi-trace policies against a majority vote of sixteen traces.
 
-Sixteen sampled traces of each held-out problem, in full and under ``deer``, are drawn once on a
-real engine; each policy is then shown them as a server would, every trace of the sixteen being the
-first once. Time is counted in tokens, as if traces that run together kept step. Writes a table and
-the rows as JSON.
+Samples sixteen traces of each held-out problem once on a real engine, in full and under ``deer``.
+Then simulates each policy on them in all sixteen rotations, with the events that the gateway would
+send. Time is counted in tokens, as if concurrent traces were generated at the same rate. Prints a
+table, and writes its rows as JSON.
 """
 
 from __future__ import annotations
@@ -68,11 +68,13 @@ POLICIES = (
 
 @dataclass(frozen=True, slots=True)
 class TraceSample:
-    """A trace that was drawn. ``label`` numbers its answer; ``net`` is all that it cost.
+    """A sampled trace with its signals.
 
-    What some policies look at besides: ``lows``, the trace's least confidence so far, at the
-    positions at which it fell; ``certainty``, the model's own in its answer; ``rewards`` by
-    position, the last one at its end.
+    ``answer_label``: equal answers to one problem have the same number; None without an answer.
+    ``net_tokens``: all tokens generated for it. ``lowest_confidences``: (position, lowest
+    confidence so far) wherever it fell. ``certainty``: the model's probability that its answer is
+    correct. ``rewards``: by position, the last at the end of the trace. Positions are in reasoning
+    tokens.
     """
 
     answer_label: int | None
@@ -86,7 +88,7 @@ class TraceSample:
 
 @dataclass(frozen=True, slots=True)
 class VoteResult:
-    """What a vote came to: whether it is right, what was decoded for it, how many traces."""
+    """The result of a vote: whether it is right, all tokens generated, traces opened."""
 
     correct: bool
     net_tokens: int
@@ -94,78 +96,94 @@ class VoteResult:
 
 
 def simulate_vote(policy: SamplingPolicy, samples: Sequence[TraceSample]) -> VoteResult:
-    """The policy over these traces, in their order. One that is given up has cost no more than the
-    time it ran, in tokens; what is asked of an answer is one token more, a reward comes at once."""
-    samples = [replace(one, net_tokens=one.net_tokens + policy.asks_if_correct) for one in samples]
+    """Run a multi-trace policy on these traces, opened in this order.
+
+    An aborted trace costs the tokens generated until then. A probe whether an answer is correct
+    costs one token per trace; a reward is available at once.
+    """
+    samples = [
+        replace(sample, net_tokens=sample.net_tokens + policy.asks_if_correct) for sample in samples
+    ]
     sampler, now, opened, chosen = policy.start_sampler(), 0, 0, None
-    ends: dict[int, int] = {}  # of the traces that run
-    began: dict[int, int] = {}
-    due: list[tuple[int, int, SamplingEvent]] = []
-    spent = shown = 0
+    ends: dict[int, int] = {}  # of the running traces
+    started: dict[int, int] = {}
+    queue: list[tuple[int, int, SamplingEvent]] = []
+    spent_tokens = event_number = 0
     commands = list(sampler.observe(RequestStarted(0.0)))
     while chosen is None:
         for command in commands:
             match command:
                 case OpenTraces(count):
                     for trace in range(opened, opened + count):
-                        began[trace], ends[trace] = now, now + samples[trace].net_tokens
+                        started[trace], ends[trace] = now, now + samples[trace].net_tokens
                         for event in _trace_events(
                             trace, samples[trace], policy.report_interval, now
                         ):
-                            heapq.heappush(due, (int(event.at), shown := shown + 1, event))
+                            heapq.heappush(
+                                queue, (int(event.at), event_number := event_number + 1, event)
+                            )
                     opened += count
                 case ScoreTrace(trace):
-                    reward = _latest_reward(samples[trace], now - began[trace])
-                    event = TraceScored(trace, reward, now - began[trace], now)
-                    heapq.heappush(due, (now, shown := shown + 1, event))
+                    reward = _latest_reward(samples[trace], now - started[trace])
+                    event = TraceScored(trace, reward, now - started[trace], now)
+                    heapq.heappush(queue, (now, event_number := event_number + 1, event))
                 case AbortTraces(traces):
                     for trace in set(traces) & set(ends):
-                        spent += now - began[trace]
+                        spent_tokens += now - started[trace]
                         del ends[trace]
                 case ChooseTrace(chosen):
                     pass
-        if chosen is None and not due:
-            chosen = 0  # no answer at all: the first
+        if chosen is None and not queue:
+            chosen = 0  # no trace has an answer: choose the first
         elif chosen is None:
-            now, _, event = heapq.heappop(due)
+            now, _, event = heapq.heappop(queue)
             if event.trace not in ends and not isinstance(event, TraceScored):
                 commands = []
                 continue
             if isinstance(event, TraceAnswered):
-                spent += samples[event.trace].net_tokens
+                spent_tokens += samples[event.trace].net_tokens
                 del ends[event.trace]
             commands = list(sampler.observe(event))
     for trace in ends:
-        spent += samples[trace].net_tokens if trace == chosen else now - began[trace]
-    return VoteResult(samples[chosen].correct, spent, opened)
+        spent_tokens += samples[trace].net_tokens if trace == chosen else now - started[trace]
+    return VoteResult(samples[chosen].correct, spent_tokens, opened)
 
 
-def _trace_events(trace: int, one: TraceSample, every: int, now: int) -> Iterator[SamplingEvent]:
-    """All that is heard of a trace that begins now, in order."""
-    closed = now + min(one.reasoning_tokens, one.net_tokens)
-    lows = [(now + position, position, low) for position, low in one.lowest_confidences]
-    for at, position, low in lows:
+def _trace_events(
+    trace: int, sample: TraceSample, report_interval: int, now: int
+) -> Iterator[SamplingEvent]:
+    """All events of a trace that starts at time `now`, in order of their position."""
+    closed = now + min(sample.reasoning_tokens, sample.net_tokens)
+    confidences = [(now + position, position, low) for position, low in sample.lowest_confidences]
+    for at, position, low in confidences:
         if at < closed:
             yield ConfidenceReport(trace, low, position, at)
-    for position in range(every, one.reasoning_tokens, every) if every else ():
+    for position in (
+        range(report_interval, sample.reasoning_tokens, report_interval) if report_interval else ()
+    ):
         yield TokensReached(trace, position, now + position)
-    if lows:
-        yield ConfidenceReport(trace, lows[-1][2], lows[-1][1], closed)
-    yield TraceClosed(trace, one.reasoning_tokens, closed)
-    end = now + one.net_tokens
+    if confidences:
+        yield ConfidenceReport(trace, confidences[-1][2], confidences[-1][1], closed)
+    yield TraceClosed(trace, sample.reasoning_tokens, closed)
+    end = now + sample.net_tokens
     yield TraceAnswered(
-        trace, str(one.answer_label), one.answer_label, one.net_tokens, end, one.certainty
+        trace,
+        str(sample.answer_label),
+        sample.answer_label,
+        sample.net_tokens,
+        end,
+        sample.certainty,
     )
 
 
-def _latest_reward(one: TraceSample, position: int) -> float | None:
-    """The latest that was told by then."""
-    told = [at for at in one.rewards if at <= position]
-    return one.rewards[max(told)] if told else None
+def _latest_reward(sample: TraceSample, position: int) -> float | None:
+    """The latest reward at or before this position; None if there is none."""
+    positions = [at for at in sample.rewards if at <= position]
+    return sample.rewards[max(positions)] if positions else None
 
 
 def majority_vote(samples: Sequence[TraceSample]) -> VoteResult:
-    """The most frequent answer of all; of equals the first."""
+    """Choose the most frequent answer; among equally frequent ones the first."""
     labels = [s.answer_label for s in samples if s.answer_label is not None]
     leader = max(labels, key=labels.count) if labels else None
     right = any(s.correct for s in samples if s.answer_label == leader and leader is not None)
@@ -173,71 +191,86 @@ def majority_vote(samples: Sequence[TraceSample]) -> VoteResult:
 
 
 def single_trace(samples: Sequence[TraceSample]) -> VoteResult:
+    """Choose the first trace, without a vote."""
     return VoteResult(samples[0].correct, samples[0].net_tokens, 1)
 
 
 def rotations(samples: Sequence[TraceSample]) -> Iterator[list[TraceSample]]:
-    """Each of them first, once."""
+    """All rotations of the samples, so that each is the first once."""
     for first in range(len(samples)):
         yield [*samples[first:], *samples[:first]]
 
 
-def _label_responses(runs: Sequence[ModelResponse], problems: int) -> list[list[TraceSample]]:
-    """Those of each problem, their answers numbered by meaning."""
-    told = []
-    for problem in range(problems):
+def _label_responses(runs: Sequence[ModelResponse], problem_count: int) -> list[list[TraceSample]]:
+    """The samples of each problem; equal answers to a problem get the same label."""
+    samples_by_problem = []
+    for problem in range(problem_count):
         classes = AnswerClasses()
-        own = []
-        for run in runs[problem::problems]:
+        samples = []
+        for run in runs[problem::problem_count]:
             answer = extract_final_answer(run.answer_text)
             label = classes.add(answer) if answer else None
-            own.append(TraceSample(label, run.correct, run.reasoning_tokens, run.net_tokens))
-        told.append(own)
-    return told
+            samples.append(TraceSample(label, run.correct, run.reasoning_tokens, run.net_tokens))
+        samples_by_problem.append(samples)
+    return samples_by_problem
 
 
 async def _sample_traces(
     url: str, options: argparse.Namespace
 ) -> dict[str, list[list[TraceSample]]]:
     problems = CHAINS.held_out_problems(options.problems, options.seed)
-    drawn = {}
+    samples = {}
     with progress_bar() as bar:
-        async with lightweight_client(url) as ask:
+        async with lightweight_client(url) as send:
             for name, policy in (("", "off"), (options.policy, options.policy)):
                 runs, _ = await send_all(
-                    ask, problems * TRACE_COUNT, policy, concurrency=options.concurrency, bar=bar
+                    send, problems * TRACE_COUNT, policy, concurrency=options.concurrency, bar=bar
                 )
-                drawn[name] = _label_responses(runs, len(problems))
-    return drawn
+                samples[name] = _label_responses(runs, len(problems))
+    return samples
 
 
-def _vote_results(drawn: dict[str, list[list[TraceSample]]]) -> dict[str, list[list[VoteResult]]]:
-    """The ballots of each problem, over all rotations, by what was voted with."""
+def _vote_results(
+    samples_by_policy: dict[str, list[list[TraceSample]]],
+) -> dict[str, list[list[VoteResult]]]:
+    """By method, the vote results of each problem in all rotations."""
     rows: dict[str, list[list[VoteResult]]] = {}
 
     def add(
-        name: str, told: list[list[TraceSample]], by: Callable[[list[TraceSample]], VoteResult]
+        name: str,
+        samples_by_problem: list[list[TraceSample]],
+        vote: Callable[[list[TraceSample]], VoteResult],
     ) -> None:
-        rows[name] = [[by(turned) for turned in rotations(samples)] for samples in told]
+        rows[name] = [
+            [vote(rotated) for rotated in rotations(samples)] for samples in samples_by_problem
+        ]
 
-    for trace, told in drawn.items():
-        add(f"one trace{trace and ', ' + trace}", told, single_trace)
-        add(f"majority of {TRACE_COUNT}{trace and ', ' + trace}", told, majority_vote)
+    for trace_policy, samples_by_problem in samples_by_policy.items():
+        add(f"one trace{trace_policy and ', ' + trace_policy}", samples_by_problem, single_trace)
+        add(
+            f"majority of {TRACE_COUNT}{trace_policy and ', ' + trace_policy}",
+            samples_by_problem,
+            majority_vote,
+        )
         for name in POLICIES:
-            inside = name.replace("(", f"({trace}, ", 1) if trace else name
-            policy = parse(inside)
+            specification = name.replace("(", f"({trace_policy}, ", 1) if trace_policy else name
+            policy = parse(specification)
             assert isinstance(policy, SamplingPolicy)
-            add(inside, told, lambda turned, policy=policy: simulate_vote(policy, turned))
+            add(
+                specification,
+                samples_by_problem,
+                lambda rotated, policy=policy: simulate_vote(policy, rotated),
+            )
     return rows
 
 
 def report(rows: dict[str, list[list[VoteResult]]], out: Path, traces: int = TRACE_COUNT) -> None:
-    """Print the table, and write its rows."""
+    """Print a table of the vote results by method and problem, and write its rows as JSON."""
     baseline = f"majority of {traces}"
 
     def flat(name: str, key: str) -> list[float]:
-        """Rotation by rotation, as the statistics want it: problems in order, over again."""
-        return [getattr(own[k], key) for k in range(traces) for own in rows[name]]
+        """All problems in order, repeated for each rotation, as `paired_difference` expects."""
+        return [getattr(results[k], key) for k in range(traces) for results in rows[name]]
 
     table = Table(
         "", "right, %", "traces", "net tokens", "of the majority's, %", "difference, points"
@@ -273,17 +306,17 @@ def main() -> None:
     parser.add_argument("--concurrency", type=int, default=64)
     parser.add_argument("--seed", type=int, default=0, help="which held-out problems")
     parser.add_argument(
-        "--policy", default=CHAINS.policy, help="what each trace runs in the second half"
+        "--policy", default=CHAINS.policy, help="the policy of each trace in the second set"
     )
-    parser.add_argument("--engine", help="one that runs already")
+    parser.add_argument("--engine", help="URL of a running engine (default: start one)")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results")
     options = parser.parse_args()
     with contextlib.ExitStack() as stack:
         upstream = options.engine or stack.enter_context(start_engine(free_port()))
         flags = ("--hold-out", "0", "--log-level", "warning")
         url = stack.enter_context(start_gateway(upstream, free_port(), *flags))
-        drawn = asyncio.run(_sample_traces(url, options))
-    report(_vote_results(drawn), options.out / "votes.json")
+        samples = asyncio.run(_sample_traces(url, options))
+    report(_vote_results(samples), options.out / "votes.json")
 
 
 if __name__ == "__main__":
