@@ -1,7 +1,7 @@
-"""``make conformance``: every client at every place, and docs/compatibility.md of what came.
+"""``make conformance``: run every client against every target, and write docs/compatibility.md.
 
-With names of suites, or a pattern of features, only those are run; the page is made with what the
-others found before, which is kept in tests/conformance/results.
+With names of suites, or a pattern of features, only those are run; the page then contains the
+earlier results of the others, which are stored in tests/conformance/results.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ def main() -> int:
     names = [suite.name for suite in SUITES]
     parser.add_argument("suites", nargs="*", metavar="SUITE", help=", ".join(names))
     parser.add_argument(
-        "--only", metavar="REGEX", default="", help="features in whose names this is found"
+        "--only", metavar="REGEX", default="", help="run only features whose name matches"
     )
-    parser.add_argument("--page", action="store_true", help="run nothing, make the page")
+    parser.add_argument("--page", action="store_true", help="run nothing, only write the page")
     options = parser.parse_args()
     if unknown := set(options.suites) - set(names):
         parser.error(f"no such suite: {', '.join(sorted(unknown))}")
@@ -46,15 +46,17 @@ def main() -> int:
 
 
 def _run_suites(suites: list[Suite], only: str) -> None:
-    """Each suite's results are written as soon as they are there."""
-    for upstream, those in groupby(sorted(suites, key=_upstream_of), key=_upstream_of):
-        with start_targets(upstream) as (engine, found):
-            for suite in those:
+    """Run suites by upstream; saves each suite's results as soon as it is complete."""
+    for upstream, upstream_suites in groupby(sorted(suites, key=_upstream_of), key=_upstream_of):
+        with start_targets(upstream) as (engine, target_urls):
+            for suite in upstream_suites:
                 print(f"{suite.client} …", flush=True)
-                replies = run_suite(suite, found, LOGS_FOLDER, only)
-                _save_replies(suite, replies)
-                made = SuiteResult(engine, suite.version(), verdicts_by_feature(replies))
-                save_result(suite.name, load_result(suite.name).merged_with(made) if only else made)
+                reports = run_suite(suite, target_urls, LOGS_FOLDER, only)
+                _save_replies(suite, reports)
+                result = SuiteResult(engine, suite.version(), verdicts_by_feature(reports))
+                save_result(
+                    suite.name, load_result(suite.name).merged_with(result) if only else result
+                )
 
 
 def _upstream_of(suite: Suite) -> str:
@@ -62,20 +64,20 @@ def _upstream_of(suite: Suite) -> str:
 
 
 def _save_replies(suite: Suite, replies: ReportsByTarget) -> None:
-    """Who wonders about a cell looks here."""
+    """Save the raw replies, to investigate a cell of the page."""
     (REPLIES_FOLDER / f"{suite.name}.json").write_text(json.dumps(replies, indent=1))
 
 
 def _write_page() -> int:
-    """The page; 1 where a cell lacks a reason, or a reason its cell."""
+    """Write the page. Returns 1 if a cell lacks a reason or a reason has no cell, else 0."""
     results = {suite.client: load_result(suite.name) for suite in SUITES}
     reasons = Reasons.load(REASONS_PATH)
     page, unexplained = render_page(results, reasons)
     PAGE_PATH.write_text(page, "utf-8")
     for cell in unexplained:
-        print(f"not explained: {cell}", file=sys.stderr)
+        print(f"no reason given: {cell}", file=sys.stderr)
     for why in reasons.unused():
-        print(f"a reason that no cell needs: {why}", file=sys.stderr)
+        print(f"unused reason: {why}", file=sys.stderr)
     return 1 if unexplained or reasons.unused() else 0
 
 

@@ -1,7 +1,7 @@
-"""Two replies to one request, compared: equal but for ids and times, or of one shape and shorter.
+"""Compare two replies to one request: equal except for ids and times, or of one shape and shorter.
 
-A reply is whatever a client made of what it got, as JSON. Where a client streamed, the list of its
-events stands under ``stream``.
+A reply is the client's result as JSON. If the client streamed, its field ``stream`` is the list of
+events.
 """
 
 from __future__ import annotations
@@ -26,18 +26,18 @@ __all__ = [
 FeatureReport = Mapping[str, Any]
 """What a client's script prints for a feature: `feature`, `kind`, and `reply` or `error`."""
 
-# What differs between two replies to the same request, whoever answers.
+# Fields that differ between any two replies to the same request.
 _VOLATILE_FIELDS = {
     *("id", "created", "created_at", "completed_at", "request_id", "item_id", "response_id"),
     *("call_id", "tool_call_id", "session_id", "uuid", "signature", "sequence_number"),
-    # What the engine's cache held; after a cut it is that of the second call.
+    # Prefix-cache hits; after a cut those of the second engine call.
     *("cached_tokens", "cache_read_input_tokens", "cache_read", "input_tokens_cache_read"),
     *("created_cache_tokens", "cache_creation_input_tokens"),
 }
 _REASONING_FIELDS = {"reasoning", "reasoning_content", "thinking"}
 _REASONING_TOKEN_FIELDS = {"reasoning_tokens", "reasoning_output_tokens"}
 _OUTPUT_TOKEN_FIELDS = {"completion_tokens", "output_tokens", "total_output_tokens"}
-# Words of a protocol; any other text may say what it likes behind a cut.
+# Fields whose values belong to the protocol; any other text may differ after a cut.
 _PROTOCOL_FIELDS = {
     "finish_reason",
     "stop_reason",
@@ -49,11 +49,11 @@ _PROTOCOL_FIELDS = {
     "name",
 }
 _ADJOURN_FIELD = "adjourn"
-_LOGPROB_TOLERANCE = 1e-2  # of log-probabilities: a batch of another size rounds otherwise
+_LOGPROB_TOLERANCE = 1e-2  # rounding depends on the batch size
 
 
 class Verdict(Enum):
-    """What a cell says. ``good`` ones need no reason."""
+    """The result of one comparison, a cell of the page. Only good ones need no reason."""
 
     EQUAL = "equal"
     SHORTER = "shorter"
@@ -75,16 +75,17 @@ def compare_reports(
     *,
     policy_fires: bool,
 ) -> Verdict:
-    """A client's line for one feature, against those it had from the engine itself.
+    """Compare a client's report through a gateway with its reports from the engine itself.
 
-    ``direct`` are several: what an engine says twice may differ by itself.
+    There are several ``direct_reports``, because an engine's own replies may differ.
+    ``policy_fires``: whether the gateway's policy cuts traces.
     """
     if not direct_reports or gateway_report is None:
         return Verdict.ABSENT
     if "error" in gateway_report or any("error" in line for line in direct_reports):
         same = any(line.get("error") == gateway_report.get("error") for line in direct_reports)
-        known = Verdict.EQUAL if gateway_report["kind"] == "error" else Verdict.SAME_ERROR
-        return known if same else Verdict.DIFFERS
+        if_same = Verdict.EQUAL if gateway_report["kind"] == "error" else Verdict.SAME_ERROR
+        return if_same if same else Verdict.DIFFERS
     cut = policy_fires and gateway_report["kind"] == "thinks"
     replies, reply = (
         [normalized(line["reply"]) for line in direct_reports],
@@ -96,7 +97,7 @@ def compare_reports(
 
 
 def _compare_shortened(replies: Sequence[Any], reply: Any) -> Verdict:
-    """The shape must be one of the engine's own, the trace shorter than in all of them."""
+    """A cut reply must have the shape of a direct reply, and a shorter trace than all of them."""
     if all(shape_of(one) != shape_of(reply) for one in replies):
         return Verdict.OTHER_SHAPE
     shorter = trace_length(reply) < min(map(trace_length, replies))
@@ -104,7 +105,7 @@ def _compare_shortened(replies: Sequence[Any], reply: Any) -> Verdict:
 
 
 def normalized(reply: Any) -> Any:
-    """A reply with what its streams told, and without what no two replies share."""
+    """The reply with merged stream events and without volatile fields."""
     match reply:
         case dict():
             return {key: _normalized_field(key, value) for key, value in reply.items()}
@@ -122,7 +123,7 @@ def _normalized_field(key: str, value: Any) -> Any:
 
 
 def nearly_equal(one: Any, two: Any) -> bool:
-    """Deep, with numbers that need only be near."""
+    """Deep equality, except that floats may differ by the tolerance."""
     match one, two:
         case dict(), dict():
             return one.keys() == two.keys() and all(nearly_equal(one[key], two[key]) for key in one)
@@ -134,7 +135,7 @@ def nearly_equal(one: Any, two: Any) -> bool:
 
 
 def shape_of(reply: Any, key: str = "") -> Any:
-    """Keys, types, order and the protocol's own words; not what was said, nor how much."""
+    """Keys, types, order and values of protocol fields; neither texts nor lengths."""
     match reply:
         case dict():
             return {k: shape_of(v, k) for k, v in sorted(reply.items()) if k != _ADJOURN_FIELD}
@@ -149,14 +150,20 @@ def shape_of(reply: Any, key: str = "") -> Any:
 
 
 def trace_length(reply: Any) -> float:
-    """How long the trace is: its tokens where they are told, else its text where that is shown,
-    else the tokens of the whole response, else the text of a raw completion."""
+    """The length of the trace: its token count if reported, else the length of its text if shown,
+    else the token count of the response, else the length of a raw completion."""
     fields = list(_walk_fields(reply))
-    counted = sum(v for k, v in fields if k in _REASONING_TOKEN_FIELDS and isinstance(v, int))
-    shown = sum(len(v) for k, v in fields if k in _REASONING_FIELDS and isinstance(v, str))
-    whole = sum(v for k, v in fields if k in _OUTPUT_TOKEN_FIELDS and isinstance(v, int | float))
-    text = sum(len(v) for k, v in fields if k == "text" and isinstance(v, str))
-    return float(counted or shown or whole or text)
+    reasoning_tokens = sum(
+        v for k, v in fields if k in _REASONING_TOKEN_FIELDS and isinstance(v, int)
+    )
+    reasoning_chars = sum(
+        len(v) for k, v in fields if k in _REASONING_FIELDS and isinstance(v, str)
+    )
+    output_tokens = sum(
+        v for k, v in fields if k in _OUTPUT_TOKEN_FIELDS and isinstance(v, int | float)
+    )
+    completion_chars = sum(len(v) for k, v in fields if k == "text" and isinstance(v, str))
+    return float(reasoning_tokens or reasoning_chars or output_tokens or completion_chars)
 
 
 def _walk_fields(reply: Any) -> Iterator[tuple[str, Any]]:

@@ -1,4 +1,4 @@
-"""What the last runs found, a file a suite: verdicts alone, for replies are large and private."""
+"""Stored results, one file per suite: verdicts only, since replies are large and private."""
 
 from __future__ import annotations
 
@@ -19,35 +19,36 @@ VerdictsByGateway = Mapping[str, Verdict]
 
 @dataclass(frozen=True, slots=True)
 class SuiteResult:
-    """``engine`` and ``version`` (the client's) say between which two a feature was tried."""
+    """The verdicts of one client, with the versions of the engine and the client in that run."""
 
     engine: str = ""
     client_version: str | None = None
     features: Mapping[str, VerdictsByGateway] = field(default_factory=dict)
 
     def merged_with(self, new: SuiteResult) -> SuiteResult:
-        """With what a run of some features found."""
+        """These results, with those of a newer run replacing them by feature."""
         return SuiteResult(new.engine, new.client_version, {**self.features, **new.features})
 
 
 def load_result(suite: str, folder: Path = RESULTS_FOLDER) -> SuiteResult:
-    """Empty where the suite never ran."""
+    """The stored result; an empty one if the suite never ran."""
     file = folder / f"{suite}.json"
     if not file.exists():
         return SuiteResult()
-    kept = json.loads(file.read_text("utf-8"))
+    stored = json.loads(file.read_text("utf-8"))
     features = {
-        name: {place: Verdict(value) for place, value in cells.items()}
-        for name, cells in kept["features"].items()
+        name: {target: Verdict(value) for target, value in verdicts.items()}
+        for name, verdicts in stored["features"].items()
     }
-    return SuiteResult(kept["engine"], kept["version"], features)
+    return SuiteResult(stored["engine"], stored["version"], features)
 
 
 def save_result(suite: str, result: SuiteResult, folder: Path = RESULTS_FOLDER) -> None:
+    """Write the result of a suite to its file."""
     features = {
-        name: {place: cell.value for place, cell in cells.items()}
-        for name, cells in result.features.items()
+        name: {target: verdict.value for target, verdict in verdicts.items()}
+        for name, verdicts in result.features.items()
     }
-    kept = {"engine": result.engine, "version": result.client_version, "features": features}
+    stored = {"engine": result.engine, "version": result.client_version, "features": features}
     folder.mkdir(exist_ok=True)
-    (folder / f"{suite}.json").write_text(json.dumps(kept, indent=1) + "\n", "utf-8")
+    (folder / f"{suite}.json").write_text(json.dumps(stored, indent=1) + "\n", "utf-8")

@@ -1,5 +1,7 @@
-"""What a stream tells, however it was cut: the engine puts into a chunk as many tokens as are
-ready, the last one's text beside its finish or not, and lets choices take turns as it likes.
+"""Merge the events of a stream, so that streams with other chunk borders compare equal.
+
+The engine puts as many tokens into a chunk as are ready, sends the finish reason with the last text
+or after it, and interleaves choices in any order.
 """
 
 from __future__ import annotations
@@ -9,7 +11,7 @@ from typing import Any
 
 __all__ = ["merged_events"]
 
-# Texts that come in pieces, and lists that grow with them.
+# Texts split across chunks, and lists with an entry per token.
 _TEXT_FIELDS = {
     "content",
     "reasoning",
@@ -21,22 +23,25 @@ _TEXT_FIELDS = {
 }
 _TEXT_FIELDS |= {"partial_json", "snapshot"}
 _LIST_FIELDS = {"token_ids", "tokens", "token_logprobs", "top_logprobs", "text_offset"}
-# Of two texts in one chunk the trace came first.
+# If a chunk has both, the reasoning precedes the answer.
 _ANSWER_FIELDS = {"content", "tool_calls"}
-# What every chunk of chat and raw completions bears.
+# Fields of every chunk of chat and raw completions.
 _ENVELOPE_FIELDS = ("id", "object", "created", "model")
 
 
 def merged_events(events: Sequence[Any]) -> list[Any]:
-    """The events with neighbours that are pieces of one thing made one. Chunks with choices are
-    parted first: choice by choice, its texts, its lists, the rest, without what is null."""
-    out: list[Any] = []
+    """Merge neighbouring events that are parts of one text or list.
+
+    Chunks with choices are first split into one event per choice and field, without null fields,
+    and sorted by choice: texts, lists, the rest.
+    """
+    merged: list[Any] = []
     for part in sorted((part for event in events for part in _split_event(event)), key=_sort_key):
-        if out and _skeleton(out[-1]) == _skeleton(part):
-            out[-1] = _concatenated(out[-1], part)
+        if merged and _skeleton(merged[-1]) == _skeleton(part):
+            merged[-1] = _concatenated(merged[-1], part)
         else:
-            out.append(part)
-    return out
+            merged.append(part)
+    return merged
 
 
 def _split_event(event: Any) -> Iterator[Any]:
@@ -47,10 +52,10 @@ def _split_event(event: Any) -> Iterator[Any]:
                 for part in _split_choice(choice):
                     yield envelope | {"choices": [{"index": choice["index"]} | part]}
             done = not choices or any(choice["finish_reason"] for choice in choices)
-            # Before the last chunk, usage tells how far the stream was cut.
-            gone = {"choices", *_ENVELOPE_FIELDS} | (set() if done else {"usage"})
+            # Before the last chunk, usage depends on the chunk borders.
+            dropped = {"choices", *_ENVELOPE_FIELDS} | (set() if done else {"usage"})
             if rest := _without_empty(
-                {key: value for key, value in event.items() if key not in gone}
+                {key: value for key, value in event.items() if key not in dropped}
             ):
                 yield envelope | {"choices": []} | rest
         case _:
@@ -58,7 +63,7 @@ def _split_event(event: Any) -> Iterator[Any]:
 
 
 def _split_choice(choice: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    """A choice's chunk, one thing at a time."""
+    """The parts of a choice in a chunk, one field each."""
     rest = {
         key: value for key, value in _without_empty(choice).items() if key not in ("index", "delta")
     }
@@ -74,7 +79,7 @@ def _split_choice(choice: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 def _split_tool_calls(calls: Sequence[Mapping[str, Any]]) -> Iterator[list[dict[str, Any]]]:
-    """Who is called, and with what: in one chunk or in several."""
+    """The parts of tool calls: the function without arguments, then the arguments."""
     for call in calls:
         function = dict(call.get("function", {}))
         arguments = function.pop("arguments", None)
@@ -85,7 +90,7 @@ def _split_tool_calls(calls: Sequence[Mapping[str, Any]]) -> Iterator[list[dict[
 
 
 def _without_empty(value: Any) -> Any:
-    """Without what says nothing: null, and empty texts, lists and objects."""
+    """The value without nulls, and without empty texts, lists and objects."""
     match value:
         case dict():
             kept = {key: _without_empty(item) for key, item in value.items()}
@@ -96,7 +101,7 @@ def _without_empty(value: Any) -> Any:
 
 
 def _sort_key(event: Any) -> tuple[float, int]:
-    """Where a part stands: other events as they came, choices one after the other."""
+    """Sort choices by index and field; other events first, in their order, usage last."""
     match event:
         case {"choices": []}:
             return (float("inf"), 0)
@@ -110,12 +115,12 @@ def _sort_key(event: Any) -> tuple[float, int]:
 
 
 def _skeleton(value: Any, key: str = "") -> Any:
-    """All but the pieces."""
+    """The value without the texts and lists that grow; parts with equal skeletons are merged."""
     match value:
         case dict():
             return {k: _skeleton(v, k) for k, v in value.items()}
         case list():
-            # Entries of log-probabilities are pieces, too; choices and parts are not.
+            # Entries of log-probabilities grow too; choices and content parts do not.
             return (
                 ["…"] if value and _is_growing_list(key, value) else [_skeleton(v) for v in value]
             )

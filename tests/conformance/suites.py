@@ -1,4 +1,4 @@
-"""Which clients there are, and how one is run: its script, in its own environment, at a place."""
+"""The clients under test, and how to run one: its script, in its environment, on a target."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ from tests.conformance.targets import MODEL_NAMES, TargetUrls
 __all__ = ["BUILD_FOLDER", "SUITES", "ReportsByTarget", "Suite", "run_suite"]
 
 ReportsByTarget = dict[str, list[FeatureReport]]
-"""What a client reported, by place."""
+"""The reports of a client, by target."""
 
 CLIENTS_FOLDER = Path(__file__).parent / "clients"
 BUILD_FOLDER = ROOT / ".bench" / "conformance"
 _NODE_FOLDER = BUILD_FOLDER / "node"
-_TIMEOUT = 1500  # seconds for one client at one place
+_TIMEOUT = 1500  # seconds for one client on one target
 
 
 @dataclass(frozen=True, slots=True)
 class Suite:
-    """``client`` is the table's name for it, ``package`` what its version is that of.
+    """One client: ``client`` is its name on the page, ``package`` the package of its version.
 
-    The environments `node`, `engine` and `gateway` are not the client's own.
+    The environments `node`, `engine` and `gateway` are shared; any other is the client's own.
     """
 
     client: str
@@ -44,6 +44,7 @@ class Suite:
         return self.script.partition(".")[0]
 
     def command(self) -> list[str]:
+        """The interpreter and the script."""
         programs = {
             "node": "node",
             "engine": str(ROOT / ".engine" / "bin" / "python"),
@@ -53,7 +54,7 @@ class Suite:
         return [programs.get(self.environment, str(python)), self.script]
 
     def version(self) -> str | None:
-        """As it is pinned; None where the engine brings the client."""
+        """The pinned version; None if the client is installed with the engine."""
         pins = CLIENTS_FOLDER / f"{self.environment}.txt"
         if self.environment in ("node", "gateway"):
             pins = CLIENTS_FOLDER / "package.json"
@@ -85,12 +86,12 @@ SUITES = (
 def run_suite(
     suite: Suite, target_urls: TargetUrls, log_folder: Path, feature_pattern: str
 ) -> ReportsByTarget:
-    """What the client reported at each place, in order, of features that ``only`` is found in."""
-    found = {}
-    for place, url in target_urls.items():
-        log = log_folder / f"{suite.name}-{place.replace(' ', '-')}.log"
-        found[place] = list(_run_client(suite, url, target_urls["direct"], log, feature_pattern))
-    return found
+    """The client's reports for each target, of features whose name matches the pattern."""
+    reports = {}
+    for target, url in target_urls.items():
+        log = log_folder / f"{suite.name}-{target.replace(' ', '-')}.log"
+        reports[target] = list(_run_client(suite, url, target_urls["direct"], log, feature_pattern))
+    return reports
 
 
 def _run_client(
@@ -115,7 +116,7 @@ def _run_client(
                 stderr=errors,
                 timeout=_TIMEOUT,
             ).stdout
-        except subprocess.TimeoutExpired as late:  # what is missing shows in the table
+        except subprocess.TimeoutExpired as late:  # missing features become "absent" cells
             out = late.stdout or b""
     for line in out.decode().splitlines():
         if line.startswith("{"):

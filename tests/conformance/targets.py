@@ -1,4 +1,4 @@
-"""Where a client can be pointed: the engine itself, and gateways before it."""
+"""The targets of a client: the engine itself, and gateways in front of it."""
 
 from __future__ import annotations
 
@@ -26,22 +26,25 @@ DIRECT_TARGETS = ("direct", "direct again")
 GATEWAY_POLICIES = {"off": "off", "never": "never", "fires": "budget(max=6, grace=0)"}
 FIRING_POLICY = GATEWAY_POLICIES["fires"]
 MODEL_NAMES = {"vllm": "pocket", "standin": "standin"}
-# Some clients send no temperature.
+# For clients that send no temperature.
 _GREEDY = '--override-generation-config={"temperature": 0}'
 
 
 @contextlib.contextmanager
 def start_targets(upstream: str) -> Iterator[tuple[str, TargetUrls]]:
-    """What stands behind them, and they. ``upstream`` is `vllm` or `standin`. The engine is asked
-    twice: the second time is the control, and the first has filled its cache."""
+    """Start an engine and the gateways; gives (description of the engine, URLs by target).
+
+    ``upstream`` is `vllm` or `standin`. The engine itself is two targets: the second run shows how
+    much its replies differ once its prefix cache is filled.
+    """
     start = start_engine(free_port(), _GREEDY) if upstream == "vllm" else _start_standin()
     with contextlib.ExitStack() as stack:
         url = stack.enter_context(start)
-        found = dict.fromkeys(DIRECT_TARGETS, url)
+        urls = dict.fromkeys(DIRECT_TARGETS, url)
         for name, policy in GATEWAY_POLICIES.items():
             options = ("--policy", policy, "--hold-out", "0")
-            found[name] = stack.enter_context(start_gateway(url, free_port(), *options))
-        yield _describe_engine(upstream, url), found
+            urls[name] = stack.enter_context(start_gateway(url, free_port(), *options))
+        yield _describe_engine(upstream, url), urls
 
 
 def _describe_engine(upstream: str, url: str) -> str:

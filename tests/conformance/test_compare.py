@@ -1,4 +1,4 @@
-"""What the comparison of replies forgives, and what it does not."""
+"""Which differences the comparison of replies ignores, and which it reports."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ def line(reply: Any, kind: str = "thinks") -> dict[str, Any]:
 
 
 def message(reasoning: str, content: str = "42", **fields: Any) -> dict[str, Any]:
-    said = {"role": "assistant", "reasoning": reasoning, "content": content}
-    return {"id": "1", "choices": [{"message": said, "finish_reason": "stop"}], **fields}
+    body = {"role": "assistant", "reasoning": reasoning, "content": content}
+    return {"id": "1", "choices": [{"message": body, "finish_reason": "stop"}], **fields}
 
 
-def test_ids_and_times_may_differ_but_not_be_lost() -> None:
+def test_ids_and_times_may_differ_but_not_be_absent() -> None:
     """A volatile field must be there on both sides, or be null on both."""
     one, two = message("a") | {"created": 1}, message("a") | {"created": 2}
     assert nearly_equal(normalized(one), normalized(two))
@@ -45,13 +45,13 @@ def test_ids_and_times_may_differ_but_not_be_lost() -> None:
         ({"a": None}, {}, False),
     ],
 )
-def test_numbers_need_only_be_near(one: Any, two: Any, same: bool) -> None:
-    """Log-probabilities are; counts, nulls and lengths are not."""
+def test_only_floats_may_differ_by_the_tolerance(one: Any, two: Any, same: bool) -> None:
+    """Log-probabilities may; counts, nulls and lengths must be equal."""
     assert nearly_equal(one, two) is same
 
 
-def test_a_shape_is_keys_types_and_order() -> None:
-    """What was said does not matter; a type, a null, a finish or the order of events does."""
+def test_a_shape_has_keys_types_and_order() -> None:
+    """Texts do not matter; a type, a null, a finish reason or the order of events does."""
     assert shape_of(message("long", "1")) == shape_of(message("s", "2"))
     assert shape_of(message("a")) == shape_of(message("a", adjourn={"stopped": True}))
     for other in (message("a", other=1), message("a", ""), {"choices": []}):
@@ -60,9 +60,9 @@ def test_a_shape_is_keys_types_and_order() -> None:
     assert shape_of(events) != shape_of(events[::-1])
 
 
-def test_the_trace_is_measured_by_the_best_that_is_told() -> None:
-    """Its tokens, else its text; a client that hides both still tells those of the response, and
-    one of raw completions its text."""
+def test_the_trace_length_uses_the_best_available_count() -> None:
+    """Reasoning tokens, else the reasoning text, else the tokens of the response, else the text of
+    a raw completion."""
     counted = {"completion_tokens": 9, "completion_tokens_details": {"reasoning_tokens": 3}}
     assert trace_length(message("four", usage=counted)) == 3
     assert trace_length(message("four")) == 4
@@ -83,15 +83,15 @@ def test_the_trace_is_measured_by_the_best_that_is_told() -> None:
         (None, Verdict.ABSENT, Verdict.ABSENT),
     ],
 )
-def test_a_verdict(ours: Any, unfired: Verdict, fired: Verdict) -> None:
-    """Equal where nothing fires; where something does, of one shape and shorter."""
+def test_the_verdict_of_a_report(ours: Any, unfired: Verdict, fired: Verdict) -> None:
+    """Without a firing policy equal; with one of the same shape and shorter."""
     direct = [line(message("a long trace"))] * 2
     assert compare_reports(direct, ours, policy_fires=False) is unfired
     assert compare_reports(direct, ours, policy_fires=True) is fired
 
 
-def test_an_error_is_right_only_where_it_is_due() -> None:
-    """The engine's own refusal of what was to work is no success of ours."""
+def test_an_error_is_good_only_where_it_is_expected() -> None:
+    """If the engine also refuses a feature that should work, the verdict is not good."""
     refused = {"feature": "f", "error": {"type": "BadRequestError", "status": 400}}
     for kind, expected in (("error", Verdict.EQUAL), ("thinks", Verdict.SAME_ERROR)):
         case = refused | {"kind": kind}

@@ -1,4 +1,4 @@
-"""What a stream tells does not depend on how it was cut; that is all that is forgiven."""
+"""Merging ignores how a stream is divided into chunks, and nothing else."""
 
 from __future__ import annotations
 
@@ -20,8 +20,9 @@ def chunk(delta: dict[str, Any], index: int = 0, **fields: Any) -> dict[str, Any
     return {"id": "chatcmpl-1", "choices": [choice], "usage": None}
 
 
-def cut(tokens: Sequence[Token], sizes: Sequence[int], finish_apart: bool) -> list[Any]:
-    """A stream of ``tokens``, so many a chunk, the finish beside the last ones or behind them."""
+def cut(tokens: Sequence[Token], sizes: Sequence[int], separate_finish: bool) -> list[Any]:
+    """A stream of ``tokens`` in chunks of ``sizes``; the finish reason is in a separate chunk or in
+    the last one with text."""
     events = [chunk({"role": "assistant", "content": ""})]
     at = 0
     for size in [*sizes, len(tokens)]:
@@ -34,45 +35,45 @@ def cut(tokens: Sequence[Token], sizes: Sequence[int], finish_apart: bool) -> li
             delta = dict(sorted(texts.items()))
             events.append(chunk(delta, logprobs={"content": entries}))
         at += size
-    if finish_apart or len(events) == 1:
+    if separate_finish or len(events) == 1:
         events.append(chunk({}))
     [choice] = events[-1]["choices"]
     choice |= {"finish_reason": "stop", "stop_reason": None}
     return [*events, {"id": "chatcmpl-1", "choices": [], "usage": {"completion_tokens": at}}]
 
 
-pieces = st.text(min_size=1, max_size=3)
+parts = st.text(min_size=1, max_size=3)
 
 
 @given(
-    st.lists(pieces, min_size=1),
-    st.lists(pieces, min_size=1),
+    st.lists(parts, min_size=1),
+    st.lists(parts, min_size=1),
     st.lists(st.integers(1, 4)),
     st.booleans(),
 )
-def test_how_a_stream_is_cut_does_not_matter(
-    thought: list[str], said: list[str], sizes: list[int], finish_apart: bool
+def test_chunk_borders_do_not_matter(
+    reasoning: list[str], content: list[str], sizes: list[int], separate_finish: bool
 ) -> None:
-    """One token a chunk, or several, both fields in one, the finish beside a text or not."""
-    tokens = [("reasoning", text) for text in thought] + [("content", text) for text in said]
-    whole = merged_events(cut(tokens, [1] * len(tokens), finish_apart=True))
-    # How many tokens there were is told by the usage alone, and that is the same.
-    ours = merged_events(cut(tokens, sizes, finish_apart))
+    """One token per chunk or several, both fields in one chunk, a separate finish or not."""
+    tokens = [("reasoning", text) for text in reasoning] + [("content", text) for text in content]
+    whole = merged_events(cut(tokens, [1] * len(tokens), separate_finish=True))
+    # Without the usage event: here its count depends on `sizes`, unlike the engine's.
+    ours = merged_events(cut(tokens, sizes, separate_finish))
     assert ours[:-1] == whole[:-1]
     texts = [event["choices"][0]["delta"] for event in whole[1:3]]
-    assert texts == [{"reasoning": "".join(thought)}, {"content": "".join(said)}]
+    assert texts == [{"reasoning": "".join(reasoning)}, {"content": "".join(content)}]
 
 
-@given(st.lists(st.tuples(st.integers(0, 1), pieces)), st.randoms())
-def test_choices_take_turns_as_they_like(tokens: list[tuple[int, str]], chance: Any) -> None:
-    """Each in its own order."""
+@given(st.lists(st.tuples(st.integers(0, 1), parts)), st.randoms())
+def test_choices_may_be_interleaved(tokens: list[tuple[int, str]], chance: Any) -> None:
+    """Only the order within a choice matters."""
     events = [chunk({"content": text}, index) for index, text in tokens]
-    apart = sorted(events, key=lambda event: event["choices"][0]["index"])
-    assert merged_events(events) == merged_events(apart)
+    in_order = sorted(events, key=lambda event: event["choices"][0]["index"])
+    assert merged_events(events) == merged_events(in_order)
 
 
-def test_what_is_called_and_with_what() -> None:
-    """In one chunk or in three."""
+def test_a_tool_call_may_be_split_across_chunks() -> None:
+    """It is the same in one chunk or in three."""
     name = {"index": 0, "id": "call_1", "type": "function", "function": {"name": "judge"}}
     arguments = [{"index": 0, "function": {"arguments": text}} for text in ("{", "}")]
     three = [chunk({"tool_calls": [entry]}) for entry in (name, *arguments)]
@@ -81,8 +82,8 @@ def test_what_is_called_and_with_what() -> None:
     assert len(merged_events(one)) == 2
 
 
-def test_events_of_another_api_stand_as_they_came() -> None:
-    """Only pieces of one text are made one."""
+def test_events_of_another_api_keep_their_order() -> None:
+    """Only parts of one text are merged."""
     events = [
         {"type": "message_start"},
         {"type": "content_block_delta", "delta": {"thinking": "a"}},
@@ -111,7 +112,7 @@ FIRST = {"role": "assistant", "content": ""}
         [chunk(FIRST), chunk({"content": "ab"}, 1), chunk({}, finish_reason="stop")],
     ],
 )
-def test_what_is_told_does_matter(other: list[Any]) -> None:
-    """A text, its field, a role, a finish, a choice, or a field of one side alone."""
+def test_content_does_matter(other: list[Any]) -> None:
+    """A text, its field, a role, a finish reason, a choice, or an additional field."""
     events = [chunk(FIRST), chunk({"content": "ab"}), chunk({}, finish_reason="stop")]
     assert merged_events(events) != merged_events(other)
