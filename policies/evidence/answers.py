@@ -1,4 +1,4 @@
-"""Read an answer out of what a model wrote, and tell whether two answers mean the same."""
+"""Extract an answer from generated text, and decide whether two answers mean the same."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ __all__ = [
 ]
 
 AnswerKind = Literal["boxed", "choice", "text", "code"]
-"""What kind of answer is drawn out."""
+"""The form of the answer that a probe asks for."""
 INDUCERS_BY_KIND: Mapping[AnswerKind, str] = {
     "boxed": "answer",
     "choice": "answer-choice",
     "text": "answer-text",
     "code": "answer-code",
 }
-"""The dialect's text that draws an answer of each kind."""
+"""For each kind, the name of the dialect's inducer."""
 
 _LETTER = re.compile(r"\s*[*(]*[A-Za-z]\b")
 _HESITATION = re.compile(
@@ -41,7 +41,7 @@ _HESITATION = re.compile(
 _TEXT_COMMAND = re.compile(r"\\(?:text|mathrm|mbox)\s*\{([^{}]*)\}")
 _DECORATION = re.compile(r"\\[,;! ]|\\left(?![a-z])|\\right(?![a-z])|\*\*|[\s$]+")
 _ANSWER_PHRASE = re.compile(r"\b(?:answer(?: is|:)|correct option is)[:\s]*", re.IGNORECASE)
-_VARIABLE_PREFIX = re.compile(r"^[a-z]=(?=[-+.\d\\])")  # "x=5" names what it says
+_VARIABLE_PREFIX = re.compile(r"^[a-z]=(?=[-+.\d\\])")  # "x=5" means "5"
 _CHOICE = re.compile(r"(?:option|choice)?\(?([a-j])[).:]?")
 _FENCE = re.compile(r"^```\w*\n|\n?```$")
 _GROUP = re.compile(r"(\(|\[|\\\{)([^()\[\]\"]*)(\)|\]|\\\})")
@@ -49,11 +49,11 @@ _FRACTION = re.compile(r"(-?)\\[dt]?frac\{(-?\d+)\}\{(\d+)\}")
 
 
 def extract_trial_answer(text: str, task: AnswerKind = "boxed") -> str:
-    """The answer in ``drawn``, the text behind the task's inducer.
+    """The answer in ``text``, which the model wrote after the inducer of this kind.
 
-    One in a box runs to the brace that closes it, nested ones allowed; a choice is its letter,
-    code runs to the fence behind it. A text, and what does not come to its end (the probe ran out
-    of tokens), is the first line that is not empty.
+    boxed: up to the brace that closes the box; braces may nest. choice: the letter. code: up to the
+    closing fence. text, and every answer whose end is missing (the probe ran out of tokens): the
+    first line that is not empty.
     """
     return text[: _answer_end(text, task)].strip()
 
@@ -61,11 +61,11 @@ def extract_trial_answer(text: str, task: AnswerKind = "boxed") -> str:
 def answer_confidence(
     tokens: Sequence[str], logprobs: Sequence[float], task: AnswerKind = "boxed"
 ) -> float:
-    """Geometric mean of the tokens' probabilities, over the answer's own tokens.
+    """Geometric mean of the probabilities of the answer's tokens, in [0, 1].
 
-    The tokens are a greedy probe's, so each is the most probable one at its step (DEER, arXiv
-    2504.15895, equation 2). 0.0 where there is no answer: a lone closing brace is certain of
-    nothing.
+    ``logprobs``: one natural logarithm per token. The probe is greedy, so each token is the most
+    probable one at its step (DEER, arXiv 2504.15895, equation 2). 0.0 if there is no answer: a lone
+    closing brace, however probable, is none.
     """
     count = count_answer_tokens(tokens, task)
     if not count or len(tokens) != len(logprobs):
@@ -74,14 +74,14 @@ def answer_confidence(
 
 
 def count_answer_tokens(tokens: Sequence[str], task: AnswerKind = "boxed") -> int:
-    """How many of the tokens are the answer's own; 0 where there is none.
+    """How many of the tokens belong to the answer; 0 if there is none.
 
-    One that only closes the answer counts: it says how sure the model is that it is complete.
+    The token that closes the answer counts: its probability says whether the answer is complete.
     """
-    drawn = "".join(tokens)
-    if not extract_trial_answer(drawn, task):
+    text = "".join(tokens)
+    if not extract_trial_answer(text, task):
         return 0
-    end, seen = _answer_end(drawn, task), 0
+    end, seen = _answer_end(text, task), 0
     for count, token in enumerate(tokens):
         if seen > end:
             return count
@@ -89,38 +89,38 @@ def count_answer_tokens(tokens: Sequence[str], task: AnswerKind = "boxed") -> in
     return len(tokens)
 
 
-def _answer_end(drawn: str, task: AnswerKind) -> int:
+def _answer_end(text: str, task: AnswerKind) -> int:
     if task == "code":
-        fence = drawn.find("```")
-        return len(drawn) if fence < 0 else fence
-    if task == "choice" and (letter := _LETTER.match(drawn)):
+        fence = text.find("```")
+        return len(text) if fence < 0 else fence
+    if task == "choice" and (letter := _LETTER.match(text)):
         return letter.end()
-    return _end_of_box(drawn) if task == "boxed" else _end_of_line(drawn)
+    return _end_of_box(text) if task == "boxed" else _end_of_line(text)
 
 
-def _end_of_box(drawn: str) -> int:
+def _end_of_box(text: str) -> int:
     depth = 1
-    for index, character in enumerate(drawn):
+    for index, character in enumerate(text):
         depth += (character == "{") - (character == "}")
         if depth == 0:
             return index
-    return _end_of_line(drawn)
+    return _end_of_line(text)
 
 
-def _end_of_line(drawn: str) -> int:
-    begin = len(drawn) - len(drawn.lstrip())
-    line = drawn.find("\n", begin)
-    return len(drawn) if line < 0 else line
+def _end_of_line(text: str) -> int:
+    begin = len(text) - len(text.lstrip())
+    line = text.find("\n", begin)
+    return len(text) if line < 0 else line
 
 
 def is_hesitant(text: str) -> bool:
-    """Whether the model goes on doubting inside its trial answer ("no" in "know" is no doubt)."""
+    """Whether the trial answer contains a word of doubt, as a whole word."""
     return _HESITATION.search(text) is not None
 
 
 def extract_final_answer(text: str) -> str:
-    """What an answer's text says: the content of its last box, else what its last "answer is",
-    "answer:" or "correct option is" names, else all of it."""
+    """The final answer in an answer's text: the content of its last box, else the rest of the line
+    after its last "answer is", "answer:" or "correct option is", else the whole text."""
     _, box, boxed = text.rpartition("\\boxed{")
     if box:
         return extract_trial_answer(boxed)
@@ -131,17 +131,17 @@ def extract_final_answer(text: str) -> str:
 
 
 def canonically_equal(one: str, other: str) -> bool:
-    """Whether two answers plainly mean the same."""
+    """Whether two answers have the same canonical form. Fast; no algebra."""
     return canonical(one) == canonical(other)
 
 
 @lru_cache(maxsize=4096)
 def canonical(answer: str) -> str:
-    """The one spelling of what an answer means: a number in lowest terms, a choice as its letter,
-    JSON with its keys in order, a tuple or set by its parts, all else as text without its dress.
+    """The canonical form of an answer: a number in lowest terms, a choice as its letter, JSON with
+    sorted keys, a tuple or set by its parts, any other text without markup, spaces and case.
 
-    Linear in the answer's length and without side effects; what is the same only by algebra is
-    ``adjourn.policies.evidence.mathematics``'s.
+    Linear in the answer's length. ``adjourn.policies.evidence.mathematics`` decides equality by
+    algebra.
     """
     text = _DECORATION.sub("", _TEXT_COMMAND.sub(r"\1", answer)).rstrip(".").casefold()
     text = _VARIABLE_PREFIX.sub("", text.replace("\\%", "%"))
@@ -151,7 +151,7 @@ def canonical(answer: str) -> str:
 
 
 def _canonical_json(answer: str) -> str | None:
-    """Of an object or a list, where the answer is one; a fence around it is no part of it."""
+    """The canonical form of a JSON object or list, without a fence around it; else None."""
     text = _FENCE.sub("", answer.strip()).strip()
     if text[:1] not in ("{", "["):
         return None
@@ -168,7 +168,7 @@ def _int_if_whole(written: str) -> int | float:
 
 
 def _canonical_group(text: str) -> str | None:
-    """Of a tuple, interval or set: each part by its meaning, those of a set in order."""
+    """The canonical form of a tuple, interval or set, the parts of a set sorted; else None."""
     found = _GROUP.fullmatch(text)
     if found is None or "," not in found[2]:
         return None
@@ -180,13 +180,13 @@ def _canonical_group(text: str) -> str | None:
 
 
 def _canonical_number(text: str) -> str:
-    """A number in lowest terms; any other text as it is."""
+    """A number in lowest terms; any other text unchanged."""
     spelled = text
     fraction = _FRACTION.fullmatch(text)
     if fraction:
         spelled = f"{fraction[1]}{fraction[2]}/{fraction[3]}".replace("--", "")
     spelled = re.sub(r"(?<=\d),(?=\d{3}\b)", "", spelled)
-    if len(spelled) > 64:  # an exponent or a digit string made to be slow
+    if len(spelled) > 64:  # a huge exponent or digit string would be slow to read
         return text
     if re.fullmatch(r"[-+]?\d+(?:\.\d*)?(?:/\d+)?|[-+]?\.\d+", spelled) is None:
         return text
@@ -197,10 +197,11 @@ def _canonical_number(text: str) -> str:
 
 
 class AnswerClasses:
-    """Answers of one request by what they mean: each class has a number, in order of appearance.
+    """The answers of one request, grouped into classes of equal meaning.
 
-    ``find`` knows what is plainly the same; who can tell more asks about ``candidates`` before
-    ``add`` makes a class of its own.
+    Classes are numbered from 0 in order of appearance. ``find`` compares canonical forms; a caller
+    that knows more (equality by algebra) compares with ``representatives`` and passes the class to
+    ``add``. Only ``add`` changes the state.
     """
 
     def __init__(self) -> None:
@@ -208,6 +209,7 @@ class AnswerClasses:
         self._representatives: list[str] = []
 
     def find(self, answer: str) -> int | None:
+        """The class with the answer's canonical form, if there is one."""
         return self._labels.get(canonical(answer))
 
     @property
@@ -216,7 +218,8 @@ class AnswerClasses:
         return list(self._representatives)
 
     def add(self, answer: str, same_as: int | None = None) -> int:
-        """The answer's class: that which it is ``like``, else a known or a new one."""
+        """Add to class ``same_as``, else to the class of its canonical form, else to a new one.
+        Returns the class."""
         key = canonical(answer)
         if same_as is None:
             same_as = self._labels.get(key, len(self._representatives))

@@ -1,4 +1,4 @@
-"""Growing pauses between probes that say no."""
+"""Growing gaps between probes that did not stop the trace."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ __all__ = ["ProbeBackoff"]
 
 
 class ProbeBackoff:
-    """After the n-th no, min(``gap`` · ``backoff``ⁿ⁻¹, ``max_gap``) tokens are passed over.
+    """After the n-th probe without a stop, skip min(``gap`` · ``backoff``ⁿ⁻¹, ``max_gap``) tokens.
 
-    Raises ValueError for options that make no sense, with their names.
+    Raises ValueError, which names the option, for values out of range. State: the next gap and the
+    position until which no probe is sent; only ``begin`` changes them.
     """
 
     __slots__ = ("_factor", "_gap", "_max_gap", "_until")
@@ -24,9 +25,10 @@ class ProbeBackoff:
         self._until = 0
 
     def is_over(self, position: int) -> bool:
+        """Whether a probe may be sent at ``position``."""
         return position >= self._until
 
     def begin(self, position: int) -> None:
-        """A probe at ``position`` said no."""
+        """A probe at ``position`` did not stop the trace."""
         self._until = position + round(self._gap)
         self._gap = min(self._gap * self._factor, self._max_gap)

@@ -1,4 +1,4 @@
-"""Hidden states: what a model holds at one token, behind some of its layers."""
+"""Hidden states of one token, after some of the model's layers."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _BYTES_PER_VALUE = 2
 
 
 class Layer(NamedTuple):
-    """States are told behind the ``number``-th layer, from 1 on, and are ``width`` numbers."""
+    """The ``number``-th layer, counted from 1; its output has ``width`` numbers."""
 
     number: int
     width: int
@@ -21,9 +21,12 @@ class Layer(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class HiddenStates:
-    """Of one token: ``data`` holds ``width`` numbers for each of ``layers``, one behind the other,
-    as bfloat16 with the low byte first: half of what float32 takes, in a log too, and all of its
-    range."""
+    """The states of one token.
+
+    ``data``: ``width`` numbers for each of ``layers``, concatenated, as little-endian bfloat16,
+    which needs half the bytes of float32 and has its range. Raises ValueError if the length of
+    ``data`` does not fit.
+    """
 
     layers: tuple[int, ...]
     width: int
@@ -31,11 +34,10 @@ class HiddenStates:
 
     def __post_init__(self) -> None:
         if len(self.data) != _BYTES_PER_VALUE * self.width * len(self.layers):
-            raise ValueError("hidden states of another width than they say")
+            raise ValueError("hidden states: the data does not have the stated width")
 
     def at_layers(self, layers: Iterable[int]) -> Sequence[float]:
-        """The states behind these layers, one behind the other. Raises ValueError where one was
-        not told."""
+        """The states after these layers, concatenated. Raises ValueError if one is missing."""
         size = _BYTES_PER_VALUE * self.width
         places = [self.layers.index(layer) * size for layer in layers]
         low = b"".join(self.data[place : place + size] for place in places)

@@ -1,11 +1,10 @@
-"""Whether two answers are the same by algebra: math-verify's judgement, where it is installed.
+"""Decide whether two answers are equal by algebra, with math-verify if it is installed.
 
-The one place of this room that is not the standard library's alone: equivalence of LaTeX is a
-library's business (``pip install adjourn[math]``). It is loaded when it is first needed, takes
-some 60 MB and may take its time, so whoever must not wait runs
-``python -m adjourn.policies.evidence.mathematics``
-beside itself: it says when it is ``ready``, then to each line of JSON, ``[one, other]``, ``true``
-or ``false``.
+The only module of ``policies`` that uses more than the standard library (extra ``math``). The
+library is loaded at first use, takes about 60 MB and may need seconds for one comparison. A caller
+that must not wait runs ``python -P -m adjourn.policies.evidence.mathematics`` as a process of its
+own: it prints ``ready``, then answers each line of JSON, ``[one, other]``, with ``true`` or
+``false``.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from adjourn.policies.evidence.answers import canonical, canonically_equal
 __all__ = ["MAX_ANSWER_CHARS", "math_equal", "math_verify_installed", "may_be_math_equal"]
 
 MAX_ANSWER_CHARS = 200
-"""Characters of an answer that is looked at; a longer one is prose."""
+"""Longer answers are prose and are not compared by algebra."""
 _TIMEOUT_SECONDS = 2
 _PLAIN_NUMBER = re.compile(r"-?\d+(?:/\d+)?")
 _MATH_CHARS = re.compile(r"[\\^/=+*<>%(\d]")
@@ -33,7 +32,7 @@ def math_verify_installed() -> bool:
 
 
 def may_be_math_equal(one: str, other: str) -> bool:
-    """Whether two answers that are not plainly the same may be so by algebra."""
+    """Whether two answers with different canonical forms may be equal by algebra. Fast."""
     texts = canonical(one), canonical(other)
     if not all(0 < len(text) <= MAX_ANSWER_CHARS and _MATH_CHARS.search(text) for text in texts):
         return False
@@ -42,8 +41,11 @@ def may_be_math_equal(one: str, other: str) -> bool:
 
 @lru_cache(maxsize=4096)
 def math_equal(one: str, other: str) -> bool:
-    """Whether two answers mean the same, plainly or by algebra. May take seconds, and only a
-    process's main thread can give it up then."""
+    """Whether two answers are equal by canonical form or by algebra.
+
+    May take seconds. The library's time limit works only in a process's main thread. An answer that
+    the library cannot read equals none.
+    """
     if canonically_equal(one, other):
         return True
     if not may_be_math_equal(one, other) or not math_verify_installed():
@@ -51,20 +53,20 @@ def math_equal(one: str, other: str) -> bool:
     from math_verify import parse, verify
 
     try:
-        gold, drawn = (
+        first, second = (
             parse(f"${text}$", parsing_timeout=_TIMEOUT_SECONDS) for text in (one, other)
         )
-        # It takes its first for the truth and the second for an attempt: either way will do.
+        # `verify` treats its arguments differently (truth, attempt): either order will do.
         return any(
             verify(a, b, timeout_seconds=_TIMEOUT_SECONDS)
-            for a, b in ((gold, drawn), (drawn, gold))
+            for a, b in ((first, second), (second, first))
         )
-    except Exception:  # of whatever kind: what it can't read is not equal
+    except Exception:  # the library raises many kinds of errors
         return False
 
 
 def _serve() -> None:
-    math_equal("x^2", "x*x")  # loads it
+    math_equal("x^2", "x*x")  # loads the library
     print("ready", flush=True)
     for line in sys.stdin:
         one, other = json.loads(line)

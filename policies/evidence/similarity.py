@@ -1,6 +1,6 @@
-"""How alike a step of a trace is to those before it: by its words, or by an embedder's vectors.
+"""How similar a step of a trace is to earlier steps, by words or by an embedder's vectors.
 
-What a step costs does not grow with the trace: so many of the latest are remembered.
+Only the latest steps are remembered, so the cost of a step does not grow with the trace.
 """
 
 from __future__ import annotations
@@ -18,18 +18,21 @@ _WORD = re.compile(r"\w+|[^\w\s]")
 _SHINGLE_WORDS = 3
 _MAX_STEPS = 64
 _MAX_VECTORS = 16
-"""A vector of a thousand numbers is compared with these in half a millisecond."""
+"""Comparing a vector of 1,000 numbers with so many takes half a millisecond."""
 
 
 class Similarity(Protocol):
-    """A memory of steps, as texts or as vectors."""
+    """Remembers the latest steps, as texts or as vectors."""
 
     def compare_and_add(self, step: Any) -> float:
-        """How alike the most similar earlier step is; 0.0 for the first. Remembers this one."""
+        """The similarity to the most similar earlier step: at most 1.0, and 0.0 for the first.
+
+        Remembers this step.
+        """
 
 
 class ShingleSimilarity:
-    """By the runs of three words that two steps share."""
+    """Similarity by shared shingles: runs of three words."""
 
     __slots__ = ("_steps",)
 
@@ -37,16 +40,16 @@ class ShingleSimilarity:
         self._steps: deque[frozenset[tuple[str, ...]]] = deque(maxlen=_MAX_STEPS)
 
     def compare_and_add(self, step: str) -> float:
-        """The share of this step's runs that one earlier step had, in [0, 1]."""
+        """The largest share of this step's shingles found in one earlier step, in [0, 1]."""
         words = [word.casefold() for word in _WORD.findall(step)]
-        runs = frozenset(zip(*(words[i:] for i in range(_SHINGLE_WORDS)), strict=False))
-        shared = max((len(runs & earlier) for earlier in self._steps), default=0)
-        self._steps.append(runs)
-        return shared / len(runs) if runs else 0.0
+        shingles = frozenset(zip(*(words[i:] for i in range(_SHINGLE_WORDS)), strict=False))
+        shared = max((len(shingles & earlier) for earlier in self._steps), default=0)
+        self._steps.append(shingles)
+        return shared / len(shingles) if shingles else 0.0
 
 
 class CosineSimilarity:
-    """By the angle between two steps' vectors."""
+    """Similarity by the cosine of the angle between two steps' vectors."""
 
     __slots__ = ("_vectors",)
 
@@ -54,16 +57,16 @@ class CosineSimilarity:
         self._vectors: deque[tuple[float, ...]] = deque(maxlen=_MAX_VECTORS)
 
     def compare_and_add(self, vector: Sequence[float]) -> float:
-        """A cosine, in [-1, 1]; one that points nowhere is not remembered. Raises ValueError where
-        a vector has another length than those before."""
+        """The largest cosine, in [-1, 1]. A zero or non-finite vector gives 0.0 and is not
+        remembered. Raises ValueError if the vector's length differs from the earlier ones'."""
         longest = max(map(abs, vector), default=0.0)
         if not 0.0 < longest < math.inf:
             return 0.0
-        scaled = [x / longest for x in vector]  # or squares could overflow
+        scaled = [x / longest for x in vector]  # so that no square overflows
         norm = math.sqrt(math.fsum(map(mul, scaled, scaled)))
         unit = tuple(x / norm for x in scaled)
         if any(len(earlier) != len(unit) for earlier in self._vectors):
-            raise ValueError(f"a vector of {len(unit)} numbers behind others of another length")
+            raise ValueError(f"a vector of {len(unit)} numbers after vectors of another length")
         cosine = max((sum(map(mul, unit, earlier)) for earlier in self._vectors), default=0.0)
         self._vectors.append(unit)
         return max(-1.0, min(1.0, cosine))

@@ -1,4 +1,4 @@
-"""How unsure a model is of its next token."""
+"""How uncertain a model is about its next token."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from collections.abc import Iterable
 __all__ = ["ENTROPY_TOP_LOGPROBS", "token_entropy"]
 
 ENTROPY_TOP_LOGPROBS = 20
-"""So many of the most probable tokens are looked at; engines tell no more by default."""
+"""The number of most probable tokens used; engines return no more by default."""
 
 
 def token_entropy(logprobs: Iterable[float]) -> float:
-    """Shannon entropy in nats over the tokens whose log-probabilities are given.
+    """Shannon entropy in nats over the given tokens.
 
-    What an engine does not tell is left out and nothing is made up for it, so this is a lower
-    bound, and a close one wherever the model is not lost altogether.
+    ``logprobs``: natural logarithms of the most probable tokens. The others are left out, so this
+    is a lower bound, and a close one unless the distribution is nearly flat.
     """
     return -sum(math.exp(p) * p for p in logprobs)

@@ -1,8 +1,8 @@
-"""Find where sentences, paragraphs and steps end in a stream of text, however it is cut.
+"""Find the ends of sentences, paragraphs and steps in streamed text, however it is chunked.
 
-That something has ended is certain when the next text begins. It ended where its own text does,
-and there a cut may be made, before the space or empty line that follows; where these came in one
-piece with the text's last character, behind that piece.
+An end is certain only when the next text begins. The end lies after the last character of the
+text: a cut there comes before the space or the empty line that follows, or after the chunk if both
+came in one chunk.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from typing import Literal
 __all__ = ["MAX_STEP_CHARS", "MIN_STEP_CHARS", "Boundary", "BoundaryScanner"]
 
 MIN_STEP_CHARS, MAX_STEP_CHARS = 200, 1000
-"""Characters of a step: with so many it ends with its paragraph, or else with its sentence."""
+"""A step of at least the first length ends with its paragraph, of the second with its sentence."""
 
 _TERMINATORS = frozenset(".!?…")
-# Scripts without spaces between sentences have no space to wait for.
+# In scripts without spaces between sentences, the terminator alone ends one.
 _CJK_TERMINATORS = frozenset("。！？")  # noqa: RUF001
 _CLOSERS = frozenset("\"')]}*`”’»」』）")  # noqa: RUF001
 _ALL_TERMINATORS = _TERMINATORS | _CJK_TERMINATORS
@@ -25,8 +25,11 @@ _TRAILING = _ALL_TERMINATORS | _CLOSERS
 
 @dataclass(frozen=True, slots=True)
 class Boundary:
-    """An end. ``start``: characters before the place for a cut. ``text``: the sentence or step
-    that ended, with the space behind it; a paragraph's is not kept."""
+    """The end of a sentence, paragraph or step.
+
+    ``start``: characters of the text before it, where a cut is possible. ``text``: the sentence or
+    step with the space after it; empty for a paragraph.
+    """
 
     kind: Literal["sentence", "paragraph", "step"]
     start: int
@@ -34,12 +37,22 @@ class Boundary:
 
 
 class BoundaryScanner:
-    """Feed it pieces; it answers with the ends that have become certain, in order.
+    """Finds ends in a text that is fed in chunks. Constant work per character.
 
-    A sentence ends before a space with ``.``, ``!``, ``?`` or ``…`` and what closes it, and with
-    its line: "3.14" is one, "e.g. this" is taken for two. A paragraph ends with an empty line, its
-    last sentence with it. ``settled``: no end that is still to come lies before so many
-    characters. The work per character is constant.
+    A sentence ends at ``.``, ``!``, ``?`` or ``…``, with closing quotes and brackets, if white
+    space follows; and at the end of its line. "3.14" is one sentence, "e.g. this" is taken for two.
+    A paragraph ends at an empty line, and its last sentence with it.
+
+    state            content                                                   changed by
+    ---------------  --------------------------------------------------------  ---------------
+    length           characters fed                                            feed
+    settled_length   no end found later lies before so many characters         feed
+    _has_text        a sentence has begun                                      feed
+    _terminator      what ended it, if only closing characters followed        feed
+    _after_space     white space followed its last text                        feed
+    _newlines        line ends since its last text                             feed
+    _sentence        the sentence's text, in parts                             feed
+    _step            the sentences of the step; ``_step_start`` is its start   _close_sentence
     """
 
     __slots__ = (
@@ -51,17 +64,18 @@ class BoundaryScanner:
         self.length = 0
         self.settled_length = 0
         self._has_text = False
-        self._terminator = ""  # what ended a sentence, where nothing but what closes it followed
-        self._after_space = False  # space followed the last text
+        self._terminator = ""
+        self._after_space = False
         self._newlines = 0
         self._sentence: list[str] = []
         self._step: list[str] = []
         self._step_start = 0
 
     def feed(self, chunk: str) -> list[Boundary]:
+        """The ends that this chunk made certain, in order."""
         found: list[Boundary] = []
-        unread = 0  # from here on the piece belongs to the sentence that is open
-        place = self.settled_length  # behind the last text
+        unread = 0  # the chunk from here on belongs to the open sentence
+        place = self.settled_length  # the end of the last text
         for index, character in enumerate(chunk):
             if character.isspace():
                 self._after_space = True
@@ -88,7 +102,7 @@ class BoundaryScanner:
         return found
 
     def _sentence_ended(self) -> bool:
-        """Whether a sentence ended before the character that is read."""
+        """Whether a sentence ended before the current character."""
         if not self._has_text:
             return False
         return (

@@ -1,7 +1,7 @@
-"""Find cues in a stream of text, however it is cut into pieces.
+"""Find cues in streamed text, however it is chunked.
 
-A cue is a word that opens a reflection ("Wait", "Alternatively"). It counts at a word boundary
-on both sides, so it is confirmed only when the character behind it, or the end, is known.
+A cue is a word that opens a reflection ("Wait", "Alternatively"). It counts only between word
+boundaries, so it is confirmed when the next character, or the end of the text, is known.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ __all__ = ["Cue", "CueScanner"]
 
 @dataclass(frozen=True, slots=True)
 class Cue:
-    """A confirmed cue. ``start``: characters before it in the text scanned so far."""
+    """A confirmed cue. ``start``: characters of the text before it."""
 
     kind: ClassVar[Literal["cue"]] = "cue"
     word: str
@@ -28,14 +28,13 @@ class _Patterns:
     complete: re.Pattern[str]
     """A cue between word boundaries."""
     partial: re.Pattern[str]
-    """The beginning of a cue, or all of it, at the end of the text."""
+    """A cue, or the beginning of one, at the end of the text."""
     prefilter: re.Pattern[str]
-    """What can begin a cue, as far as two characters tell: most pieces hold none, and cost nothing
-    more."""
+    """Any two characters that can begin a cue. Most chunks have none and need no other search."""
 
 
 def _with_word_boundaries(cue: str, pattern: str, *, left_only: bool = False) -> str:
-    # Scripts without spaces between words have no word boundaries to ask for.
+    # Scripts without spaces between words have no word boundaries.
     left = r"(?<!\w)" if cue[0].isascii() and cue[0].isalnum() else ""
     right = r"(?!\w)" if not left_only and cue[-1].isascii() and cue[-1].isalnum() else ""
     return f"{left}{pattern}{right}"
@@ -48,7 +47,7 @@ def _two_char_prefix(form: str) -> str:
 
 @lru_cache(maxsize=64)
 def _compile(cues: tuple[str, ...], marks: str) -> _Patterns:
-    # "WAIT" is as good a cue as "Wait"; "wait" in the middle of a sentence is not one.
+    # "WAIT" counts as "Wait" does; "wait" within a sentence does not.
     forms = sorted({form for cue in cues for form in (cue, cue.upper())}, key=len, reverse=True)
     prefixes = []
     for form in forms:
@@ -69,12 +68,17 @@ def _compile(cues: tuple[str, ...], marks: str) -> _Patterns:
 
 
 class CueScanner:
-    """Feed it pieces; it answers with the cues that have become certain.
+    """Finds cues in a text that is fed in chunks.
 
-    ``length`` counts the characters fed; up to ``settled`` no unconfirmed cue can begin, so a
-    caller that wants to cut *before* a cue may pass on that much and no more. The work per piece
-    depends on the piece and the longest cue, never on the text's length. ``marks``: characters that
-    somebody else must see.
+    ``watched_chars``: ``try_skip`` refuses chunks that contain one of them. The work per chunk
+    depends on the chunk and the longest cue, never on the length of the text.
+
+    state            content                                                   changed by
+    ---------------  --------------------------------------------------------  ---------------
+    length           characters fed                                            all methods
+    settled_length   no unconfirmed cue begins before so many characters: a    all methods
+                     caller that cuts *before* cues may release that much
+    _tail            the undecided text, with one character before it          all methods
     """
 
     __slots__ = ("_patterns", "_prefilter_search", "_tail", "length", "settled_length")
@@ -82,13 +86,15 @@ class CueScanner:
     def __init__(self, cues: tuple[str, ...], watched_chars: str = "") -> None:
         self._patterns = _compile(cues, watched_chars)
         self._prefilter_search = self._patterns.prefilter.search
-        self._tail = ""  # what is still undecided, with one character before it
+        self._tail = ""
         self.length = 0
         self.settled_length = 0
 
     def try_skip(self, chunk: str) -> bool:
-        """The quick way: whether ``piece`` plainly holds no part of a cue, and none of ``marks``.
-        Where it says no, nothing was done, and ``feed`` must be given the piece."""
+        """Fast path: True if the chunk has no part of a cue and no watched character, and is read.
+
+        If False, nothing was read: pass the chunk to ``feed``.
+        """
         if self.settled_length < self.length or self._prefilter_search(chunk) is not None:
             return False
         if chunk:
@@ -97,6 +103,7 @@ class CueScanner:
         return True
 
     def feed(self, chunk: str) -> list[Cue]:
+        """The cues that this chunk confirmed, in order."""
         if self.try_skip(chunk):
             return []
         text = self._tail + chunk
@@ -104,8 +111,8 @@ class CueScanner:
         begin, found = self.settled_length - base, []
         self.length += len(chunk)
         while True:
-            # Where the text's end may be the beginning of a cue, nothing is certain from there on:
-            # a longer cue may swallow the one that is seen.
+            # If the text may end with the beginning of a cue, nothing from there on is certain:
+            # a longer cue may contain the one found.
             partial = self._patterns.partial.search(text, begin)
             open_from = len(text) if partial is None else partial.start()
             match = self._patterns.complete.search(text, begin)
@@ -118,7 +125,7 @@ class CueScanner:
         return found
 
     def close(self) -> list[Cue]:
-        """The text is over: a cue at its very end is certain now."""
+        """The text is over, which confirms a cue at its very end."""
         base = self.length - len(self._tail)
         matches = self._patterns.complete.finditer(self._tail, self.settled_length - base)
         found = [Cue(match.group(), base + match.start()) for match in matches]

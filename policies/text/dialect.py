@@ -1,6 +1,6 @@
-"""A *dialect*: how one family of models opens, paces and closes its thinking. Data, not code.
+"""A *dialect*: how one family of models opens, paces and closes its reasoning. Data, not code.
 
-The built-in ones are in ``dialects.toml``; a user's configuration adds to them or overrides them.
+``dialects.toml`` has the built-in ones; a user's configuration adds to them or overrides them.
 """
 
 from __future__ import annotations
@@ -25,20 +25,19 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True)
 class Dialect:
-    """Texts of one family.
+    """The texts of one model family.
 
-    ``start`` and ``end`` are the markers that open a trace and close it, each in all its spellings.
-    ``breaks`` end a trace too and belong to what follows: a tool call that the engine's parser
-    takes for the end of thinking. ``closing`` is the text that ends a trace as the model itself
-    would, as far as the engine's parser lets it be forced; ``header`` is what the model writes
-    between it and the answer, which only a probe forces. ``inducers`` draw an answer out of a
-    probe, behind both.
-
-    A dialect is told by its ``tokens``, texts that are each one token of the model's vocabulary
-    (by default the markers), and by ``models``, patterns (``fnmatch``, lower case) of the names
-    that it is meant for: among dialects whose tokens the model has, a match decides. One without
-    tokens, whose markers are plain text, is for the models that it names alone.
-    ``warnings`` maps a policy's name to what a user of this family should know.
+    - ``start``, ``end``: the markers that open and close a trace, each in all its spellings.
+    - ``breaks``: markers that end a trace and belong to what follows, e.g. the start of a tool
+      call, which the engine's parser takes for the end of the reasoning.
+    - ``closing``: the closing sequence, as the model would write it and the engine's parser allows
+      it to be forced. ``header``: what the model writes between it and the answer; only probes
+      force it. ``inducers``: texts that a probe appends to both to get an answer, by name.
+    - ``tokens``: the dialect fits a model only if each of these texts is one token of its
+      vocabulary; the markers by default. ``models``: ``fnmatch`` patterns of model names in lower
+      case; among the dialects that fit, one that names the model is preferred. A dialect without
+      tokens, whose markers are plain text, is used only for the models that it names.
+    - ``warnings``: what users of this family should know about a policy, by the policy's name.
     """
 
     name: str
@@ -55,7 +54,7 @@ class Dialect:
 
     @classmethod
     def load(cls, name: str, data: Mapping[str, Any]) -> Dialect:
-        """From configuration. Raises ValueError that names a wrong or missing key."""
+        """Read a dialect from configuration. Raises ValueError, which names the wrong key."""
         try:
             dialect = cls(name=name, **{key: _parse_value(key, data[key]) for key in data})
         except (TypeError, ValueError) as error:
@@ -72,13 +71,14 @@ class Dialect:
         return (*self.start, *self.end) if self.tokens is None else self.tokens
 
     def fits_vocabulary(self, ids: Mapping[str, TokenIds]) -> bool:
-        """Whether the ``telling`` texts, which have these ids, are each a token of its own."""
-        told = {ids[text] for text in self.identifying_texts}
-        return len(told) == len(self.identifying_texts) and all(len(token) == 1 for token in told)
+        """Whether each of ``identifying_texts``, whose ids these are, is one token of its own."""
+        tokens = {ids[text] for text in self.identifying_texts}
+        is_distinct = len(tokens) == len(self.identifying_texts)
+        return is_distinct and all(len(token) == 1 for token in tokens)
 
     @property
     def texts_to_tokenize(self) -> set[str]:
-        """Every text of which ``Marks.of`` needs the ids."""
+        """Every text whose ids ``TokenizedDialect.from_ids`` needs."""
         markers = (*self.start, *self.end)
         spaced = (f" {marker}" for marker in markers)
         closings = (self.closing, self.closing.removeprefix("\n"), self.header)
@@ -89,9 +89,9 @@ class Dialect:
 class TokenizedDialect:
     """A dialect in one model's token ids.
 
-    ``start`` opens a trace, ``end`` closes it. ``closing`` follows a trace whose text ends in the
-    middle of a line, ``closing_on_newline`` one that has just ended a line (a second newline there
-    is not what the model would write); a probe puts ``header`` behind it. ``inducers`` by name.
+    ``start`` and ``end``: the first spelling of each marker. ``closing`` follows a trace that ends
+    within a line, ``closing_on_newline`` one that ends with a newline: the model would not write a
+    second one there. ``header`` and ``inducers`` as in ``Dialect``.
     """
 
     definition: Dialect
@@ -105,7 +105,7 @@ class TokenizedDialect:
 
     @classmethod
     def from_ids(cls, dialect: Dialect, ids: Mapping[str, TokenIds]) -> TokenizedDialect:
-        """``ids``: what each of the dialect's ``texts`` is in the model's vocabulary."""
+        """``ids``: the token ids of each of the dialect's ``texts_to_tokenize``."""
         return cls(
             definition=dialect,
             matcher=MarkerMatcher(_marker_kinds(dialect, ids)),
@@ -119,7 +119,7 @@ class TokenizedDialect:
 
 
 def builtin_dialects() -> dict[str, Dialect]:
-    """The dialects that come with the project, in the order in which they are tried."""
+    """The dialects of ``dialects.toml``, in the order in which they are tried."""
     data = tomllib.loads(
         files("adjourn.policies.text").joinpath("dialects.toml").read_text("utf-8")
     )
@@ -130,8 +130,10 @@ def builtin_dialects() -> dict[str, Dialect]:
 def candidate_dialects(
     model: str, dialects: Mapping[str, Dialect], forced: str | None = None
 ) -> Iterator[Dialect]:
-    """The dialects that a model of this name may speak, those that name it first; the first that
-    is ``spoken`` is the model's. ``forced`` names the only one."""
+    """The dialects to try for a model of this name, those that name it first.
+
+    The first that ``fits_vocabulary`` is the model's. ``forced`` names the only one to try.
+    """
     if forced:
         yield dialects[forced]
         return
@@ -147,7 +149,7 @@ def candidate_dialects(
 def override_dialects(
     dialects: Mapping[str, Dialect], changes: Mapping[str, Mapping[str, Any]]
 ) -> dict[str, Dialect]:
-    """``dialects`` with a user's changes: keys of a known dialect replaced, new ones first."""
+    """``dialects`` with a user's changes: known dialects get new values, new ones come first."""
     new, known = {}, dict(dialects)
     for name, values in changes.items():
         if name in known:
@@ -160,33 +162,33 @@ def override_dialects(
 
 
 def _marker_kinds(dialect: Dialect, ids: Mapping[str, TokenIds]) -> dict[TokenIds, MarkerKind]:
-    # Where a break is several tokens, it is plain text: no parser waits for it.
+    # A break of several tokens is plain text, which no parser takes for a break.
     markers = {ids[text]: MarkerKind.BREAK for text in dialect.breaks if len(ids[text]) == 1}
-    for mark, texts in ((MarkerKind.START, dialect.start), (MarkerKind.END, dialect.end)):
+    for kind, texts in ((MarkerKind.START, dialect.start), (MarkerKind.END, dialect.end)):
         for text in texts:
-            markers[marker := ids[text]] = mark
-            # Plain text is other tokens behind a space.
+            markers[marker := ids[text]] = kind
+            # A marker of plain text has other tokens after a space.
             if (spaced := ids[f" {text}"])[-len(marker) :] != marker:
-                markers[spaced] = mark
+                markers[spaced] = kind
     return markers
 
 
 def _parse_value(key: str, value: Any) -> Any:
-    """One key as it is kept. Raises ValueError where it is something else."""
+    """The value of one key. Raises ValueError if it has the wrong type or is empty."""
     if (key == "header" and value == "") or (key == "tokens" and value is None):
-        return value  # as where it is not given
+        return value  # as if it were not given
     if key in ("closing", "header"):
         if not _is_text(value):
-            raise ValueError(f"{key} must be a text that is not empty")
+            raise ValueError(f"{key} must be a non-empty string")
         return value
     if key in ("inducers", "warnings"):
         if not isinstance(value, Mapping) or not all(map(_is_text, value.values())):
-            raise ValueError(f"{key} must map names to texts")
+            raise ValueError(f"{key} must map names to non-empty strings")
         return value
     if key in ("start", "end") and _is_text(value):
         return (value,)
     if not isinstance(value, list | tuple) or not all(map(_is_text, value)):
-        raise ValueError(f"{key} must be a list of texts, none empty")
+        raise ValueError(f"{key} must be a list of non-empty strings")
     return tuple(value)
 
 
@@ -195,7 +197,7 @@ def _is_text(value: object) -> bool:
 
 
 def _shared_fields(dialect: Dialect) -> dict[str, Any]:
-    """What a new dialect takes from the first known one: nothing that is that family's alone."""
+    """What a new dialect takes from the first built-in one: what is not specific to a family."""
     keys = ("start", "end", "closing", "cues", "inducers")
     return {key: getattr(dialect, key) for key in keys}
 

@@ -1,8 +1,8 @@
-"""Where a text is within a code fence or a quoted string, however it is cut into pieces.
+"""Find whether streamed text ends within a code fence or a quoted string, however it is chunked.
 
-Nothing is cut there: half a program, or half a JSON string, is neither thought nor answer, and the
-model would go on with it behind the cut. A fence is whatever stands between runs of three
-backticks or more; a string is what stands between two double quotes of one line.
+A trace is never cut there: after the cut the model would continue the program or the JSON string.
+A fence is the text between runs of three or more backticks; a string is the text between two double
+quotes on one line.
 """
 
 from __future__ import annotations
@@ -10,33 +10,42 @@ from __future__ import annotations
 __all__ = ["FENCE_CHARS", "MAX_FENCED_CHARS", "FenceScanner"]
 
 FENCE_CHARS = '`"'
-"""Characters that a piece must hold to open anything."""
+"""A chunk opens a fence or a string only if it has one of these."""
 MAX_FENCED_CHARS = 4000
-"""Characters after which an opening is taken for none: somebody only spoke of backticks."""
+"""After so many characters an opening no longer counts: the text only mentioned backticks."""
 
 _FENCE_LENGTH = 3
 
 
 class FenceScanner:
-    """Feed it pieces. ``open``: whether the text ends within one. The work a piece depends on the
-    piece alone."""
+    """Follows fences and strings in a text that is fed in chunks; work per chunk is linear in it.
+
+    state          content                                                    changed by
+    -------------  ---------------------------------------------------------  ----------
+    _length        characters of the text so far                              feed
+    _delimiter     what is open: ``"`"``, a double quote, or "" for nothing   _feed_char
+    _opened_at     characters before what is open                             _feed_char
+    _backticks     backticks at the end of the text                           _feed_char
+    _escaped       within a string: the next character is escaped             _feed_char
+    """
 
     __slots__ = ("_backticks", "_delimiter", "_escaped", "_length", "_opened_at")
 
     def __init__(self) -> None:
         self._length = 0
-        self._delimiter = ""  # what is open: "`" or '"'
-        self._opened_at = 0  # characters before what is open
-        self._backticks = 0  # backticks at the end of the text
-        self._escaped = False  # the next character is
+        self._delimiter = ""
+        self._opened_at = 0
+        self._backticks = 0
+        self._escaped = False
 
     @property
     def is_open(self) -> bool:
+        """Whether the text ends within a fence or a string."""
         return self._delimiter != ""
 
     def feed(self, chunk: str, start: int) -> None:
-        """``start``: characters before ``piece``; those that were left out hold no mark, and none
-        was open before them."""
+        """``start``: characters of the text before ``chunk``. The caller may leave out text without
+        ``FENCE_CHARS`` while nothing is open."""
         if start != self._length:
             self._backticks, self._escaped = 0, False
         self._length = start + len(chunk)

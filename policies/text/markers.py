@@ -1,8 +1,8 @@
-"""Find a dialect's markers in a stream of token ids, wherever its chunks end.
+"""Find a dialect's markers in a stream of token ids, however it is chunked.
 
-A marker may be several tokens ("<|channel|>", "analysis", "<|message|>"), and one may begin inside
-another. All of a dialect's are followed at once by one automaton (Aho and Corasick, 1975): a
-session keeps a number, its place in it, and each token costs one look-up.
+A marker may be several tokens ("<|channel|>", "analysis", "<|message|>"), and one may begin within
+another. One automaton (Aho and Corasick, 1975) follows all markers of a dialect at once: a session
+keeps its state, a number, and each token costs one dictionary look-up.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ __all__ = ["NO_PARTIAL_MATCH", "MarkerKind", "MarkerMatcher", "TokenIds"]
 
 TokenIds = tuple[int, ...]
 NO_PARTIAL_MATCH = 0
-"""The place where no marker has begun."""
+"""The state in which no marker has begun."""
 
 
 class MarkerKind(Enum):
-    """What a marker does. ``BREAK`` ends a trace too, but belongs to what follows: a tool call
-    in the midst of thinking, which the engine's parser takes for the end."""
+    """What a marker does. ``BREAK`` ends the trace and belongs to what follows: a tool call within
+    the reasoning, which the engine's parser takes for the end of it."""
 
     START = "start"
     END = "end"
@@ -28,10 +28,10 @@ class MarkerKind(Enum):
 
 
 class MarkerMatcher:
-    """The markers of one dialect in one model's ids. Shared by sessions; it does not change.
+    """The markers of one dialect in one model's ids. Immutable, shared by all sessions.
 
-    ``known`` is what it was made of. ``beginnings`` are the ids that a marker begins with: nowhere,
-    no other id matters.
+    ``markers``: the mapping it was made of. ``first_ids``: the first id of each marker; in the
+    state ``NO_PARTIAL_MATCH`` all other ids leave the state as it is.
     """
 
     def __init__(self, markers: Mapping[TokenIds, MarkerKind]) -> None:
@@ -39,15 +39,15 @@ class MarkerMatcher:
         self._transitions: list[dict[int, int]] = [{}]
         self._partial_lengths = [0]
         self._complete_matches: list[tuple[MarkerKind, int] | None] = [None]
-        for ids, mark in markers.items():
-            self._add(ids, mark)
+        for ids, kind in markers.items():
+            self._add(ids, kind)
         self.first_ids = frozenset(self._transitions[NO_PARTIAL_MATCH])
         self._link_suffixes()
         self._markers_by_last_id: dict[int, list[tuple[TokenIds, MarkerKind]]] = {}
         for ids in sorted(markers, key=len, reverse=True):
             self._markers_by_last_id.setdefault(ids[-1], []).append((ids, markers[ids]))
 
-    def _add(self, ids: TokenIds, mark: MarkerKind) -> None:
+    def _add(self, ids: TokenIds, kind: MarkerKind) -> None:
         place = NO_PARTIAL_MATCH
         for count, token in enumerate(ids):
             if token not in self._transitions[place]:
@@ -58,10 +58,10 @@ class MarkerMatcher:
             if place != NO_PARTIAL_MATCH:
                 self._partial_lengths[place] = count
             place = self._transitions[place][token]
-        self._complete_matches[place] = (mark, len(ids))
+        self._complete_matches[place] = (kind, len(ids))
 
     def _link_suffixes(self) -> None:
-        """Give each place what its longest other ending knows, nearest places first."""
+        """Give each state what its longest proper suffix knows, shorter states first."""
         shorter = [NO_PARTIAL_MATCH] * len(self._transitions)
         queue = deque(self._transitions[NO_PARTIAL_MATCH].values())
         while queue:
@@ -79,11 +79,11 @@ class MarkerMatcher:
             )
 
     def advance(self, state: int, token_id: int) -> int:
-        """The place behind this token."""
+        """The state after this token."""
         return self._transitions[state].get(token_id, NO_PARTIAL_MATCH)
 
     def complete_match(self, state: int) -> tuple[MarkerKind, int] | None:
-        """The longest marker that is whole here, and of how many ids it is."""
+        """(kind, number of ids) of the longest marker that is complete in this state."""
         return self._complete_matches[state]
 
     def partial_length(self, state: int) -> int:
@@ -91,21 +91,21 @@ class MarkerMatcher:
         return self._partial_lengths[state]
 
     def last_kind(self, ids: Sequence[int]) -> MarkerKind | None:
-        """What the last marker among ``ids`` does."""
+        """The kind of the last marker in ``ids``; None if there is none."""
         for end in range(len(ids), 0, -1):
-            for marker, mark in self._markers_by_last_id.get(ids[end - 1], ()):
+            for marker, kind in self._markers_by_last_id.get(ids[end - 1], ()):
                 if tuple(ids[max(0, end - len(marker)) : end]) == marker:
-                    return mark
+                    return kind
         return None
 
     def lengths_of(self, kind: MarkerKind) -> set[int]:
-        """Of how many ids the markers that do this are."""
+        """The lengths, in ids, of the markers of this kind."""
         return {
             found[1] for found in self._complete_matches if found is not None and found[0] is kind
         }
 
     def trim_after_end(self, ids: TokenIds) -> TokenIds:
-        """``ids`` up to the first end marker, that included; all of them where there is none."""
+        """``ids`` up to and including the first end marker; all of them if there is none."""
         place = NO_PARTIAL_MATCH
         for count, token in enumerate(ids, 1):
             place = self.advance(place, token)

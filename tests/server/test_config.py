@@ -136,7 +136,7 @@ def test_an_empty_file_is_the_defaults(file: Path, text: str) -> None:
         ("dialects: {mine: {end: 5}}", "dialects: .*mine.*end"),
         ("probes: {mine: nowhere.json}", r"probes\.mine: .*nowhere\.json: No such file"),
         ("probes: {mine: 5}", r"probes\.mine: "),
-        ("probes: {mine: pyproject.toml}", r"probes\.mine: .*pyproject\.toml: no JSON"),
+        ("probes: {mine: pyproject.toml}", r"probes\.mine: .*pyproject\.toml: not JSON"),
         ("policy: lynx", "policy: .*must name a probe .*none is configured"),
         ("- a", "mapping|dictionary"),
         ("port: [", r"adjourn\.yaml"),

@@ -1,4 +1,4 @@
-"""A trial answer is read out of what was drawn, compared by meaning, and rated by its tokens."""
+"""Trial answers are extracted, compared by meaning, and rated by their tokens."""
 
 from __future__ import annotations
 
@@ -36,12 +36,12 @@ def logs(*probabilities: float) -> tuple[float, ...]:
 
 @given(_NESTED, st.text("ab{}\n ", max_size=8))
 def test_the_answer_runs_to_the_brace_that_closes_it(answer: str, rest: str) -> None:
-    """Trap 4: braces inside the answer belong to it, and nothing behind the closing one does."""
+    """Trap 4: braces within the answer belong to it; nothing after the closing one does."""
     assert extract_trial_answer(f"{answer}}}{rest}") == answer.strip()
 
 
 @pytest.mark.parametrize(
-    ("drawn", "expected"),
+    ("text", "expected"),
     [
         ("\\frac{1}{2}}", "\\frac{1}{2}"),
         (" \\sqrt{\\frac{a}{b_{1}}} } and so", "\\sqrt{\\frac{a}{b_{1}}}"),
@@ -55,14 +55,15 @@ def test_the_answer_runs_to_the_brace_that_closes_it(answer: str, rest: str) -> 
         (" \n ", ""),
     ],
 )
-def test_trial_answers(drawn: str, expected: str) -> None:
+def test_trial_answers(text: str, expected: str) -> None:
     """Trap 4: nested, unfinished, empty and brace-only answers."""
-    assert extract_trial_answer(drawn) == expected
+    assert extract_trial_answer(text) == expected
 
 
 @given(st.lists(st.floats(0.01, 1), min_size=1, max_size=8))
 def test_confidence_is_the_geometric_mean(probabilities: list[float]) -> None:
-    """The n-th root of the product of the answer's token probabilities, its closing brace's too."""
+    """The n-th root of the product of the answer's token probabilities, the closing brace's
+    included."""
     tokens = ["1"] * (len(probabilities) - 1) + ["1}"]
     expected = math.prod(probabilities) ** (1 / len(probabilities))
     assert answer_confidence(tokens, logs(*probabilities)) == pytest.approx(expected)
@@ -79,8 +80,10 @@ def test_confidence_is_the_geometric_mean(probabilities: list[float]) -> None:
         (("42",), ()),
     ],
 )
-def test_no_answer_no_confidence(tokens: tuple[str, ...], logprobs: tuple[float, ...]) -> None:
-    """Trap 4: an empty answer, a lone brace or missing log-probabilities are certain of nothing."""
+def test_without_an_answer_confidence_is_zero(
+    tokens: tuple[str, ...], logprobs: tuple[float, ...]
+) -> None:
+    """Trap 4: an empty answer, a lone brace or missing log-probabilities."""
     assert answer_confidence(tokens, logprobs) == 0.0
 
 
@@ -90,18 +93,18 @@ def test_the_confidence_of_one_token() -> None:
 
 
 def test_the_closing_brace_counts() -> None:
-    """Its probability says how sure the model is that the answer is complete."""
+    """Its probability says whether the answer is complete."""
     assert answer_confidence(("42", "}"), logs(0.9, 0.4)) == pytest.approx(0.6)
 
 
-def test_tokens_behind_the_closing_brace_do_not_count() -> None:
-    """What the model goes on to say behind its answer says nothing of the answer."""
+def test_tokens_after_the_closing_brace_do_not_count() -> None:
+    """Text after the answer says nothing about the answer."""
     tokens, logprobs = ("4", "2", "}", ".\n", "So"), logs(0.9, 0.9, 0.9, 0.1, 0.1)
     assert answer_confidence(tokens, logprobs) == pytest.approx(0.9)
 
 
-def test_tokens_behind_the_answers_line_do_not_count() -> None:
-    """Where no brace closes it the answer is one line: certain talk behind it is no confidence."""
+def test_tokens_after_the_answers_line_do_not_count() -> None:
+    """Without a closing brace the answer is one line; probable text after it does not count."""
     tokens = ("\n", "42", "\n", *("talk",) * 17)
     logprobs = logs(0.5, 0.5, 0.5, *(1.0,) * 17)
     assert answer_confidence(tokens, logprobs) == pytest.approx(0.5)
@@ -110,16 +113,16 @@ def test_tokens_behind_the_answers_line_do_not_count() -> None:
 @pytest.mark.parametrize(
     "text", ["now we know", "knot", "butter", "contribute", "Hmong", "awaits", "await", "debut"]
 )
-def test_a_doubt_inside_a_word_is_none(text: str) -> None:
-    """Trap 5: words of doubt are words, never parts of words ("no" in "know")."""
+def test_doubt_within_a_word_does_not_count(text: str) -> None:
+    """Trap 5: words of doubt are whole words ("no" in "know" is none)."""
     assert not is_hesitant(text)
 
 
 @pytest.mark.parametrize(
     "text", ["Wait, 5", "5? Hmm", "HMMM.", "But", "maybe 3", "I am not sure", "Let me check"]
 )
-def test_doubts(text: str) -> None:
-    """A doubt is found at any place and in any case."""
+def test_words_of_doubt(text: str) -> None:
+    """Found at any place and in any case."""
     assert is_hesitant(text)
 
 
@@ -153,7 +156,7 @@ def test_doubts(text: str) -> None:
     ],
 )
 def test_answers_that_mean_the_same(one: str, other: str) -> None:
-    """Numbers are compared as numbers, all else as text without its dress, in either order."""
+    """Numbers compare as numbers, other text without markup, in either order."""
     assert canonically_equal(one, other)
     assert canonically_equal(other, one)
 
@@ -180,7 +183,7 @@ def test_answers_that_mean_the_same(one: str, other: str) -> None:
     ],
 )
 def test_answers_that_differ(one: str, other: str) -> None:
-    """What is not plainly the same is another answer."""
+    """Answers without a common canonical form differ."""
     assert not canonically_equal(one, other)
     assert not canonically_equal(other, one)
 
@@ -197,21 +200,21 @@ def test_answers_that_differ(one: str, other: str) -> None:
         ("", ""),
     ],
 )
-def test_what_a_whole_answer_says(text: str, answer: str) -> None:
-    """Its last box, else what it calls the answer last, else all of it."""
+def test_final_answers(text: str, answer: str) -> None:
+    """The last box, else what follows the last "answer is", else the whole text."""
     assert extract_final_answer(text) == answer
 
 
 @given(st.text(max_size=80), st.text(max_size=80))
 def test_equality_is_an_equivalence(one: str, other: str) -> None:
-    """Whatever the texts: a spelling means itself, and to spell it anew changes nothing."""
+    """Any text equals itself, and its canonical form is its own canonical form."""
     assert canonically_equal(one, one)
     assert canonically_equal(one, other) == canonically_equal(other, one)
 
 
 @given(st.lists(st.sampled_from(["1", "1.0", "2", "\\frac{4}{2}", "x", "$x$"]), max_size=20))
-def test_classes_are_numbered_as_they_appear(answers: list[str]) -> None:
-    """Equal answers share a number, and no number is passed over."""
+def test_classes_are_numbered_in_order_of_appearance(answers: list[str]) -> None:
+    """Equal answers share a number, and no number is left out."""
     classes = AnswerClasses()
     labels = [classes.add(answer) for answer in answers]
     assert list(dict.fromkeys(labels)) == list(range(len(set(labels))))
@@ -221,8 +224,8 @@ def test_classes_are_numbered_as_they_appear(answers: list[str]) -> None:
     assert len(classes.representatives) == len(set(labels))
 
 
-def test_a_class_takes_in_what_is_like_it() -> None:
-    """What only somebody else could tell is known from then on."""
+def test_an_answer_can_join_a_class() -> None:
+    """An answer added to a class by the caller is found there later."""
     classes = AnswerClasses()
     classes.add("\\sqrt{8}")
     assert classes.find("2\\sqrt{2}") is None
@@ -232,8 +235,8 @@ def test_a_class_takes_in_what_is_like_it() -> None:
 
 
 @given(st.integers(-(10**9), 10**9))
-def test_every_whole_number_is_itself_in_any_dress(number: int) -> None:
-    """Thousands separators, a trailing zero and dollars change no number."""
+def test_integers_in_any_notation(number: int) -> None:
+    """Thousands separators, a trailing zero and dollar signs change no number."""
     assert canonically_equal(str(number), f"${number:,}.0$")
 
 
@@ -255,7 +258,7 @@ def test_each_kind_of_answer_has_its_own_end(
     assert count_answer_tokens(drawn, task) == own
 
 
-def test_a_choice_is_its_letter_however_it_is_dressed() -> None:
+def test_a_choice_is_its_letter() -> None:
     drawn = [" (C) is right", " C", " **C**", " C. It follows"]
     assert len({canonical(extract_trial_answer(one, "choice")) for one in drawn}) == 1
 

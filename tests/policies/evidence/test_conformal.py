@@ -1,4 +1,4 @@
-"""A new score stays under the bound as often as is promised, whatever the scores are like."""
+"""A new score does not exceed the bound as often as promised, whatever the distribution."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from adjourn.policies.evidence.conformal import conformal_rank
 
 
 @given(st.integers(0, 2000), st.floats(0.001, 0.999))
-def test_the_rank_is_the_least_that_holds(count: int, delta: float) -> None:
+def test_the_rank_is_the_smallest_valid_one(count: int, delta: float) -> None:
     """Of n + 1 exchangeable scores each is the last with the same chance: the bound's rank k gives
     k / (n + 1), and one less would not do."""
     k = conformal_rank(count, delta)
@@ -26,7 +26,7 @@ def test_the_rank_is_the_least_that_holds(count: int, delta: float) -> None:
     ("count", "delta", "expected"), [(19, 0.05, 19), (18, 0.05, 19), (99, 0.01, 99), (9, 0.5, 5)]
 )
 def test_some_ranks(count: int, delta: float, expected: int) -> None:
-    """19 scores are the fewest that hold 5 %: with 18 no score is bound enough."""
+    """19 scores are the fewest for 5 %: with 18 there is no bound."""
     assert conformal_rank(count, delta) == expected
 
 

@@ -1,4 +1,4 @@
-"""How alike steps are, by words and by vectors, over a bounded memory."""
+"""Similarity of steps, by words and by vectors, with bounded memory."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from adjourn.policies.evidence.similarity import CosineSimilarity, ShingleSimila
 
 @given(st.lists(st.text("ab ", max_size=30), max_size=12))
 def test_similarity_is_a_share_of_an_earlier_step(steps: list[str]) -> None:
-    """The largest share of a step's runs of three words that a single earlier step has."""
+    """The largest share of a step's three-word shingles found in one earlier step."""
     shingles = ShingleSimilarity()
     for at, step in enumerate(steps):
         runs = _runs(step)
@@ -27,7 +27,7 @@ def _runs(text: str) -> set[tuple[str, ...]]:
     return {tuple(words[i : i + 3]) for i in range(len(words) - 2)}
 
 
-def test_similarity_looks_past_case_and_space() -> None:
+def test_similarity_ignores_case_and_space() -> None:
     """The same words are the same step."""
     shingles = ShingleSimilarity()
     shingles.compare_and_add("So the result is 165.")
@@ -39,10 +39,10 @@ vectors = st.lists(st.tuples(numbers, numbers, numbers), max_size=40)
 
 
 @given(vectors)
-def test_a_cosine_is_the_largest_over_the_latest_sixteen(told: list[tuple[float, ...]]) -> None:
-    """As worked out anew from all that was told; a vector of zeros is none."""
+def test_a_cosine_is_the_largest_over_the_latest_sixteen(states: list[tuple[float, ...]]) -> None:
+    """Compared with a computation from all vectors; a zero vector does not count."""
     cosines, seen = CosineSimilarity(), list[tuple[float, ...]]()
-    for vector in told:
+    for vector in states:
         expected = max((_cosine(vector, one) for one in seen[-16:]), default=0.0)
         assert cosines.compare_and_add(vector) == pytest.approx(
             expected if any(vector) else 0.0, abs=1e-9
@@ -61,8 +61,8 @@ def _cosine(one: Sequence[float], other: Sequence[float]) -> float:
 
 
 @given(st.tuples(numbers, numbers).filter(any), st.floats(1e-3, 1e3))
-def test_a_length_makes_no_difference(vector: tuple[float, float], scale: float) -> None:
-    """The same direction is the same step, and the opposite one as unlike as can be."""
+def test_the_length_of_a_vector_does_not_matter(vector: tuple[float, float], scale: float) -> None:
+    """The same direction gives 1, the opposite one -1."""
     cosines = CosineSimilarity()
     cosines.compare_and_add(vector)
     assert cosines.compare_and_add([x / 1e3 * scale for x in vector]) == pytest.approx(1.0)
@@ -72,16 +72,16 @@ def test_a_length_makes_no_difference(vector: tuple[float, float], scale: float)
 
 
 @pytest.mark.parametrize("vector", [(), (0.0, 0.0), (math.nan, 1.0), (math.inf, 1.0)])
-def test_a_vector_that_points_nowhere_is_forgotten(vector: tuple[float, ...]) -> None:
-    """It is like nothing, and nothing is like it."""
+def test_a_zero_vector_is_not_remembered(vector: tuple[float, ...]) -> None:
+    """It is similar to nothing, and nothing is similar to it."""
     cosines = CosineSimilarity()
     assert cosines.compare_and_add(vector) == 0.0
     assert cosines.compare_and_add((1.0, 0.0)) == 0.0
     assert cosines.compare_and_add((1.0, 0.0)) == 1.0
 
 
-def test_vectors_of_two_lengths() -> None:
-    """No embedder changes its mind in the middle of a trace: the policy has erred, and is muted."""
+def test_vectors_of_different_lengths_are_an_error() -> None:
+    """The embedder has changed within a trace: the policy errs and is muted."""
     cosines = CosineSimilarity()
     cosines.compare_and_add((1.0, 0.0))
     with pytest.raises(ValueError, match="length"):

@@ -1,4 +1,4 @@
-"""Sentences, paragraphs and steps end where they do, wherever the text is cut."""
+"""The ends of sentences, paragraphs and steps do not depend on the chunking."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _CLOSERS = "\"')]}*`”’»」』）"  # noqa: RUF001
 
 
 def oracle(text: str) -> list[tuple[str, int, int]]:
-    """(kind, end of the text, begin of the next), the whole text at once."""
+    """(kind, end of the text, begin of the next), found in the whole text at once."""
     found = []
     for at in range(1, len(text)):
         if text[at].isspace() or not text[:at].strip():
@@ -35,14 +35,14 @@ def oracle(text: str) -> list[tuple[str, int, int]]:
     return found
 
 
-def scan(pieces: list[str]) -> list[Boundary]:
+def scan(chunks: list[str]) -> list[Boundary]:
     scanner = BoundaryScanner()
-    return [boundary for piece in pieces for boundary in scanner.feed(piece)]
+    return [boundary for piece in chunks for boundary in scanner.feed(piece)]
 
 
 @st.composite
 def chunked(draw: st.DrawFn) -> list[str]:
-    """A text of what begins and ends sentences, in pieces."""
+    """A text of characters that begin and end sentences, in chunks."""
     words = [
         "So",
         "3",
@@ -62,69 +62,69 @@ def chunked(draw: st.DrawFn) -> list[str]:
         "é",
     ]
     text = "".join(draw(st.lists(st.sampled_from(words), max_size=25)))
-    pieces = []
+    chunks = []
     while text:
         size = draw(st.integers(1, min(len(text), 5)))
-        pieces.append(text[:size])
+        chunks.append(text[:size])
         text = text[size:]
-    return pieces
+    return chunks
 
 
-def cuts(pieces: list[str]) -> list[int]:
-    """Characters before each place between two pieces."""
+def cuts(chunks: list[str]) -> list[int]:
+    """Characters before each place between two chunks."""
     ends, at = [], 0
-    for piece in pieces:
+    for piece in chunks:
         at += len(piece)
         ends.append(at)
     return ends
 
 
 @given(chunked())
-def test_the_same_ends_whatever_the_chunking(pieces: list[str]) -> None:
-    """Pieces give the ends that the whole text gives, each at the first cut behind its text."""
+def test_ends_do_not_depend_on_the_chunking(chunks: list[str]) -> None:
+    """Chunks give the ends of the whole text, each at the first chunk end after its text."""
     expected = [
-        (kind, next((cut for cut in cuts(pieces) if end <= cut <= begin), end))
-        for kind, end, begin in oracle("".join(pieces))
+        (kind, next((cut for cut in cuts(chunks) if end <= cut <= begin), end))
+        for kind, end, begin in oracle("".join(chunks))
     ]
-    assert [(b.kind, b.start) for b in scan(pieces) if b.kind != "step"] == expected
+    assert [(b.kind, b.start) for b in scan(chunks) if b.kind != "step"] == expected
 
 
 @given(chunked())
-def test_settled_text_is_never_taken_back(pieces: list[str]) -> None:
-    """No end lies before what an earlier feed had called settled; settled only grows."""
+def test_no_end_is_found_in_settled_text(chunks: list[str]) -> None:
+    """No end lies before an earlier settled length, which only grows."""
     scanner = BoundaryScanner()
-    for piece in pieces:
+    for piece in chunks:
         settled = scanner.settled_length
         assert [b for b in scanner.feed(piece) if b.start < settled] == []
         assert settled <= scanner.settled_length <= scanner.length
 
 
 @given(chunked())
-def test_sentences_are_the_text(pieces: list[str]) -> None:
-    """Put behind one another they are what was read, up to the last end."""
-    sentences = "".join(b.text for b in scan(pieces) if b.kind == "sentence")
-    assert "".join(pieces).startswith(sentences)
+def test_sentences_concatenate_to_the_text(chunks: list[str]) -> None:
+    """Concatenated, they are the text up to the last end."""
+    sentences = "".join(b.text for b in scan(chunks) if b.kind == "sentence")
+    assert "".join(chunks).startswith(sentences)
 
 
 @given(
     st.lists(st.sampled_from(["x" * 90 + ". ", "y" * 150 + "\n\n", "z" * 700, "\n"]), max_size=30)
 )
-def test_steps_are_paragraphs_merged(pieces: list[str]) -> None:
+def test_steps_are_paragraphs_merged(chunks: list[str]) -> None:
     """A step is a run of sentences, no shorter than the shortest, and ends with the first paragraph
     from there on, or with the first sentence from the longest on."""
     scanner, text = BoundaryScanner(), ""
-    for piece in pieces:
+    for piece in chunks:
         found = scanner.feed(piece)
         for step in (b for b in found if b.kind == "step"):
             text += step.text
-            assert "".join(pieces).startswith(text)
+            assert "".join(chunks).startswith(text)
             size = len(step.text.rstrip())
             assert size >= MIN_STEP_CHARS
             assert size >= MAX_STEP_CHARS or step.text.endswith("\n\n")
 
 
 @pytest.mark.parametrize(
-    ("pieces", "expected"),
+    ("chunks", "expected"),
     [
         (["done", ".", " Next"], [("sentence", 5)]),
         (["done", ".", "\n\n", "Next"], [("sentence", 5), ("paragraph", 5)]),
@@ -139,6 +139,6 @@ def test_steps_are_paragraphs_merged(pieces: list[str]) -> None:
         (["Hmm", "...", " so"], [("sentence", 6)]),
     ],
 )
-def test_ends(pieces: list[str], expected: list[tuple[str, int]]) -> None:
-    """Where what ends, in the pieces that an engine sends."""
-    assert [(b.kind, b.start) for b in scan(pieces)] == expected
+def test_ends_in_an_engines_chunks(chunks: list[str], expected: list[tuple[str, int]]) -> None:
+    """Kind and place of each end, in chunks as an engine sends them."""
+    assert [(b.kind, b.start) for b in scan(chunks)] == expected

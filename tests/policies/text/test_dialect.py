@@ -1,4 +1,4 @@
-"""Dialects are data: the built-in ones are whole, a user's are read or refused by name."""
+"""Built-in dialects are complete; a user's are read, or refused with the key that is wrong."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ WHOLE = {
 
 
 @pytest.mark.parametrize("name", list(builtin_dialects()))
-def test_a_builtin_dialect_is_whole(name: str) -> None:
-    """Markers, a closing text that holds an end marker, cues that are found, an inducer."""
+def test_a_builtin_dialect_is_complete(name: str) -> None:
+    """It has markers, a closing sequence with an end marker, cues that are found, an inducer."""
     dialect = builtin_dialects()[name]
     assert dialect.name == name
     assert set(dialect.start).isdisjoint({*dialect.end, *dialect.breaks})
@@ -39,7 +39,7 @@ def test_models_are_matched_in_lower_case() -> None:
 
 
 def test_a_dialect_is_loaded_from_configuration() -> None:
-    """Lists become tuples, the rest stays."""
+    """Lists become tuples, other values stay."""
     dialect = Dialect.load("mine", {**WHOLE, "models": ["*mine*"]})
     assert dialect == Dialect(
         name="mine",
@@ -52,8 +52,8 @@ def test_a_dialect_is_loaded_from_configuration() -> None:
     )
 
 
-def test_a_header_may_hold_the_end_marker() -> None:
-    """What a probe forces ends the trace, even where the closing text alone does not yet."""
+def test_a_header_may_contain_the_end_marker() -> None:
+    """Then a probe ends the trace although the closing sequence alone does not."""
     data = WHOLE | {"closing": "<stop>", "header": "</a>", "start": ["<a>", "<b>"], "tokens": []}
     dialect = Dialect.load("mine", data)
     assert (dialect.start, dialect.header, dialect.identifying_texts) == (
@@ -63,8 +63,8 @@ def test_a_header_may_hold_the_end_marker() -> None:
     )
 
 
-def test_a_dialect_is_told_by_its_markers() -> None:
-    """Where no tokens are named, each marker must be one."""
+def test_a_dialect_is_identified_by_its_markers() -> None:
+    """Without `tokens`, each marker must be one token."""
     assert Dialect.load("mine", WHOLE).identifying_texts == ("<a>", "</a>")
 
 
@@ -94,21 +94,21 @@ def test_a_dialect_is_told_by_its_markers() -> None:
     ],
 )
 def test_a_wrong_key_is_named(change: dict[str, Any], named: str) -> None:
-    """What could only fail at a request is refused when it is read, with dialect and key."""
+    """A value that would fail at a request is refused on reading, with dialect and key."""
     with pytest.raises(ValueError, match=f"'mine'.*{named}"):
         Dialect.load("mine", WHOLE | change)
 
 
 @pytest.mark.parametrize("missing", list(WHOLE))
 def test_a_missing_key_is_named(missing: str) -> None:
-    """A dialect without markers, cues or inducers is none."""
+    """A dialect needs markers, cues and inducers."""
     data = {key: value for key, value in WHOLE.items() if key != missing}
     with pytest.raises(ValueError, match=f"'mine'.*{missing}"):
         Dialect.load("mine", data)
 
 
 def test_keys_of_a_known_dialect_are_replaced() -> None:
-    """The changed key is the user's, the others and the order stay."""
+    """The changed key has the user's value; other keys and the order stay."""
     changed = override_dialects(builtin_dialects(), {"qwen3": {"cues": ["Hm"]}})
     assert list(changed) == list(builtin_dialects())
     assert changed["qwen3"].cues == ("Hm",)
@@ -117,7 +117,7 @@ def test_keys_of_a_known_dialect_are_replaced() -> None:
 
 
 def test_a_new_dialect_is_tried_first() -> None:
-    """It takes what it does not say from the first known one, but not what is that one's own."""
+    """Missing keys come from the first built-in dialect, but for those specific to its family."""
     known = builtin_dialects()
     changed = override_dialects(known, {"mine": {"start": "<a>", "end": "</a>", "closing": "</a>"}})
     assert list(changed) == ["mine", *known]
@@ -131,6 +131,6 @@ def test_a_new_dialect_is_tried_first() -> None:
 
 
 def test_a_new_dialect_needs_its_own_closing() -> None:
-    """Another family's closing text would not end this one's thinking."""
+    """Another family's closing sequence would not end its traces."""
     with pytest.raises(ValueError, match=r"'mine'.*closing"):
         override_dialects(builtin_dialects(), {"mine": {"start": "<a>", "end": "</a>"}})

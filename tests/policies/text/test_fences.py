@@ -1,4 +1,4 @@
-"""Where a cut would part a program or a string, however the text comes."""
+"""Code fences and quoted strings, in which a trace is never cut."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from adjourn.policies.text.fences import MAX_FENCED_CHARS, FenceScanner
 PARTS = ("`", "``", "```", "```py\n", '"', "\\", '\\"', "\n", "a", " one.", ' "b": "c. d"', "")
 
 
-def state(pieces: list[str]) -> FenceScanner:
+def state(chunks: list[str]) -> FenceScanner:
     made, length = FenceScanner(), 0
-    for piece in pieces:
+    for piece in chunks:
         made.feed(piece, length)
         length += len(piece)
     return made
 
 
 @given(st.lists(st.sampled_from(PARTS), max_size=12), st.data())
-def test_however_it_is_cut(parts: list[str], data: st.DataObject) -> None:
-    """Piece by piece it knows what it knows of the whole."""
+def test_the_state_does_not_depend_on_the_chunking(parts: list[str], data: st.DataObject) -> None:
+    """Fed in chunks, the scanner is in the state that the whole text gives."""
     text = "".join(parts)
     inner = data.draw(st.lists(st.integers(0, len(text)), max_size=6))
     cuts = sorted({0, *inner, len(text)})
@@ -42,23 +42,23 @@ def test_however_it_is_cut(parts: list[str], data: st.DataObject) -> None:
         ("````md\n```\nx", range(3, 10)),
     ],
 )
-def test_what_is_held_together(text: str, inside: list[int]) -> None:
-    """From behind what opens it to before the last of what closes it; a string ends with its
+def test_what_is_fenced(text: str, inside: list[int]) -> None:
+    """From after the opening to before the last closing character; a string also ends with its
     line."""
     found = [place for place in range(len(text) + 1) if state([text[:place]]).is_open]
     assert found == [*inside]
 
 
-def test_an_opening_that_nothing_closes_is_none_in_the_end() -> None:
-    """Somebody only spoke of backticks."""
+def test_an_unclosed_opening_expires() -> None:
+    """The text only mentioned backticks."""
     made = state(["a ```", "x" * MAX_FENCED_CHARS])
     assert made.is_open
     made.feed("z", MAX_FENCED_CHARS + 5)
     assert not made.is_open
 
 
-def test_what_is_left_out_says_nothing() -> None:
-    """Pieces without a mark need not be shown: a run of backticks does not go on behind them."""
+def test_text_without_fence_characters_may_be_left_out() -> None:
+    """A run of backticks does not continue after text that was left out."""
     made = FenceScanner()
     made.feed("``", 0)
     made.feed("`", 9)

@@ -1,4 +1,4 @@
-"""Whether a text ends within a character that a reader sees as one."""
+"""Whether a text ends within a grapheme."""
 
 from __future__ import annotations
 
@@ -26,6 +26,6 @@ from adjourn.policies.text.graphemes import ends_mid_grapheme
         ("\u0915\u094d\u0937", False),
     ],
 )
-def test_half_a_character(text: str, expected: bool) -> None:
-    """Behind a joiner, half a flag, the beginning of a syllable, a virama; not before an accent."""
+def test_texts_that_end_mid_grapheme(text: str, expected: bool) -> None:
+    """After a joiner, half a flag, a leading consonant, a virama; not before an accent."""
     assert ends_mid_grapheme(text) is expected

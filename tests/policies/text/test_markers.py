@@ -1,4 +1,4 @@
-"""Markers are found wherever the chunks end, against a search that looks at everything again."""
+"""Markers are found however the ids are chunked, compared with a search over all ids."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def longest(markers: dict[TokenIds, MarkerKind], ids: list[int]) -> tuple[Marker
 def test_each_marker_is_found_where_it_ends(
     markers: dict[TokenIds, MarkerKind], stream: list[int]
 ) -> None:
-    """Token by token, the automaton knows what a search over all ids so far finds."""
+    """After each token, the automaton agrees with a search over all ids so far."""
     automaton, place = MarkerMatcher(markers), NO_PARTIAL_MATCH
     for count, token in enumerate(stream, 1):
         place = automaton.advance(place, token)
@@ -32,8 +32,10 @@ def test_each_marker_is_found_where_it_ends(
 
 
 @given(markers=MARKERS, stream=STREAM)
-def test_a_beginning_is_seen(markers: dict[TokenIds, MarkerKind], stream: list[int]) -> None:
-    """As many ids as are the first of a marker, but not all of it, may be its beginning."""
+def test_the_partial_length_is_exact(
+    markers: dict[TokenIds, MarkerKind], stream: list[int]
+) -> None:
+    """The number of latest ids that are the first ids of a marker, but not all of it."""
     automaton, place = MarkerMatcher(markers), NO_PARTIAL_MATCH
     for count, token in enumerate(stream, 1):
         place = automaton.advance(place, token)
@@ -43,10 +45,11 @@ def test_a_beginning_is_seen(markers: dict[TokenIds, MarkerKind], stream: list[i
 
 
 @given(markers=MARKERS, stream=STREAM)
-def test_nothing_begins_but_with_a_beginning(
+def test_other_ids_leave_the_initial_state(
     markers: dict[TokenIds, MarkerKind], stream: list[int]
 ) -> None:
-    """Nowhere, an id that no marker begins with leads nowhere: a quick path may pass over it."""
+    """Without a partial match, an id that begins no marker changes nothing: the fast path may skip
+    it."""
     automaton = MarkerMatcher(markers)
     for token in stream:
         assert (automaton.advance(NO_PARTIAL_MATCH, token) != NO_PARTIAL_MATCH) == (
@@ -55,16 +58,16 @@ def test_nothing_begins_but_with_a_beginning(
 
 
 @given(markers=MARKERS, stream=STREAM)
-def test_the_last_marker_is_found_from_behind(
+def test_the_last_marker_of_a_prompt(
     markers: dict[TokenIds, MarkerKind], stream: list[int]
 ) -> None:
-    """The prompt's last marker, and of those that end there the longest."""
+    """The last marker, and of those that end there the longest."""
     found = [longest(markers, stream[:end]) for end in range(1, len(stream) + 1)]
     last = next((mark for mark in reversed(found) if mark is not None), None)
     assert MarkerMatcher(markers).last_kind(stream) == (last[0] if last else None)
 
 
 @pytest.mark.parametrize("stream", [[], [9], [9] * 1000])
-def test_no_marker_is_none(stream: list[int]) -> None:
-    """Ids without a marker say nothing."""
+def test_ids_without_a_marker(stream: list[int]) -> None:
+    """There is no last kind."""
     assert MarkerMatcher({(1, 2): MarkerKind.START}).last_kind(stream) is None
