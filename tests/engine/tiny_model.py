@@ -81,7 +81,7 @@ class TransitionRules:
         return self.columns.setdefault(token, len(self.columns))
 
     def add_transition(self, token: int, next_token: int, weight: float) -> None:
-        """Add ``weight`` to the logit of ``next_token`` after ``token``."""
+        """Add ``weight`` times ``scale`` to the logit of ``next_token`` after ``token``."""
         self.head[next_token, self.column_of(token)] += weight
 
     def forbid_after(self, token: int, earlier_token: int) -> None:
