@@ -1,4 +1,4 @@
-# Every task of this project. `make` alone lists them.
+# Every task of this project. `make` without a target lists them.
 .DEFAULT_GOAL := help
 .PHONY: help install engine llama demo serve test conformance check lock pocket bench docs
 
@@ -19,7 +19,7 @@ llama:  ## install llama.cpp's server for the CPU into .llama
 
 .PHONY: .venv-dev
 
-demo: .venv-dev engine  ## install all, then show the main job on a real engine
+demo: .venv-dev engine  ## install all, then show what a policy saves on a real engine
 	@.venv/bin/python -m benchmarks.demo
 
 serve: .venv-dev engine  ## install all, then serve the pocket model until interrupted
@@ -29,13 +29,13 @@ test: .venv-dev engine  ## install all, then run every test
 	-@scripts/llama
 	@scripts/test
 
-conformance: .venv-dev engine  ## install all, then run unmodified clients against it
+conformance: .venv-dev engine  ## install all, then run unmodified clients against the gateway
 	@scripts/conformance
 
-check: .venv-dev  ## formatting, lint and types
+check: .venv-dev  ## check formatting, lint and types
 	@scripts/check
 
-bench: .venv-dev engine  ## quality, votes, latency and overhead, into benchmarks/results
+bench: .venv-dev engine  ## measure quality, votes, latency and overhead, into benchmarks/results
 	@scripts/bench
 
 pocket: .venv-dev engine  ## train the pocket models again (about an hour each)

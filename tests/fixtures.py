@@ -1,4 +1,4 @@
-"""Fixtures: a stand-in engine for faults and speed, and a gateway before it."""
+"""Session fixtures: a stand-in engine that can inject faults, and a gateway in front of it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["adjourn", "standin"]
 
 @pytest.fixture(scope="session")
 def standin() -> Iterator[str]:
-    """The stand-in's base URL."""
+    """Start the stand-in engine; gives its base URL."""
     port = free_port()
     url = f"http://127.0.0.1:{port}"
     with start_process(
@@ -27,6 +27,6 @@ def standin() -> Iterator[str]:
 
 @pytest.fixture(scope="session")
 def adjourn(standin: str) -> Iterator[str]:
-    """A gateway with ``deer`` before the stand-in; nothing is held out."""
+    """Start a gateway in front of the stand-in, with the policy ``deer`` and no holdout."""
     with start_gateway(standin, free_port(), "--policy", "deer", "--hold-out", "0") as url:
         yield url

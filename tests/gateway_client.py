@@ -1,4 +1,4 @@
-"""Talk to a gateway as bytes, and read its streams."""
+"""Send chat requests to a gateway or engine, and decode streams and metrics."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ def chat(url: str, headers: dict[str, str] | None = None, **fields: Any) -> http
 
 
 def raw_stream(url: str, headers: dict[str, str] | None = None, **fields: Any) -> bytes:
-    """The bytes of a stream, whole."""
+    """The complete body of a streamed response, as bytes."""
     return chat(url, headers, stream=True, **fields).content
 
 
 def events(raw: bytes) -> list[Any]:
-    """The data of the stream's events, decoded; ``[DONE]`` stays a text."""
+    """The ``data`` of each event in a stream, decoded from JSON; ``[DONE]`` stays a string."""
     datas = re.findall(r"^data: ?(.*?)\r?$", raw.decode(), re.MULTILINE)
     return [data if data == "[DONE]" else json.loads(data) for data in datas]
 
@@ -47,25 +47,25 @@ def stream(url: str, headers: dict[str, str] | None = None, **fields: Any) -> li
 
 
 def normalize(raw: bytes) -> bytes:
-    """Bytes of a reply without what differs between two: ids and times."""
+    """Replace the id and creation time of a response, which differ between two requests."""
     raw = re.sub(rb'"id":"chatcmpl-[^"]*"', b'"id":"chatcmpl-X"', raw)
     return re.sub(rb'"created":\d+', b'"created":0', raw)
 
 
 def engine_requests(standin: str) -> list[dict[str, Any]]:
-    """The latest requests with a body that the stand-in got: path, headers, and the body as its
-    text. Those without one may be the gateway's own, which looks whether the engine is there."""
+    """The latest requests with a body that the stand-in received: path, headers, and the body as
+    text. Requests without a body are left out: they may be the gateway's health checks."""
     got: list[dict[str, Any]] = httpx.get(f"{standin}/standin/requests").json()
     return [request for request in got if request["body"]]
 
 
 def metric_value(url: str, name: str, **labels: str) -> float:
-    """The sum of a metric's series that have these labels."""
+    """The sum of all series of the metric ``name`` that have these labels."""
     total = 0.0
     for line in httpx.get(f"{url}/metrics").text.splitlines():
         found = re.fullmatch(rf"{name}(?:\{{(.*)\}})? (\S+)", line)
         if found:
-            has = dict(re.findall(r'(\w+)="([^"]*)"', found[1] or ""))
-            if labels.items() <= has.items():
+            series_labels = dict(re.findall(r'(\w+)="([^"]*)"', found[1] or ""))
+            if labels.items() <= series_labels.items():
                 total += float(found[2])
     return total

@@ -1,8 +1,7 @@
-"""The Dockerfile's own steps, carried out without Docker in a clean environment.
+"""Build the image's environment without Docker, from the steps of the Dockerfile, and run it.
 
-The steps are read from the Dockerfile, so they are those that Docker would carry out; only the
-base image is a Python of this machine (the same version where there is one), and the paths lie
-under a temporary directory.
+Two things differ from Docker: the base image is a Python of this machine (of the same version if
+installed), and all paths are below a temporary directory.
 """
 
 from __future__ import annotations
@@ -34,54 +33,58 @@ IGNORED = ROOT / "docker" / "Dockerfile.dockerignore"
 
 @dataclass
 class Stage:
+    """One build stage: its name, base image, and (instruction, arguments) pairs in order."""
+
     name: str
     base: str
     steps: list[tuple[str, str]] = field(default_factory=list)
 
     def last(self, instruction: str) -> str:
+        """The arguments of the last such instruction."""
         return next(rest for name, rest in reversed(self.steps) if name == instruction)
 
 
-def stages() -> list[Stage]:
-    """The Dockerfile, read: no comments, continued lines joined, global arguments put in."""
+def parse_stages() -> list[Stage]:
+    """Parse the Dockerfile: drop comments, join continued lines, substitute global arguments."""
     text = re.sub(r"^\s*#.*\n", "", DOCKERFILE.read_text("utf-8"), flags=re.MULTILINE)
     arguments: dict[str, str] = {}
-    found: list[Stage] = []
+    parsed: list[Stage] = []
     for line in text.replace("\\\n", "").splitlines():
         instruction, _, rest = line.partition(" ")
         if not line.strip():
             continue
-        if instruction == "ARG" and not found:
+        if instruction == "ARG" and not parsed:
             name, _, value = rest.partition("=")
             arguments[name] = value
         elif instruction == "FROM":
             image, _, name = rest.partition(" AS ")
             for key, value in arguments.items():
                 image = image.replace(f"${{{key}}}", value)
-            found.append(Stage(name, image))
+            parsed.append(Stage(name, image))
         else:
-            found[-1].steps.append((instruction, rest.strip()))
-    return found
+            parsed[-1].steps.append((instruction, rest.strip()))
+    return parsed
 
 
-def reaches_the_builder(path: str) -> bool:
-    """Whether the .dockerignore lets a path of the repository through: the last match decides."""
-    kept = True
+def is_in_build_context(path: str) -> bool:
+    """True if the .dockerignore lets this path through. The last matching line decides."""
+    included = True
     for line in IGNORED.read_text("utf-8").splitlines():
         if line and not line.startswith("#"):
             pattern = line.removeprefix("!").removeprefix("**/")
             if any(fnmatch.fnmatch(p, pattern) for p in (path, *path.split("/"))):
-                kept = line.startswith("!")
-    return kept
+                included = line.startswith("!")
+    return included
 
 
 class Builder:
-    """Carries a build stage's steps out; ``/…`` in the image is ``root/…`` here."""
+    """Executes the steps of a build stage. An image path ``/…`` is ``root/…`` here. State: ``cwd``
+    and ``env``, changed by WORKDIR and ENV as in Docker."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
         self.cwd = root
-        base = root / "usr"  # what python:…-slim brings: an interpreter with pip
+        base = root / "usr"  # in place of python:…-slim: an interpreter with pip
         subprocess.run([_python(), "-m", "venv", base], check=True)
         self.env = {k: v for k, v in os.environ.items() if not k.startswith(("ADJOURN_", "PYTHON"))}
         self.env |= {"PATH": f"{base}/bin:/usr/bin:/bin", "HOME": str(root)}
@@ -89,10 +92,11 @@ class Builder:
             self.env["PIP_CACHE_DIR"] = cache
 
     def path(self, text: str) -> str:
-        """Absolute paths of the image within a text, as paths of this machine."""
+        """Replace absolute image paths within a text by paths of this machine."""
         return re.sub(r"(?<![\w./])/(?=(opt|src)\b)", f"{self.root}/", text)
 
-    def carry_out(self, stage: Stage) -> None:
+    def build(self, stage: Stage) -> None:
+        """Execute every step of the stage."""
         for instruction, rest in stage.steps:
             getattr(self, f"do_{instruction.lower()}")(rest)
 
@@ -102,7 +106,7 @@ class Builder:
 
     def do_env(self, rest: str) -> None:
         for name, value in (pair.split("=", 1) for pair in shlex.split(rest)):
-            if name != "PIP_NO_CACHE_DIR":  # an image must stay small, this test need not
+            if name != "PIP_NO_CACHE_DIR":  # the image must stay small, the test should be fast
                 self.env[name] = self.path(value).replace("$PATH", self.env["PATH"])
 
     def do_copy(self, rest: str) -> None:
@@ -112,10 +116,11 @@ class Builder:
                 shutil.copytree(
                     ROOT / source,
                     self.cwd / target,
+                    symlinks=True,  # Docker keeps links within a copied folder
                     ignore=lambda folder, names: {
                         name
                         for name in names
-                        if not reaches_the_builder(str(Path(folder, name).relative_to(ROOT)))
+                        if not is_in_build_context(str(Path(folder, name).relative_to(ROOT)))
                     },
                 )
             else:
@@ -133,8 +138,9 @@ class Builder:
 
 
 def _python() -> str:
-    """The version that the base image has, else the one that runs the tests."""
-    version = stages()[0].base.partition(":")[2].removesuffix("-slim")
+    """The interpreter of the base image's version if installed, else the one that runs the
+    tests."""
+    version = parse_stages()[0].base.partition(":")[2].removesuffix("-slim")
     name = f"python{version}"
     if shutil.which(name) and not subprocess.run([name, "-V"], capture_output=True).returncode:
         return name
@@ -142,38 +148,39 @@ def _python() -> str:
 
 
 def _pip_cache() -> str | None:
-    asked = subprocess.run(
+    """pip's cache directory, or None if pip is not available."""
+    process = subprocess.run(
         [sys.executable, "-m", "pip", "cache", "dir"], capture_output=True, text=True
     )
-    return asked.stdout.strip() or None
+    return process.stdout.strip() or None
 
 
 @pytest.fixture(scope="module")
 def image(tmp_path_factory: pytest.TempPathFactory) -> Builder:
-    """The build stage, built, and the last stage's environment."""
-    build, last = stages()
+    """The build stage, executed, and the environment variables of the last stage."""
+    build, last = parse_stages()
     builder = Builder(tmp_path_factory.mktemp("image"))
-    builder.carry_out(build)
-    builder.env["PATH"] = "/usr/bin:/bin"  # the last stage begins anew
+    builder.build(build)
+    builder.env["PATH"] = "/usr/bin:/bin"  # the last stage starts from its own base image
     for instruction, rest in last.steps:
         if instruction == "ENV":
             builder.do_env(rest)
     return builder
 
 
-def test_only_what_is_copied_reaches_the_builder() -> None:
-    """Every COPY finds its source; secrets, history and environments stay here."""
-    build, _ = stages()
+def test_the_build_context_has_the_copied_files_only() -> None:
+    """Every COPY source exists and is included; secrets, history and environments are excluded."""
+    build, _ = parse_stages()
     sources = [s for i, rest in build.steps if i == "COPY" for s in shlex.split(rest)[:-1]]
 
-    assert all((ROOT / source).exists() and reaches_the_builder(source) for source in sources)
+    assert all((ROOT / source).exists() and is_in_build_context(source) for source in sources)
     for path in (".git", ".venv", ".engine", "tests", "docker", ".env", "server/__pycache__"):
-        assert not reaches_the_builder(path), path
+        assert not is_in_build_context(path), path
 
 
-def test_the_last_stage_takes_the_environment_and_runs_nothing_as_root() -> None:
-    """One COPY, at the path it was built for; no RUN; a user that is a number and not 0."""
-    build, last = stages()
+def test_the_last_stage_copies_the_environment_and_is_not_root() -> None:
+    """One COPY, to the path it was built for; no RUN; a numeric user other than 0."""
+    build, last = parse_stages()
     copied = last.last("COPY").split()
 
     assert build.base == last.base
@@ -182,62 +189,64 @@ def test_the_last_stage_takes_the_environment_and_runs_nothing_as_root() -> None
     assert all(int(part) > 0 for part in last.last("USER").split(":"))
 
 
-def test_the_port_is_the_gateways_own() -> None:
-    """EXPOSE names the port that the gateway listens on by default."""
-    _, last = stages()
+def test_the_exposed_port_is_the_gateways_default() -> None:
+    """EXPOSE names the default of the setting ``port``."""
+    _, last = parse_stages()
 
     assert last.last("EXPOSE") == str(Settings.model_fields["port"].default)
 
 
 def test_the_environment_holds_the_gateway_and_no_installer(image: Builder) -> None:
-    """`adjourn --version` works, from the installed package; pip is not there."""
+    """`adjourn --version` runs from the installed package; pip is not installed."""
     venv = image.root / "opt" / "adjourn"
-    told = subprocess.run(
+    version = subprocess.run(
         ["adjourn", "--version"], env=image.env, cwd="/", capture_output=True, text=True, check=True
     )
-    listed = {path.name.partition("-")[0] for path in venv.glob("lib/*/site-packages/*.dist-info")}
+    distributions = {
+        path.name.partition("-")[0] for path in venv.glob("lib/*/site-packages/*.dist-info")
+    }
 
-    assert told.stdout == f"adjourn {__version__}\n"
-    assert "adjourn" in listed
-    assert not listed & {"pip", "setuptools", "wheel", "hatchling", "pytest"}
+    assert version.stdout == f"adjourn {__version__}\n"
+    assert "adjourn" in distributions
+    assert not distributions & {"pip", "setuptools", "wheel", "hatchling", "pytest"}
     assert not (venv / "bin" / "pip").exists()
 
 
-def test_it_serves_and_is_found_healthy(image: Builder) -> None:
-    """The image's own command serves; its health check fails before and passes then; its stop
-    signal ends it."""
-    _, last = stages()
+def test_the_image_serves_and_passes_its_health_check(image: Builder) -> None:
+    """The image's command starts the gateway; its health check fails before and passes after; its
+    stop signal ends the process."""
+    _, last = parse_stages()
     command = [*json.loads(last.last("ENTRYPOINT")), *json.loads(last.last("CMD"))]
     options, _, check = last.last("HEALTHCHECK").partition("CMD ")
     env = {**image.env, "ADJOURN_PORT": str(free_port()), "ADJOURN_UPSTREAM": "http://127.0.0.1:9"}
 
-    def healthy() -> bool:
-        asked = subprocess.run(json.loads(check), env=env, cwd="/", stderr=subprocess.DEVNULL)
-        return asked.returncode == 0
+    def is_healthy() -> bool:
+        process = subprocess.run(json.loads(check), env=env, cwd="/", stderr=subprocess.DEVNULL)
+        return process.returncode == 0
 
     assert "--start-period" in options
     assert command[:2] == ["adjourn", "serve"]
-    assert not healthy()
-    with started(command, env) as process:
+    assert not is_healthy()
+    with running_process(command, env) as process:
         deadline = time.monotonic() + 30
-        while not healthy():
-            assert process.poll() is None, "the gateway ended"
-            assert time.monotonic() < deadline, "never healthy"
+        while not is_healthy():
+            assert process.poll() is None, "the gateway exited"
+            assert time.monotonic() < deadline, "the health check did not pass within 30 seconds"
             time.sleep(0.2)
         ready = httpx.get(f"http://127.0.0.1:{env['ADJOURN_PORT']}/ready", trust_env=False)
-        assert ready.status_code == 503  # alive, but there is no engine
+        assert ready.status_code == 503  # alive, but without an engine
         process.send_signal(getattr(signal, last.last("STOPSIGNAL")))
         assert process.wait(10) in (0, -signal.SIGTERM)
 
 
-class started:
-    """A process that is ended with the block."""
+class running_process:
+    """Context manager: a process that is killed at the end of the block."""
 
     def __init__(self, command: list[str], env: dict[str, str]) -> None:
-        found = shutil.which(command[0], path=env["PATH"])
-        assert found is not None
+        program = shutil.which(command[0], path=env["PATH"])
+        assert program is not None
         self._process = subprocess.Popen(
-            [found, *command[1:]], env=env, cwd="/", stdout=subprocess.DEVNULL
+            [program, *command[1:]], env=env, cwd="/", stdout=subprocess.DEVNULL
         )
 
     def __enter__(self) -> subprocess.Popen[bytes]:

@@ -1,4 +1,4 @@
-"""The compose file and what it mounts: right by their schemas, and right about each other."""
+"""compose.yaml and the files it mounts: valid by their schemas, and consistent with each other."""
 
 from __future__ import annotations
 
@@ -20,57 +20,60 @@ DOCKER = ROOT / "docker"
 VARIABLE = re.compile(r"\$\{(?P<name>\w+)(?::(?P<kind>[-?])(?P<rest>[^}]*))?\}")
 
 
-def interpolated(value: Any, env: dict[str, str]) -> Any:
-    """As compose does it with ``${NAME:-default}`` and ``${NAME:?complaint}``."""
+def interpolate(value: Any, env: dict[str, str]) -> Any:
+    """Substitute ``${NAME:-default}`` and ``${NAME:?complaint}`` as Compose does. KeyError: a
+    required variable is missing."""
 
-    def replace(found: re.Match[str]) -> str:
-        given = env.get(found["name"], "")
-        if not given and found["kind"] != "-":
-            raise KeyError(found["name"])
-        return given or found["rest"]
+    def replace(match: re.Match[str]) -> str:
+        text = env.get(match["name"], "")
+        if not text and match["kind"] != "-":
+            raise KeyError(match["name"])
+        return text or match["rest"]
 
     if isinstance(value, dict):
-        return {key: interpolated(inner, env) for key, inner in value.items()}
+        return {key: interpolate(inner, env) for key, inner in value.items()}
     if isinstance(value, list):
-        return [interpolated(inner, env) for inner in value]
+        return [interpolate(inner, env) for inner in value]
     return VARIABLE.sub(replace, value) if isinstance(value, str) else value
 
 
 RAW = yaml.safe_load((DOCKER / "compose.yaml").read_text("utf-8"))
-STACK = interpolated(RAW, {"GRAFANA_PASSWORD": "secret"})
+STACK = interpolate(RAW, {"GRAFANA_PASSWORD": "secret"})
 SERVICES = STACK["services"]
 PROMETHEUS = yaml.safe_load((DOCKER / "prometheus.yml").read_text("utf-8"))
 
 
-def provisioned(kind: str) -> dict[str, Any]:
+def read_provisioning(kind: str) -> dict[str, Any]:
+    """The only data source or dashboard provider that is provisioned."""
     (file,) = (DOCKER / "grafana" / "provisioning" / kind).glob("*.yaml")
     parsed = yaml.safe_load(file.read_text("utf-8"))
     assert parsed["apiVersion"] == 1
-    (one,) = parsed[kind if kind == "datasources" else "providers"]
-    return dict(one)
+    (entry,) = parsed[kind if kind == "datasources" else "providers"]
+    return dict(entry)
 
 
 def mounts(service: str) -> dict[str, str]:
-    """Where in the container what lies: a path or a volume's name by its target."""
+    """By target path in the container: the mounted path or the volume's name."""
     parts = (mount.split(":") for mount in SERVICES[service].get("volumes", ()))
     return {target: source for source, target, *_ in parts}
 
 
-def in_container(service: str, path: str) -> Path:
-    """The file here that a path in the container is."""
+def mounted_file(service: str, path: str) -> Path:
+    """The file of the repository that is at this path in the container."""
     for target, source in mounts(service).items():
         if path == target or path.startswith(target + "/"):
             return DOCKER / (source + path.removeprefix(target))
     raise AssertionError(f"{path} is not mounted in {service}")
 
 
-def seconds(text: str) -> int:
+def parse_seconds(text: str) -> int:
+    """A Compose duration, such as ``40s`` or ``30m``, in seconds."""
     return int(text[:-1]) * {"s": 1, "m": 60}[text[-1]]
 
 
 @pytest.mark.parametrize("stack", [RAW, STACK], ids=["as written", "interpolated"])
-def test_compose_fits_its_published_schema(stack: dict[str, Any]) -> None:
-    """compose.yaml is valid by the Compose Specification, before and after interpolation."""
+def test_compose_is_valid_by_its_published_schema(stack: dict[str, Any]) -> None:
+    """That of the Compose Specification, before and after interpolation."""
     schema = json.loads((HERE / "compose-spec.json").read_text("utf-8"))
 
     jsonschema.Draft202012Validator(schema).validate(stack)
@@ -79,11 +82,11 @@ def test_compose_fits_its_published_schema(stack: dict[str, Any]) -> None:
 def test_grafana_has_no_default_password() -> None:
     """Without GRAFANA_PASSWORD nothing starts; every other variable has a default."""
     with pytest.raises(KeyError, match="GRAFANA_PASSWORD"):
-        interpolated(RAW, {})
+        interpolate(RAW, {})
 
 
 def test_every_variable_is_documented() -> None:
-    """docker/README.md names each variable with its default."""
+    """docker/README.md lists each variable with its default."""
     readme = (DOCKER / "README.md").read_text("utf-8")
     for found in VARIABLE.finditer(json.dumps(RAW)):
         assert f"| `{found['name']}` |" in readme, found["name"]
@@ -92,20 +95,20 @@ def test_every_variable_is_documented() -> None:
 
 
 def test_ports_are_published_on_loopback() -> None:
-    """Nothing is reachable from outside unless BIND says so."""
+    """Unless the variable BIND has another address."""
     for name, service in SERVICES.items():
         for port in service["ports"]:
             assert port.startswith("127.0.0.1:"), name
 
 
 def test_images_are_pinned() -> None:
-    """Each image has a version, and none is `latest`."""
+    """Each image has a version other than `latest`."""
     for service in SERVICES.values():
         assert service["image"].partition(":")[2] not in ("", "latest")
 
 
-def test_the_gateway_takes_its_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every ADJOURN_ variable is a setting, with the default that the setting itself has."""
+def test_the_gateways_environment_is_valid(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every ADJOURN_ variable is a setting, and its default is that of the setting."""
     environment = SERVICES["gateway"]["environment"]
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
@@ -117,24 +120,29 @@ def test_the_gateway_takes_its_environment(monkeypatch: pytest.MonkeyPatch) -> N
     assert str(settings.upstream) == "http://vllm:8000/"
 
 
-def test_running_streams_may_end_before_the_container_is_killed() -> None:
-    """Compose waits longer than the gateway drains."""
+def test_compose_waits_longer_than_the_gateway_drains() -> None:
+    """So that running streams may end before the container is killed."""
     gateway = SERVICES["gateway"]
 
-    assert seconds(gateway["stop_grace_period"]) > int(gateway["environment"]["ADJOURN_DRAIN"])
+    assert parse_seconds(gateway["stop_grace_period"]) > int(
+        gateway["environment"]["ADJOURN_DRAIN"]
+    )
 
 
-def test_who_waits_for_a_healthy_service_waits_for_a_health_check() -> None:
-    """`service_healthy` is asked of services with a health check only."""
+def test_service_healthy_needs_a_health_check() -> None:
+    """Each service in such a `depends_on` condition has one."""
     for service in SERVICES.values():
-        wanted = service.get("depends_on", {})
-        for name in wanted:
-            if isinstance(wanted, dict) and wanted[name]["condition"] == "service_healthy":
+        dependencies = service.get("depends_on", {})
+        for name in dependencies:
+            if (
+                isinstance(dependencies, dict)
+                and dependencies[name]["condition"] == "service_healthy"
+            ):
                 assert "healthcheck" in SERVICES[name]
 
 
 def test_mounts_exist() -> None:
-    """Each path that is mounted is in docker/, read-only; each volume is declared."""
+    """Each mounted path is in docker/ and read-only; each volume is declared."""
     for name, service in SERVICES.items():
         for mount in service.get("volumes", ()):
             source, _, rest = mount.partition(":")
@@ -145,8 +153,8 @@ def test_mounts_exist() -> None:
                 assert source in STACK["volumes"]
 
 
-def test_the_build_has_its_dockerfile() -> None:
-    """The gateway's build names the Dockerfile, from a context that is the repository."""
+def test_the_build_names_the_dockerfile() -> None:
+    """The context is the repository's root."""
     build = SERVICES["gateway"]["build"]
     context = (DOCKER / build["context"]).resolve()
 
@@ -155,15 +163,15 @@ def test_the_build_has_its_dockerfile() -> None:
 
 
 def test_prometheus_reads_the_mounted_configuration() -> None:
-    """Its command line names a file that is mounted, and a data directory that is a volume."""
+    """Its command line names a mounted file, and a data directory on a volume."""
     flags = dict(flag.split("=", 1) for flag in SERVICES["prometheus"]["command"])
 
-    assert in_container("prometheus", flags["--config.file"]) == DOCKER / "prometheus.yml"
+    assert mounted_file("prometheus", flags["--config.file"]) == DOCKER / "prometheus.yml"
     assert mounts("prometheus")[flags["--storage.tsdb.path"]] in STACK["volumes"]
 
 
-def test_prometheus_scrapes_both() -> None:
-    """Gateway and engine, each at its service's name and the port inside its container."""
+def test_prometheus_scrapes_gateway_and_engine() -> None:
+    """Each at its service name and container port."""
     targets = [t for job in PROMETHEUS["scrape_configs"] for s in job["static_configs"]
                for t in s["targets"]]  # fmt: skip
 
@@ -175,7 +183,7 @@ def test_prometheus_scrapes_both() -> None:
 
 @pytest.mark.prometheus
 def test_promtool_accepts_the_configuration(promtool: str) -> None:
-    """`promtool check config` finds nothing."""
+    """With `promtool check config`."""
     checked = subprocess.run(
         [promtool, "check", "config", DOCKER / "prometheus.yml"], capture_output=True, text=True
     )
@@ -183,23 +191,23 @@ def test_promtool_accepts_the_configuration(promtool: str) -> None:
     assert checked.returncode == 0, checked.stdout + checked.stderr
 
 
-def test_grafana_is_provisioned() -> None:
-    """Data source and dashboards are where Grafana looks, and the former at Prometheus' port."""
-    source = provisioned("datasources")
-    provider = provisioned("dashboards")
+def test_grafana_finds_data_source_and_dashboards() -> None:
+    """They are mounted where Grafana reads them, and the data source has Prometheus' port."""
+    source = read_provisioning("datasources")
+    provider = read_provisioning("dashboards")
     home = SERVICES["grafana"]["environment"]["GF_DASHBOARDS_DEFAULT_HOME_DASHBOARD_PATH"]
 
-    assert in_container("grafana", "/etc/grafana/provisioning/datasources").is_dir()
-    assert in_container("grafana", "/etc/grafana/provisioning/dashboards").is_dir()
-    assert in_container("grafana", provider["options"]["path"]).is_dir()
-    assert in_container("grafana", home).is_file()
+    assert mounted_file("grafana", "/etc/grafana/provisioning/datasources").is_dir()
+    assert mounted_file("grafana", "/etc/grafana/provisioning/dashboards").is_dir()
+    assert mounted_file("grafana", provider["options"]["path"]).is_dir()
+    assert mounted_file("grafana", home).is_file()
     assert source["url"] == "http://prometheus:9090"
     assert source["type"] == "prometheus"
     assert SERVICES["prometheus"]["ports"][0].endswith(":9090")
 
 
-def test_grafana_knows_how_often_prometheus_scrapes() -> None:
-    """$__rate_interval is made from it: with a wrong one, rates have gaps."""
-    told = provisioned("datasources")["jsonData"]["timeInterval"]
+def test_grafana_has_the_scrape_interval() -> None:
+    """Grafana computes $__rate_interval from it; with a wrong value, rates have gaps."""
+    interval = read_provisioning("datasources")["jsonData"]["timeInterval"]
 
-    assert told == PROMETHEUS["global"]["scrape_interval"]
+    assert interval == PROMETHEUS["global"]["scrape_interval"]

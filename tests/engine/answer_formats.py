@@ -1,8 +1,9 @@
-"""What the ``forms`` model thinks, and the forms in which it answers.
+"""Trace and answers of the tiny model ``forms``, as rules for ``tests.engine.tiny_model``.
 
-It thinks one text, unsure of every token at first and sure later; a program and a string stand in
-it. From within the program on, it would nearly as soon end its trace at the end of each sentence.
-How it answers is told by a word of the prompt: in prose, with a program, in JSON, by two calls.
+Its trace is a fixed text that contains a program and a quoted string. At first the model is unsure
+of every token, later sure. From the program on, ending the trace is almost as probable as going on
+at the end of each sentence. A word of the prompt selects the format of the answer: prose, a
+program, JSON, or two tool calls.
 """
 
 from __future__ import annotations
@@ -37,14 +38,14 @@ _SURE_SENTENCES = (
 
 
 def _make_tokens_unique(sentences: tuple[tuple[str, ...], ...]) -> tuple[str, ...]:
-    """Each token once, so that each tells what follows it: one that came before is spelled anew."""
+    """Number repeated tokens, so that each token determines its successor."""
     seen: dict[str, int] = {}
-    made = []
+    unique = []
     for token in (token for sentence in sentences for token in sentence):
-        times = seen[token] = seen.get(token, 0) + 1
+        occurrence = seen[token] = seen.get(token, 0) + 1
         end = token[-1] if token[-1] in ".\n" else ""
-        made.append(token if times == 1 else f"{token.removesuffix(end)}{times}{end}")
-    return tuple(made)
+        unique.append(token if occurrence == 1 else f"{token.removesuffix(end)}{occurrence}{end}")
+    return tuple(unique)
 
 
 _FILLER_SENTENCES = ((" Step", " by", " step", " it holds."),) * 24
@@ -56,7 +57,7 @@ SENTENCE_PREFIXES = [
     for place, token in enumerate(TRACE_TOKENS, 1)
     if token.endswith((".", ":\n", "`\n"))
 ]
-"""The thought up to the end of each sentence that stands in neither program nor string."""
+"""The trace up to the end of each sentence that is in neither the program nor the string."""
 _CUE_TOKENS = (" Wait", " Hmm")
 _ALTERNATIVES = (" red", " green", " blue")
 
@@ -67,65 +68,67 @@ ANSWER_FORMATS = {
     "json": ('{"name": "', "two. Wait, no.", '", "steps": [1', ", 2", "]}"),
     "tools": ("<tool_call>", TOOL_CALLS[0], "</tool_call>", TOOL_CALLS[1]),
 }
-"""A word of the prompt, and the tokens of the answer."""
+"""By the word of the prompt that selects the format: the tokens of the answer."""
 
 
 def vocabulary() -> tuple[str, ...]:
-    """All that must be tokens."""
+    """Every text that must be a single token."""
     answers = (token for form in ANSWER_FORMATS.values() for token in form)
     return tuple(dict.fromkeys((*TRACE_TOKENS, *_ALTERNATIVES, *answers, *ANSWER_FORMATS)))
 
 
 def add_rules(rules: Any, tokenizer: Any, eos_id: int) -> None:
-    """``rules``: of which token follows which; weights are in nats over the model's scale."""
+    """Add the transitions of the model to ``rules`` (``tiny_model.TransitionRules``). The model's
+    logits are the weights times ``rules.scale``."""
 
     def token(text: str) -> int:
         (found,) = tokenizer.encode(text)
         return int(found)
 
-    def nats(less: float) -> float:
-        return 100.0 - less / rules.scale
+    def weight_below_top(nats: float) -> float:
+        return 100.0 - nats / rules.scale
 
-    line, closed = token("\n"), token("</think>")
-    thought = [token(text) for text in TRACE_TOKENS]
+    newline, trace_end = token("\n"), token("</think>")
+    trace = [token(text) for text in TRACE_TOKENS]
     turn = tokenizer.encode("<|im_start|>assistant\n<think>\n")
-    for one, following in pairwise(dict.fromkeys(turn[-3:])):
-        rules.add_transition(one, following, 100.0)
-    rules.add_transition(line, token("<think>"), 120.0)
+    for current, following in pairwise(dict.fromkeys(turn[-3:])):
+        rules.add_transition(current, following, 100.0)
+    rules.add_transition(newline, token("<think>"), 120.0)
     rules.forbid_after(token("<think>"), token("<think>"))
-    rules.add_transition(line, thought[0], 110.0)
-    rules.forbid_after(thought[0], thought[0])
-    for place, (one, following) in enumerate(pairwise(thought)):
-        rules.add_transition(one, following, 100.0)
-        if place + 1 < _UNSURE_COUNT or TRACE_TOKENS[place + 1] in _CUE_TOKENS:
+    rules.add_transition(newline, trace[0], 110.0)
+    rules.forbid_after(trace[0], trace[0])
+    for index, (current, following) in enumerate(pairwise(trace)):
+        rules.add_transition(current, following, 100.0)
+        if index + 1 < _UNSURE_COUNT or TRACE_TOKENS[index + 1] in _CUE_TOKENS:
             for other in _ALTERNATIVES:
-                rules.add_transition(one, token(other), nats(2.0))
-        if place >= _MAY_END_FROM and TRACE_TOKENS[place].endswith((".", "\n", ". ")):
-            rules.add_transition(one, line, nats(2.9))
-    rules.add_transition(thought[-1], line, 100.0)
-    rules.add_transition(line, closed, 100.0)
-    rules.forbid_after(closed, closed)
-    rules.add_transition(closed, line, 100.0)
-    _add_answer_rules(rules, token, line, eos_id)
+                rules.add_transition(current, token(other), weight_below_top(2.0))
+        if index >= _MAY_END_FROM and TRACE_TOKENS[index].endswith((".", "\n", ". ")):
+            rules.add_transition(current, newline, weight_below_top(2.9))
+    rules.add_transition(trace[-1], newline, 100.0)
+    rules.add_transition(newline, trace_end, 100.0)
+    rules.forbid_after(trace_end, trace_end)
+    rules.add_transition(trace_end, newline, 100.0)
+    _add_answer_rules(rules, token, newline, eos_id)
 
 
-def _add_answer_rules(rules: Any, token: Any, line: int, end: int) -> None:
-    # The closing sequence ends with two newlines, of which the second is not told from the first.
+def _add_answer_rules(rules: Any, token: Any, newline: int, end: int) -> None:
+    # The closing sequence ends with two newlines. The model cannot distinguish the second from the
+    # first, so the answer follows any newline once the rules above allow nothing better.
     for form, texts in ANSWER_FORMATS.items():
         ids = [token(text) for text in texts]
-        rules.add_transition(line, ids[0], 60.0)
+        rules.add_transition(newline, ids[0], 60.0)
         for other in ANSWER_FORMATS:
             if other != form:
                 rules.forbid_after(ids[0], token(other))
         if form != "tools":
-            for one, following in pairwise([*ids, end]):
-                rules.add_transition(one, following, 100.0)
-    begin, first, over, second = (token(text) for text in ANSWER_FORMATS["tools"])
-    rules.add_transition(begin, first, 100.0)
+            for current, following in pairwise([*ids, end]):
+                rules.add_transition(current, following, 100.0)
+    call_start, first, call_end, second = (token(text) for text in ANSWER_FORMATS["tools"])
+    rules.add_transition(call_start, first, 100.0)
     rules.forbid_after(first, first)
-    rules.add_transition(begin, second, 90.0)
+    rules.add_transition(call_start, second, 90.0)
     for call in (first, second):
-        rules.add_transition(call, over, 100.0)
-    rules.add_transition(over, begin, 100.0)
-    rules.forbid_after(begin, second)
-    rules.add_transition(over, end, 90.0)
+        rules.add_transition(call, call_end, 100.0)
+    rules.add_transition(call_end, call_start, 100.0)
+    rules.forbid_after(call_start, second)
+    rules.add_transition(call_end, end, 90.0)

@@ -1,7 +1,7 @@
-"""One real engine for all, and a gateway with ``deer`` before it; nothing is held out.
+"""One real vLLM for all tests, and gateways in front of it.
 
-``ENGINE_URL`` names an engine that is up already, started as ``benchmarks.services`` starts one,
-and ``TELLING_ENGINE_URL`` one that tells hidden states.
+``ENGINE_URL`` names a running engine to use instead, started as ``benchmarks.services`` starts it;
+``HIDDEN_STATE_ENGINE_URL`` one that returns hidden states.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from benchmarks.services import free_port, hidden_state_arguments, start_engine,
 
 @pytest.fixture(scope="session")
 def vllm() -> Iterator[str]:
+    """The base URL of vLLM with the pocket model."""
     if running := os.environ.get("ENGINE_URL"):
         yield running
         return
@@ -25,8 +26,8 @@ def vllm() -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def hidden_state_engine() -> Iterator[str]:
-    """An engine that tells hidden states."""
-    if running := os.environ.get("TELLING_ENGINE_URL"):
+    """The base URL of vLLM with the connector that returns hidden states."""
+    if running := os.environ.get("HIDDEN_STATE_ENGINE_URL"):
         yield running
         return
     with start_engine(free_port(), *hidden_state_arguments()) as url:
@@ -35,13 +36,14 @@ def hidden_state_engine() -> Iterator[str]:
 
 @pytest.fixture(scope="session")
 def deer_gateway(vllm: str) -> Iterator[str]:
+    """A gateway with the policy ``deer`` and no holdout."""
     with start_gateway(vllm, free_port(), "--policy", "deer", "--hold-out", "0") as url:
         yield url
 
 
 @pytest.fixture(scope="session")
 def never_gateway(vllm: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A gateway that judges and never does anything."""
+    """A gateway whose policy sees every response and never stops one."""
     config = tmp_path_factory.mktemp("idle") / "adjourn.yaml"
     config.write_text("policy: never\nhold_out: 0\nrescue_tokens: 0\n")
     with start_gateway(vllm, free_port(), "--config", str(config)) as url:

@@ -1,11 +1,11 @@
-"""Every family of models, as its own vLLM parser reads it: run by the engine's Python.
+"""Run responses of every model family through its own vLLM parser, in the engine's environment.
 
     .engine/bin/python -m tests.engine.families [NAME …]
 
-A tokenizer of single characters and a family's marker tokens stands in for the real one. A response
-is written token by token through vLLM's parser into a session, as the gateway does; then it is cut,
-and the answer is written behind the closing sequence through a parser of its own. What came out is
-printed, one JSON object a line, for ``test_families.py`` to judge.
+A tokenizer with single characters and the family's marker tokens replaces the real one. A response
+is fed token by token through vLLM's parser into a session, as the gateway does; then it is cut, and
+the answer after the closing sequence is fed through a new parser. Prints the results as one JSON
+object per line, which ``test_families.py`` checks.
 """
 
 from __future__ import annotations
@@ -33,10 +33,13 @@ ANSWER = "It is two."
 
 @dataclass(frozen=True, slots=True)
 class Family:
-    """How one family writes. ``parser``: vLLM's name for it. ``tokens``: its single tokens.
-    ``prompt`` ends as the chat template does; ``written`` is what the model writes before its
-    thoughts and ``shown`` what the parser shows of that; ``end`` closes them; ``call`` begins a
-    tool call. ``again`` parts two messages of one trace."""
+    """The texts of one model family.
+
+    ``parser`` is vLLM's name of the reasoning parser, ``special_tokens`` the texts that are single
+    tokens, and ``prompt`` the end of the rendered chat template. The model writes ``trace_start``
+    (which the parser shows as ``shown_start``), the trace, ``trace_end`` and ``answer``;
+    ``call_start`` begins a tool call, and ``message_separator`` is between two messages of one
+    trace."""
 
     parser: str
     special_tokens: tuple[str, ...]
@@ -134,11 +137,11 @@ FAMILIES = {
 }  # fmt: skip
 
 DIALECT_OF = {"qwen3.5": "qwen3", "deepseek-r1-0528": "deepseek-r1", "deepseek-v4": "deepseek-v3"}
-"""Whose dialect another family speaks."""
+"""The dialect of a family that has none of its own name."""
 
 
 def response_text(family: Family) -> str:
-    """The whole response, from what the model writes first to its answer."""
+    """A complete response of the model: trace, markers and answer."""
     return (
         family.trace_start
         + family.message_separator.join(TRACE_SENTENCES)
@@ -148,7 +151,7 @@ def response_text(family: Family) -> str:
 
 
 class FamilyTokenizer:
-    """Texts and ids of one family: its marker tokens, everything else a character a token."""
+    """Tokenizer of one family: marker tokens, and one token per character for all other text."""
 
     def __init__(self, family: Family) -> None:
         self.backend = (
@@ -165,13 +168,13 @@ class FamilyTokenizer:
 
 
 def _character_tokenizer(family: Family) -> Any:
-    """Byte-level, with the pieces that Olmo's markers are made of."""
+    """A byte-level BPE tokenizer with the merges that Olmo's markers consist of."""
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
     merges = [("<", "/"), ("Ġ", "</"), ("t", "h"), ("i", "n"), ("in", "k"), ("th", "ink")]
-    pieces = [*sorted(pre_tokenizers.ByteLevel.alphabet()), *(a + b for a, b in merges)]
-    core = Tokenizer(models.BPE({piece: i for i, piece in enumerate(pieces)}, merges))
+    vocabulary = [*sorted(pre_tokenizers.ByteLevel.alphabet()), *(a + b for a, b in merges)]
+    core = Tokenizer(models.BPE({token_text: i for i, token_text in enumerate(vocabulary)}, merges))
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     core.decoder = decoders.ByteLevel()
     core.add_tokens([AddedToken(token, special=False) for token in family.special_tokens])
@@ -179,7 +182,7 @@ def _character_tokenizer(family: Family) -> Any:
 
 
 def _harmony_tokenizer() -> Any:
-    """gpt-oss's own vocabulary: needs o200k_base.tiktoken where TIKTOKEN_ENCODINGS_BASE points."""
+    """The vocabulary of gpt-oss: needs o200k_base.tiktoken in TIKTOKEN_ENCODINGS_BASE."""
     from openai_harmony import HarmonyEncodingName, load_harmony_encoding
 
     encoding = load_harmony_encoding(HarmonyEncodingName.HARMONY_GPT_OSS)
@@ -199,7 +202,7 @@ def _harmony_tokenizer() -> Any:
 
 @dataclass(frozen=True, slots=True)
 class ParsedChunk:
-    """What the parser made of some ids."""
+    """The parser's result for some token ids."""
 
     reasoning: str
     content: str
@@ -208,40 +211,42 @@ class ParsedChunk:
 
 
 class ResponseParser:
-    """vLLM's parser of a family, as its server makes it, one a response."""
+    """vLLM's parser of a family, created as vLLM's server does. One instance parses one
+    response."""
 
     def __init__(self, family: Family, tokenizer: FamilyTokenizer) -> None:
         from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
         from vllm.parser.parser_manager import ParserManager
 
-        made = ParserManager.get_parser(
+        parser_class = ParserManager.get_parser(
             reasoning_parser_name=family.parser,
             is_harmony=family.parser == "openai_gptoss",
         )
-        template = (
+        template_fields = (
             {"chat_template_kwargs": family.template_kwargs} if family.template_kwargs else {}
         )
         self._tokenizer = tokenizer
-        self._parser = made(tokenizer.backend, **template)
+        self._parser = parser_class(tokenizer.backend, **template_fields)
         message = {"role": "user", "content": "Hi"}
-        request = ChatCompletionRequest(model="x", messages=[message], **template)
+        request = ChatCompletionRequest(model="x", messages=[message], **template_fields)
         self._request = self._parser.adjust_request(request)
 
     def parse_stream(
         self, prompt: TokenIds, ids: TokenIds, chunk_size: int
     ) -> Iterator[ParsedChunk]:
-        for begin in range(0, len(ids), chunk_size):
-            some = ids[begin : begin + chunk_size]
+        """Parse ``ids`` in chunks of ``chunk_size`` tokens."""
+        for start in range(0, len(ids), chunk_size):
+            chunk = ids[start : start + chunk_size]
             delta = self._parser.parse_delta(
-                self._tokenizer.decode(some), list(some), self._request, list(prompt),
-                finished=begin + chunk_size >= len(ids),
+                self._tokenizer.decode(chunk), list(chunk), self._request, list(prompt),
+                finished=start + chunk_size >= len(ids),
             )  # fmt: skip
-            called = bool(delta and delta.tool_calls)
-            said = (delta.reasoning or "", delta.content or "") if delta else ("", "")
-            yield ParsedChunk(*said, called, some)
+            has_tool_call = bool(delta and delta.tool_calls)
+            texts = (delta.reasoning or "", delta.content or "") if delta else ("", "")
+            yield ParsedChunk(*texts, has_tool_call, chunk)
 
     def parse_whole(self, ids: TokenIds) -> tuple[str, str]:
-        """Unstreamed: reasoning and content."""
+        """Parse an unstreamed response into (reasoning, content)."""
         reasoning, content, _ = self._parser.parse(
             self._tokenizer.decode(ids), self._request, model_output_token_ids=list(ids)
         )
@@ -250,7 +255,9 @@ class ResponseParser:
 
 @dataclass(slots=True)
 class SessionRun:
-    """One response through parser and session. ``shown``: the reasoning that was released."""
+    """The result of one response through parser and session. ``reasoning`` is what the parser
+    returned, ``released_reasoning`` the part that the session released to the client, and ``cut``
+    the order that ended the trace, if any."""
 
     session: Session
     released_reasoning: str = ""
@@ -268,15 +275,16 @@ class SessionRun:
         text: str,
         chunk_size: int,
     ) -> SessionRun:
+        """Run ``text`` under ``policy`` until its end or the first cut."""
         prompt, ids = tokenizer.encode(family.prompt), tokenizer.encode(text)
         run = cls(Session(policy, dialect, ProbeCostModel()))
         run.session.on_prompt(prompt)
         texts: list[str] = []
-        for said in ResponseParser(family, tokenizer).parse_stream(prompt, ids, chunk_size):
-            answering = bool(said.content) or said.has_tool_call
-            command = run.session.feed(said.reasoning, said.token_ids, 0.0, answering=answering)
-            texts.append(said.reasoning)
-            run.content += said.content
+        for parsed in ResponseParser(family, tokenizer).parse_stream(prompt, ids, chunk_size):
+            answering = bool(parsed.content) or parsed.has_tool_call
+            command = run.session.feed(parsed.reasoning, parsed.token_ids, 0.0, answering=answering)
+            texts.append(parsed.reasoning)
+            run.content += parsed.content
             if isinstance(command, Cut):
                 run.cut = command
                 break
@@ -296,62 +304,66 @@ class SessionRun:
 
 
 def examine(name: str, dialect: Dialect, chunk_size: int) -> dict[str, Any]:
-    """All that is to be known of a family, at so many tokens a chunk."""
+    """Run one family at ``chunk_size`` tokens per chunk: uncut, cut, resumed, unstreamed and, if it
+    has ``call_start``, with a tool call."""
     family = FAMILIES[name]
-    coder = FamilyTokenizer(family)
-    marks = TokenizedDialect.from_ids(
-        dialect, {text: coder.encode(text) for text in dialect.texts_to_tokenize}
+    tokenizer = FamilyTokenizer(family)
+    tokenized = TokenizedDialect.from_ids(
+        dialect, {text: tokenizer.encode(text) for text in dialect.texts_to_tokenize}
     )
-    natural = SessionRun.execute(family, marks, coder, Never(), response_text(family), chunk_size)
+    uncut = SessionRun.execute(
+        family, tokenized, tokenizer, Never(), response_text(family), chunk_size
+    )
     cut = SessionRun.execute(
-        family, marks, coder, Budget(max=20, grace=0), response_text(family), chunk_size
+        family, tokenized, tokenizer, Budget(max=20, grace=0), response_text(family), chunk_size
     )
     assert cut.cut is not None, f"{name} was not cut"
-    prompt, ids = coder.encode(family.prompt), coder.encode(response_text(family))
-    kept, answer = ids[: cut.cut.kept], coder.encode(family.answer)
+    prompt, ids = tokenizer.encode(family.prompt), tokenizer.encode(response_text(family))
+    kept, answer = ids[: cut.cut.kept], tokenizer.encode(family.answer)
     resumed = list(
-        ResponseParser(family, coder).parse_stream(
+        ResponseParser(family, tokenizer).parse_stream(
             (*prompt, *kept, *cut.cut.closing), answer, chunk_size
         )
     )
-    opening = () if family.trace_start else marks.start
+    opening = () if family.trace_start else tokenized.start
     facts = {
         "family": name,
         "size": chunk_size,
-        "natural": natural.as_dict(),
-        "trace": _trace_token_count(family, dialect, coder),
+        "natural": uncut.as_dict(),
+        "trace": _trace_token_count(family, dialect, tokenizer),
         "cut": cut.as_dict(),
-        "kept": coder.decode(kept),
-        "closing": coder.decode(cut.cut.closing),
+        "kept": tokenizer.decode(kept),
+        "closing": tokenizer.decode(cut.cut.closing),
         "after": {
-            "reasoning": "".join(said.reasoning for said in resumed),
-            "content": "".join(said.content for said in resumed),
+            "reasoning": "".join(parsed.reasoning for parsed in resumed),
+            "content": "".join(parsed.content for parsed in resumed),
         },
-        "whole": ResponseParser(family, coder).parse_whole(
+        "whole": ResponseParser(family, tokenizer).parse_whole(
             (*opening, *kept, *cut.cut.closing, *answer)
         ),
     }
     if family.call_start:
         text = family.trace_start + TRACE_SENTENCES[0] + family.call_start
         facts["call"] = SessionRun.execute(
-            family, marks, coder, Never(), text, chunk_size
+            family, tokenized, tokenizer, Never(), text, chunk_size
         ).as_dict()
     return facts
 
 
-def _trace_token_count(family: Family, dialect: Dialect, coder: FamilyTokenizer) -> int:
-    """How many tokens of the response are the trace's: those between the two markers."""
+def _trace_token_count(family: Family, dialect: Dialect, tokenizer: FamilyTokenizer) -> int:
+    """The number of tokens between the two markers of the response."""
     rest = response_text(family)
     for marker in dialect.start:
-        before, found, behind = rest.partition(marker)
+        before, found, after = rest.partition(marker)
         if found and not before.strip():
-            rest = behind
+            rest = after
             break
     ends = [rest.index(marker) for marker in dialect.end if marker in rest]
-    return len(coder.encode(rest[: min(ends)]))
+    return len(tokenizer.encode(rest[: min(ends)]))
 
 
 def main() -> None:
+    """Print the results of the families named on the command line, or of all."""
     dialects = builtin_dialects()
     for name in sys.argv[1:] or FAMILIES:
         for size in (1, 3):

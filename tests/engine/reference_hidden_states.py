@@ -1,9 +1,9 @@
-"""Hidden states as transformers computes them: run by the engine's Python.
+"""Compute hidden states with transformers, in the engine's environment, as a reference.
 
     .engine/bin/python -m tests.engine.reference_hidden_states MODEL < JSON
 
-reads a list of prompts in ids, and writes for each the states of its last tokens, behind every
-layer.
+Reads a list of prompts (lists of token ids). Writes for each prompt and each layer the output
+states of the last ``LAST_TOKENS`` tokens: prompts x layers x tokens x width.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ LAST_TOKENS = 3
 
 def main() -> None:
     model = AutoModelForCausalLM.from_pretrained(sys.argv[1], dtype=torch.bfloat16)
-    behind: list[torch.Tensor] = []
+    layer_outputs: list[torch.Tensor] = []
     for layer in model.model.layers:
-        # Behind the last one too, where what transformers tells is normed.
-        layer.register_forward_hook(lambda *call: behind.append(call[-1]))
-    told = []
+        # A hook, because transformers itself returns the last layer's states after normalization.
+        layer.register_forward_hook(lambda *call: layer_outputs.append(call[-1]))
+    results = []
     for prompt in json.load(sys.stdin):
-        behind.clear()
+        layer_outputs.clear()
         with torch.inference_mode():
             model(torch.tensor([prompt]))
-        told.append([states[0, -LAST_TOKENS:].float().tolist() for states in behind])
-    json.dump(told, sys.stdout)
+        results.append([states[0, -LAST_TOKENS:].float().tolist() for states in layer_outputs])
+    json.dump(results, sys.stdout)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
-"""The policies that need no answer format, on a real vLLM, before answers of every form.
+"""Policies that need no answer format, on a real vLLM, with answers in every format.
 
-The model thinks one text, in which a program and a string stand, and answers as it is asked to.
+The trace of the tiny model ``forms`` contains a program and a string; the prompt selects the answer
+format. See ``tests.engine.answer_formats``.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from tests.gateway_client import CHAT, events, metric_value
 pytestmark = pytest.mark.engine
 
 KINDS = ("reasoning", "marker", "closing", "answer")
-WHOLE = "".join(TRACE_TOKENS)
+FULL_TRACE = "".join(TRACE_TOKENS)
 CALLS = [json.loads(call) for call in TOOL_CALLS]
 SCHEMA = {
     "type": "object",
@@ -46,7 +47,7 @@ TOOL = {
         },
     },
 }
-ASKED: dict[str, tuple[str, dict[str, Any]]] = {
+REQUESTS: dict[str, tuple[str, dict[str, Any]]] = {
     "prose": ("prose", {}),
     "code": ("code", {}),
     "json_schema": (
@@ -66,7 +67,7 @@ ASKED: dict[str, tuple[str, dict[str, Any]]] = {
 
 CODE = next(place for place, end in enumerate(SENTENCE_PREFIXES) if end.endswith("```"))
 POLICIES: dict[str, tuple[str, str, list[str]]] = {
-    # Sure enough within the program, it waits for the end of it.
+    # The model is sure enough within the program; the policy must wait for the program's end.
     "cusum": ("cusum(threshold=0.4500{:02}, min_tokens=0)", "sure", [SENTENCE_PREFIXES[CODE]]),
     "deviation": (
         "deviation(window=20, threshold=1.2000{:02}, min_tokens=0)",
@@ -80,8 +81,9 @@ POLICIES: dict[str, tuple[str, str, list[str]]] = {
         SENTENCE_PREFIXES[4:],
     ),
 }
-"""What is asked for, why it stops, and the places at which it may: later ones where a probe took
-its time. A number that makes no difference gives each request a price of its own."""
+"""Specification, stop reason, and the kept texts that are allowed: later ones if a probe was slow.
+``{:02}`` takes digits that do not matter but make each specification new, so that each request has
+its own probe cost model."""
 _fresh = count(1)
 
 
@@ -96,8 +98,8 @@ def forms(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 
 def ask(url: str, form: str, policy: str, **fields: Any) -> list[Any]:
-    """The chunks of a stream, or the one document."""
-    word, more = ASKED[form]
+    """Send one request. Returns the chunks of a stream, or a list with the one document."""
+    word, more = REQUESTS[form]
     body = {
         "model": "forms-tiny",
         "messages": [{"role": "user", "content": word}],
@@ -119,105 +121,107 @@ def ask(url: str, form: str, policy: str, **fields: Any) -> list[Any]:
     return chunks
 
 
-def read(chunks: list[Any]) -> dict[str, Any]:
-    """What a client makes of them."""
-    made: dict[str, Any] = {"reasoning": "", "content": "", "calls": [], "logprobs": []}
-    made["sizes"] = set()  # of a stream's chunks within the trace, in tokens
+def assemble(chunks: list[Any]) -> dict[str, Any]:
+    """Assemble chunks or a document into texts, calls, log-probabilities and usage."""
+    response: dict[str, Any] = {"reasoning": "", "content": "", "calls": [], "logprobs": []}
+    response["sizes"] = set()  # tokens per chunk of the trace
     for choice in (choice for chunk in chunks for choice in chunk["choices"]):
-        said = choice.get("delta") or choice.get("message") or {}
+        message = choice.get("delta") or choice.get("message") or {}
         for key in ("reasoning", "content"):
-            made[key] += said.get(key) or ""
-        if "delta" not in choice or said.get("reasoning"):
-            made["sizes"].add(len(choice.get("token_ids") or ()))
-        for place, call in enumerate(said.get("tool_calls") or ()):
-            index = call.get("index", place)
-            if index == len(made["calls"]):
-                made["calls"].append({"name": "", "arguments": ""})
-            for key in made["calls"][index]:
-                made["calls"][index][key] += call["function"].get(key) or ""
-        made["logprobs"] += (choice["logprobs"] or {}).get("content") or []
-        made["finish"] = choice["finish_reason"] or made.get("finish")
-    for call in made["calls"]:
+            response[key] += message.get(key) or ""
+        if "delta" not in choice or message.get("reasoning"):
+            response["sizes"].add(len(choice.get("token_ids") or ()))
+        for position, call in enumerate(message.get("tool_calls") or ()):
+            index = call.get("index", position)
+            if index == len(response["calls"]):
+                response["calls"].append({"name": "", "arguments": ""})
+            for key in response["calls"][index]:
+                response["calls"][index][key] += call["function"].get(key) or ""
+        response["logprobs"] += (choice["logprobs"] or {}).get("content") or []
+        response["finish"] = choice["finish_reason"] or response.get("finish")
+    for call in response["calls"]:
         call["arguments"] = json.loads(call["arguments"])
-    made |= {"usage": chunks[-1]["usage"], "note": chunks[-1]["adjourn"]}
-    return made
+    response |= {"usage": chunks[-1]["usage"], "summary": chunks[-1]["adjourn"]}
+    return response
 
 
-def check_place(made: dict[str, Any], places: list[str]) -> None:
-    """A stream whose tokens came one by one ends at one of the places; where a busy machine sent
-    several at once a cut is made before them, but within no program and no string."""
-    kept = made["reasoning"].rstrip()
-    if made["sizes"] <= {1}:
-        assert kept in places
-    enclosures = FenceScanner()
-    enclosures.feed(made["reasoning"], 0)
-    assert not enclosures.is_open
-    assert WHOLE.startswith(kept)
+def check_kept_text(response: dict[str, Any], allowed: list[str]) -> None:
+    """If each chunk had one token, the trace ends at an allowed text. On a busy machine a chunk has
+    several tokens and the cut falls before it, but never within the program or the string."""
+    kept = response["reasoning"].rstrip()
+    if response["sizes"] <= {1}:
+        assert kept in allowed
+    fences = FenceScanner()
+    fences.feed(response["reasoning"], 0)
+    assert not fences.is_open
+    assert FULL_TRACE.startswith(kept)
 
 
 def run_policy(url: str, form: str, policy: str, **fields: Any) -> dict[str, Any]:
-    """What comes of it under the policy. On a busy machine probes may not be worth their price for
-    the length of a trace, or much of it comes in one piece, before which there is nothing to keep:
-    then it is asked again."""
+    """The response under the policy. Tries up to four times, because on a busy machine the probes
+    may cost too much for the whole trace, or much of the trace may come in one chunk, before which
+    there is nothing to keep."""
     for _ in range(4):
-        made = read(ask(url, form, policy.format(next(_fresh)), **fields))
-        if made["note"]["stopped"] and made["note"]["tokens"]["reasoning"]:
+        response = assemble(ask(url, form, policy.format(next(_fresh)), **fields))
+        if response["summary"]["stopped"] and response["summary"]["tokens"]["reasoning"]:
             break
-    return made
+    return response
 
 
 @cache
-def by_itself(url: str, form: str, stream: bool) -> dict[str, Any]:
-    """What the model says where nothing stops it."""
-    return read(ask(url, form, "never", stream=stream))
+def uncut(url: str, form: str, stream: bool) -> dict[str, Any]:
+    """The response when no policy stops it."""
+    return assemble(ask(url, form, "never", stream=stream))
 
 
 @pytest.mark.parametrize("stream", [True, False])
-@pytest.mark.parametrize("form", ASKED)
+@pytest.mark.parametrize("form", REQUESTS)
 @pytest.mark.parametrize("name", POLICIES)
-def test_the_answer_is_whole(forms: str, name: str, form: str, stream: bool) -> None:
-    """The trace ends where the policy says, and not within program or string; behind it stands the
-    very answer that the model gives by itself, cut nowhere, and counted."""
-    policy, reason, places = POLICIES[name]
+def test_the_answer_after_a_cut_is_complete(forms: str, name: str, form: str, stream: bool) -> None:
+    """The trace ends at an allowed text, outside program and string; the answer is that of the
+    uncut response, and usage equals the ledger."""
+    policy, reason, allowed = POLICIES[name]
     failed = metric_value(forms, "adjourn_fail_open_total")
-    alone = by_itself(forms, form, stream)
-    made = run_policy(forms, form, policy, stream=stream)
+    full = uncut(forms, form, stream)
+    response = run_policy(forms, form, policy, stream=stream)
     assert metric_value(forms, "adjourn_fail_open_total") == failed
-    assert alone["reasoning"].rstrip() == WHOLE
-    note = made["note"]
-    assert (note["stopped"], note["reason"]) == (True, reason)
-    check_place(made, places)
-    assert made["content"].strip() == alone["content"].strip()
-    assert (made["calls"], made["finish"]) == (alone["calls"], alone["finish"])
+    assert full["reasoning"].rstrip() == FULL_TRACE
+    summary = response["summary"]
+    assert (summary["stopped"], summary["reason"]) == (True, reason)
+    check_kept_text(response, allowed)
+    assert response["content"].strip() == full["content"].strip()
+    assert (response["calls"], response["finish"]) == (full["calls"], full["finish"])
     if form.startswith("tools"):
-        assert (made["calls"], made["finish"]) == (CALLS, "tool_calls")
-        assert not made["content"].strip()
+        assert (response["calls"], response["finish"]) == (CALLS, "tool_calls")
+        assert not response["content"].strip()
     else:
-        assert made["content"].strip() == "".join(ANSWER_FORMATS[ASKED[form][0]])
-        assert made["finish"] == "stop"
+        assert response["content"].strip() == "".join(ANSWER_FORMATS[REQUESTS[form][0]])
+        assert response["finish"] == "stop"
     if form.startswith("json"):
-        jsonschema.validate(json.loads(made["content"]), SCHEMA)
-    told, usage = note["tokens"], made["usage"]
-    assert usage["completion_tokens"] == sum(told[kind] for kind in KINDS)
-    assert usage["prompt_tokens"] == alone["usage"]["prompt_tokens"] == told["prompt"]
-    assert usage["completion_tokens"] < alone["usage"]["completion_tokens"]
-    assert made["logprobs"] == []
+        jsonschema.validate(json.loads(response["content"]), SCHEMA)
+    ledger, usage = summary["tokens"], response["usage"]
+    assert usage["completion_tokens"] == sum(ledger[kind] for kind in KINDS)
+    assert usage["prompt_tokens"] == full["usage"]["prompt_tokens"] == ledger["prompt"]
+    assert usage["completion_tokens"] < full["usage"]["completion_tokens"]
+    assert response["logprobs"] == []
 
 
 @pytest.mark.parametrize("stream", [True, False])
 @pytest.mark.parametrize("name", POLICIES)
-def test_log_probabilities_that_the_client_asked_for(forms: str, name: str, stream: bool) -> None:
-    """It gets its own three a token, and no more, for trace and answer, whatever the policy needs;
-    those of the kept trace are what it would have got."""
+def test_the_client_gets_the_log_probabilities_that_it_asked_for(
+    forms: str, name: str, stream: bool
+) -> None:
+    """Three per token, for trace and answer, whatever the policy needs; those of the kept trace
+    equal those of the uncut response."""
     policy, _, _ = POLICIES[name]
     fields = {"stream": stream, "logprobs": True, "top_logprobs": 3}
-    alone = read(ask(forms, "prose", "never", **fields))
-    made = run_policy(forms, "prose", policy, **fields)
-    assert made["note"]["stopped"]
-    assert {len(token["top_logprobs"]) for token in made["logprobs"]} == {3}
-    texts = [token["token"] for token in made["logprobs"]]
+    full = assemble(ask(forms, "prose", "never", **fields))
+    response = run_policy(forms, "prose", policy, **fields)
+    assert response["summary"]["stopped"]
+    assert {len(token["top_logprobs"]) for token in response["logprobs"]} == {3}
+    texts = [token["token"] for token in response["logprobs"]]
     assert "".join(texts).endswith("".join(ANSWER_FORMATS["prose"]) + "<|eos|>")
-    kept = made["note"]["tokens"]["reasoning"]
-    for ours, theirs in zip(made["logprobs"][:kept], alone["logprobs"], strict=False):
+    kept = response["summary"]["tokens"]["reasoning"]
+    for ours, theirs in zip(response["logprobs"][:kept], full["logprobs"], strict=False):
         assert ours["token"] == theirs["token"]
         assert ours["logprob"] == pytest.approx(theirs["logprob"], abs=1e-3)

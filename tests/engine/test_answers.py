@@ -1,4 +1,4 @@
-"""Stop strings, rescues and usage on every chunk, on a real vLLM."""
+"""Stop strings, rescues, continuous usage and other request fields, on a real vLLM."""
 
 from __future__ import annotations
 
@@ -19,10 +19,11 @@ def message(reply: dict[str, Any]) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("policy", ["never", "budget(max=40)"])
-def test_a_stop_string_ends_the_answer_and_not_the_trace(
+def test_a_stop_string_ends_the_answer_but_not_the_trace(
     vllm: str, deer_gateway: str, policy: str
 ) -> None:
-    """The engine alone stops in the trace; here the answer ends where the string would stand."""
+    """The engine alone stops within the trace; with the gateway the answer ends before the
+    string."""
     failed = metric_value(deer_gateway, "adjourn_fail_open_total")
     stop = {"stop": [" = ", "boxed"]}
     assert message(send_chat(vllm, PROMPTS[0], **stop))["content"] is None
@@ -34,8 +35,8 @@ def test_a_stop_string_ends_the_answer_and_not_the_trace(
     assert metric_value(deer_gateway, "adjourn_fail_open_total") == failed
 
 
-def test_a_stop_string_that_never_comes_changes_nothing(vllm: str, deer_gateway: str) -> None:
-    """The same trace and the same answer at temperature 0, though two calls drew them."""
+def test_an_unmatched_stop_string_changes_nothing(vllm: str, deer_gateway: str) -> None:
+    """The same trace and answer at temperature 0, although two requests generated them."""
     for prompt in PROMPTS[:3]:
         direct = send_chat(vllm, prompt)
         ours = send_chat(deer_gateway, prompt, stop=["§"], adjourn={"policy": "never"})
@@ -45,23 +46,23 @@ def test_a_stop_string_that_never_comes_changes_nothing(vllm: str, deer_gateway:
 
 
 @pytest.mark.parametrize("streamed", [True, False])
-def test_a_rescue(vllm: str, deer_gateway: str, streamed: bool) -> None:
-    """Where the engine alone brings no content, there is an answer behind all that was thought."""
+def test_a_rescue_adds_an_answer(vllm: str, deer_gateway: str, streamed: bool) -> None:
+    """The engine alone returns no content; with the gateway an answer follows the whole trace."""
     direct = send_chat(vllm, PROMPTS[2], max_tokens=30)
     assert message(direct)["content"] is None
     before = metric_value(deer_gateway, "adjourn_rescues_total", reason="length")
     reply = send_chat(deer_gateway, PROMPTS[2], max_tokens=30, stream=streamed)
     assert metric_value(deer_gateway, "adjourn_rescues_total", reason="length") == before + 1
     if streamed:
-        thought, content = join_deltas(reply, "reasoning"), join_deltas(reply, "content")
+        reasoning, content = join_deltas(reply, "reasoning"), join_deltas(reply, "content")
     else:
-        thought, content = message(reply)["reasoning"], message(reply)["content"]
-    assert thought == message(direct)["reasoning"]
+        reasoning, content = message(reply)["reasoning"], message(reply)["content"]
+    assert reasoning == message(direct)["reasoning"]
     assert "\\boxed{" in content
 
 
-def test_usage_on_every_chunk(vllm: str, deer_gateway: str) -> None:
-    """As the engine sends it where nothing is cut; over a cut it goes on from where it was."""
+def test_continuous_usage(vllm: str, deer_gateway: str) -> None:
+    """As the engine sends it if nothing is cut; it increases over a cut."""
     options = {"stream": True, "stream_options": {"include_usage": True}}
     options["stream_options"]["continuous_usage_stats"] = True
 
@@ -69,13 +70,13 @@ def test_usage_on_every_chunk(vllm: str, deer_gateway: str) -> None:
         chunks = send_chat(url, PROMPTS[3], **options, **fields)
         return [c["usage"]["completion_tokens"] for c in chunks[:-1]]
 
-    whole = counts(vllm)
+    full = counts(vllm)
     ours = counts(deer_gateway, adjourn={"policy": "never"})
     assert ours == sorted(ours)
-    assert ours[-2:] == whole[-2:]
+    assert ours[-2:] == full[-2:]
     cut = counts(deer_gateway, adjourn={"policy": "budget", "max": 40})
     assert cut == sorted(cut)
-    assert cut[-1] < whole[-1]
+    assert cut[-1] < full[-1]
 
 
 WORDS = ["alpha", "beta"]
@@ -89,11 +90,10 @@ WORDS = ["alpha", "beta"]
         ({"guided_choice": WORDS}, None),
     ],
 )
-def test_a_grammar_holds_behind_a_cut(
+def test_a_grammar_constrains_the_answer_after_a_cut(
     deer_gateway: str, fields: dict[str, Any], expected: list[str] | None
 ) -> None:
-    """And on no token of the trace before it; a field that the engine does not know changes
-    nothing."""
+    """And not the trace before it. A field that the engine does not know changes nothing."""
     reply = send_chat(deer_gateway, PROMPTS[0], adjourn={"policy": "budget", "max": 40}, **fields)
     assert reply["adjourn"]["stopped"]
     assert len(message(reply)["reasoning"]) > 40
@@ -102,37 +102,37 @@ def test_a_grammar_holds_behind_a_cut(
 
 
 def token(vllm: str, text: str) -> int:
-    asked = {"model": "pocket", "prompt": text, "add_special_tokens": False}
-    (only,) = httpx.post(f"{vllm}/tokenize", json=asked).json()["tokens"]
-    return int(only)
+    request = {"model": "pocket", "prompt": text, "add_special_tokens": False}
+    (found,) = httpx.post(f"{vllm}/tokenize", json=request).json()["tokens"]
+    return int(found)
 
 
-def test_a_bias_holds_behind_a_cut(vllm: str, deer_gateway: str) -> None:
-    """What the client forbids stands in neither trace nor answer."""
+def test_a_bias_applies_after_a_cut(vllm: str, deer_gateway: str) -> None:
+    """A token that the client forbids is in neither trace nor answer."""
     fields = {"adjourn": {"policy": "budget", "max": 40}, "max_tokens": 300}
-    free = send_chat(deer_gateway, PROMPTS[0], **fields)
-    bound = send_chat(
+    plain = send_chat(deer_gateway, PROMPTS[0], **fields)
+    biased = send_chat(
         deer_gateway, PROMPTS[0], logit_bias={str(token(vllm, "boxed")): -100}, **fields
     )
-    assert "boxed" in message(free)["content"]
-    assert bound["adjourn"]["stopped"]
-    assert "boxed" not in message(bound)["content"] + message(bound)["reasoning"]
+    assert "boxed" in message(plain)["content"]
+    assert biased["adjourn"]["stopped"]
+    assert "boxed" not in message(biased)["content"] + message(biased)["reasoning"]
 
 
-def test_penalties_hold_behind_a_cut(vllm: str, deer_gateway: str) -> None:
-    """They go to both calls: trace and answer are others than without, and there is an answer."""
+def test_penalties_apply_after_a_cut(vllm: str, deer_gateway: str) -> None:
+    """Both engine requests get them: the trace differs from one without, and there is an answer."""
     fields = {"adjourn": {"policy": "budget", "max": 150}, "max_tokens": 400}
-    free, bound = (
+    plain, penalized = (
         send_chat(deer_gateway, PROMPTS[0], frequency_penalty=penalty, **fields)
         for penalty in (0, -1)
     )
-    assert bound["adjourn"]["stopped"]
-    assert message(bound)["content"]
-    assert message(bound)["reasoning"] != message(free)["reasoning"]
+    assert penalized["adjourn"]["stopped"]
+    assert message(penalized)["content"]
+    assert message(penalized)["reasoning"] != message(plain)["reasoning"]
 
 
-def test_a_seed_draws_the_same_trace_again(deer_gateway: str) -> None:
-    """As far as both were kept: where a cut falls depends on how many tokens came at once."""
+def test_a_seed_reproduces_the_trace(deer_gateway: str) -> None:
+    """Up to the earlier cut: its position depends on how many tokens come in one chunk."""
     fields = {"seed": 7, "temperature": 0.9, "adjourn": {"policy": "budget", "max": 40}}
     first, second = (send_chat(deer_gateway, PROMPTS[1], **fields) for _ in range(2))
     assert first["adjourn"]["stopped"]
@@ -143,11 +143,15 @@ def test_a_seed_draws_the_same_trace_again(deer_gateway: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["image_url", "input_audio"])
-def test_what_a_text_model_says_to_a_picture(vllm: str, deer_gateway: str, kind: str) -> None:
-    """The engine's own refusal, unmodified."""
+def test_a_text_models_error_for_an_image_is_returned(
+    vllm: str, deer_gateway: str, kind: str
+) -> None:
+    """Unmodified, as the engine sent it."""
     part = {"type": kind, kind: {"url": "data:image/png;base64,AA==", "data": "", "format": "wav"}}
-    asked = {"model": "pocket", "messages": [{"role": "user", "content": [part]}]}
-    direct, ours = (httpx.post(url + CHAT, json=asked, timeout=60) for url in (vllm, deer_gateway))
+    request = {"model": "pocket", "messages": [{"role": "user", "content": [part]}]}
+    direct, ours = (
+        httpx.post(url + CHAT, json=request, timeout=60) for url in (vllm, deer_gateway)
+    )
     assert 400 <= direct.status_code < 600
     assert (direct.status_code, direct.content) == (ours.status_code, ours.content)
     assert ours.headers["x-adjourn-passed-through"] == "not-text"

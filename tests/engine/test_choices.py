@@ -1,4 +1,4 @@
-"""Several choices of one response, from a real vLLM."""
+"""Several choices of one response, on a real vLLM."""
 
 from __future__ import annotations
 
@@ -14,26 +14,26 @@ pytestmark = pytest.mark.engine
 SAMPLED = {"n": 3, "seed": 11, "temperature": 0.9}
 
 
-def test_the_choices_are_the_engines_own(vllm: str, deer_gateway: str) -> None:
-    """With a seed, each is what the engine's own ``n`` would have brought; usage is the same."""
+def test_choices_are_those_of_the_engines_n(vllm: str, deer_gateway: str) -> None:
+    """With a seed, uncut choices and usage equal those of the engine's own ``n``."""
 
-    def plain(document: dict[str, Any]) -> dict[str, Any]:
+    def comparable(document: dict[str, Any]) -> dict[str, Any]:
         document.pop("id"), document.pop("created"), document.pop("adjourn", None)
         document["usage"].pop("prompt_tokens_details")
         return document
 
-    direct = plain(send_chat(vllm, PROMPTS[0], **SAMPLED))
-    ours = plain(send_chat(deer_gateway, PROMPTS[0], adjourn={"policy": "never"}, **SAMPLED))
+    direct = comparable(send_chat(vllm, PROMPTS[0], **SAMPLED))
+    ours = comparable(send_chat(deer_gateway, PROMPTS[0], adjourn={"policy": "never"}, **SAMPLED))
     assert list(direct) == list(ours)
     assert direct == ours
 
 
-def test_each_choice_is_cut_on_its_own(vllm: str, deer_gateway: str) -> None:
-    """Different traces, different places, an answer each, and nothing is left running."""
+def test_each_choice_is_cut_separately(vllm: str, deer_gateway: str) -> None:
+    """Different traces, an answer for each, and no request left running."""
     errors = metric_value(deer_gateway, "adjourn_fail_open_total")
     reply = send_chat(deer_gateway, PROMPTS[1], adjourn={"policy": "budget", "max": 40}, **SAMPLED)
-    notes, choices = reply["adjourn"]["choices"], reply["choices"]
-    assert [note["stopped"] for note in notes] == [True] * 3
+    summaries, choices = reply["adjourn"]["choices"], reply["choices"]
+    assert [summary["stopped"] for summary in summaries] == [True] * 3
     assert len({choice["message"]["reasoning"] for choice in choices}) > 1
     assert all(choice["message"]["content"] for choice in choices)
     assert [choice["index"] for choice in choices] == [0, 1, 2]

@@ -1,4 +1,4 @@
-"""Raw completions under the policies, on a real vLLM."""
+"""Raw completions under policies, on a real vLLM."""
 
 from __future__ import annotations
 
@@ -16,20 +16,22 @@ PATH = "/v1/completions"
 
 
 def prompt_of(vllm: str, problem: str) -> list[int]:
-    """The ids of a chat's prompt, as a client that renders for itself has them."""
-    asked = {"model": "pocket", "messages": [{"role": "user", "content": problem}]}
-    ids: list[int] = httpx.post(f"{vllm}/tokenize", json=asked).json()["tokens"]
+    """The token ids of a rendered chat prompt."""
+    request = {"model": "pocket", "messages": [{"role": "user", "content": problem}]}
+    ids: list[int] = httpx.post(f"{vllm}/tokenize", json=request).json()["tokens"]
     return ids
 
 
 def complete(url: str, prompt: Any, **fields: Any) -> Any:
-    asked = {"model": "pocket", "prompt": prompt, "temperature": 0, "max_tokens": 1500, **fields}
-    reply = httpx.post(url + PATH, json=asked, timeout=120)
+    """One completion request. Returns the document or, with ``stream``, the decoded events."""
+    request = {"model": "pocket", "prompt": prompt, "temperature": 0, "max_tokens": 1500, **fields}
+    reply = httpx.post(url + PATH, json=request, timeout=120)
     assert reply.status_code == 200, reply.text
     return events(reply.content) if fields.get("stream") else reply.json()
 
 
-def plain(document: dict[str, Any]) -> dict[str, Any]:
+def comparable(document: dict[str, Any]) -> dict[str, Any]:
+    """Without the fields that differ between two responses. Changes ``document``."""
     document.pop("id"), document.pop("created"), document.pop("adjourn", None)
     document["usage"].pop("prompt_tokens_details")
     return document
@@ -39,18 +41,20 @@ def plain(document: dict[str, Any]) -> dict[str, Any]:
 def test_an_unstopped_completion_is_vllms(
     vllm: str, deer_gateway: str, fields: dict[str, Any]
 ) -> None:
-    """The same document, key for key, but for id, time and cache."""
+    """The same document, except for id, time and cached tokens."""
     prompt = prompt_of(vllm, PROMPTS[0])
     sampled = {"temperature": 0.9, "seed": 5} if "n" in fields else {}
-    direct = plain(complete(vllm, prompt, **fields, **sampled))
-    ours = plain(complete(deer_gateway, prompt, adjourn={"policy": "never"}, **fields, **sampled))
+    direct = comparable(complete(vllm, prompt, **fields, **sampled))
+    ours = comparable(
+        complete(deer_gateway, prompt, adjourn={"policy": "never"}, **fields, **sampled)
+    )
     assert list(direct) == list(ours)
     assert direct == ours
 
 
 @pytest.mark.parametrize("streamed", [True, False])
-def test_a_cut_is_text(vllm: str, deer_gateway: str, streamed: bool) -> None:
-    """The trace, the marker and an answer in one text; ids and usage are those of the text."""
+def test_a_cut_completion_is_one_text(vllm: str, deer_gateway: str, streamed: bool) -> None:
+    """Trace, end marker and answer; token ids and usage are those of the text."""
     failed = metric_value(deer_gateway, "adjourn_fail_open_total")
     prompt = prompt_of(vllm, PROMPTS[1])
     fields: dict[str, Any] = {"return_token_ids": True, "adjourn": {"policy": "budget", "max": 40}}
@@ -65,34 +69,36 @@ def test_a_cut_is_text(vllm: str, deer_gateway: str, streamed: bool) -> None:
     else:
         last = complete(deer_gateway, prompt, **fields)
         text, ids = last["choices"][0]["text"], last["choices"][0]["token_ids"]
-    thought, marker, answer = text.partition("</think>")
+    reasoning, marker, answer = text.partition("</think>")
     assert marker
-    assert thought.endswith("\n")
+    assert reasoning.endswith("\n")
     assert "\\boxed{" in answer
     assert last["adjourn"]["stopped"] is True
     assert last["usage"]["completion_tokens"] == len(ids)
-    told = httpx.post(f"{vllm}/detokenize", json={"model": "pocket", "tokens": ids}).json()
-    assert told["prompt"].startswith(text)
+    detokenized = httpx.post(f"{vllm}/detokenize", json={"model": "pocket", "tokens": ids}).json()
+    assert detokenized["prompt"].startswith(text)
     assert metric_value(deer_gateway, "adjourn_fail_open_total") == failed
 
 
 @pytest.mark.parametrize("policy", ["never", "budget(max=40)"])
-def test_a_stop_string_is_for_the_answer(vllm: str, deer_gateway: str, policy: str) -> None:
-    """Where the prompt opens a trace, stop strings wait for its end."""
+def test_a_stop_string_applies_to_the_answer_only(
+    vllm: str, deer_gateway: str, policy: str
+) -> None:
+    """If the prompt opens a trace, stop strings apply after the end of the trace."""
     marker = {"model": "pocket", "prompt": "<think>\n", "add_special_tokens": False}
     opening = httpx.post(f"{vllm}/tokenize", json=marker).json()["tokens"]
     prompt = [*prompt_of(vllm, PROMPTS[0]), *opening]
-    text = complete(deer_gateway, prompt, stop=[" = ", "boxed"], adjourn={"policy": policy})[
+    choice = complete(deer_gateway, prompt, stop=[" = ", "boxed"], adjourn={"policy": policy})[
         "choices"
     ][0]
-    thought, _, answer = text["text"].partition("</think>")
-    assert " = " in thought
+    reasoning, _, answer = choice["text"].partition("</think>")
+    assert " = " in reasoning
     assert answer.endswith("\\")
-    assert text["stop_reason"] == "boxed"
+    assert choice["stop_reason"] == "boxed"
 
 
-def test_a_prompt_without_a_trace_keeps_its_stop_strings(vllm: str, deer_gateway: str) -> None:
-    """They are the engine's: there is no trace to keep them from."""
+def test_stop_strings_pass_through_without_an_open_trace(vllm: str, deer_gateway: str) -> None:
+    """There is no trace to protect from them."""
     fields: dict[str, Any] = {"stop": ["9"], "max_tokens": 40}
     reply = httpx.post(
         deer_gateway + PATH,
@@ -103,30 +109,32 @@ def test_a_prompt_without_a_trace_keeps_its_stop_strings(vllm: str, deer_gateway
     assert direct == reply.json()["choices"]
 
 
-def test_no_rescue(vllm: str, deer_gateway: str) -> None:
-    """Who asks for so many tokens of a trace gets them and no more."""
+def test_completions_are_not_rescued(vllm: str, deer_gateway: str) -> None:
+    """A client that asks for 20 tokens gets 20 tokens, even if all belong to the trace."""
     prompt = prompt_of(vllm, PROMPTS[2])
     direct = complete(vllm, prompt, max_tokens=20)["choices"]
     assert direct == complete(deer_gateway, prompt, max_tokens=20)["choices"]
 
 
 @pytest.mark.parametrize("fields", [{}, {"logprobs": 2}])
-def test_log_probabilities_that_only_the_policy_needs(
+def test_log_probabilities_of_the_policy_are_not_sent(
     vllm: str, deer_gateway: str, fields: dict[str, Any]
 ) -> None:
-    """The client gets those that it asked for, to the last one, though the policy has twenty."""
+    """The client gets exactly those that it asked for, although the policy reads twenty."""
     prompt = prompt_of(vllm, PROMPTS[0])
-    direct = plain(complete(vllm, prompt, **fields))
+    direct = comparable(complete(vllm, prompt, **fields))
     policy = {"policy": "cusum", "min_tokens": 5000}
-    ours = plain(complete(deer_gateway, prompt, adjourn=policy, **fields))
-    for document in (direct, ours):  # which of two equally probable ones is told is no matter
-        told = document["choices"][0]["logprobs"] or {}
-        told["top_logprobs"] = [sorted(one.values()) for one in told.get("top_logprobs", ())]
+    ours = comparable(complete(deer_gateway, prompt, adjourn=policy, **fields))
+    for document in (direct, ours):  # which of two equally probable tokens is listed may differ
+        logprobs = document["choices"][0]["logprobs"] or {}
+        logprobs["top_logprobs"] = [
+            sorted(one.values()) for one in logprobs.get("top_logprobs", ())
+        ]
     assert direct == ours
 
 
-def test_words_that_are_put_in_are_text(vllm: str, deer_gateway: str) -> None:
-    """The trace goes on behind "Wait" in one text; ids and usage are those of the text."""
+def test_inserted_text_is_part_of_the_completion(vllm: str, deer_gateway: str) -> None:
+    """The trace continues after "Wait" in one text; ids and usage are those of the text."""
     prompt = prompt_of(vllm, PROMPTS[1])
     policy = {"policy": "budget", "min": 2000, "waits": 1}
     reply = complete(deer_gateway, prompt, return_token_ids=True, adjourn=policy)
@@ -135,20 +143,22 @@ def test_words_that_are_put_in_are_text(vllm: str, deer_gateway: str) -> None:
     assert "\nWait" in choice["text"]
     assert choice["text"].count("</think>") == 1
     assert reply["usage"]["completion_tokens"] == len(choice["token_ids"])
-    told = {"model": "pocket", "tokens": choice["token_ids"]}
-    assert httpx.post(f"{vllm}/detokenize", json=told).json()["prompt"].startswith(choice["text"])
+    request = {"model": "pocket", "tokens": choice["token_ids"]}
+    assert (
+        httpx.post(f"{vllm}/detokenize", json=request).json()["prompt"].startswith(choice["text"])
+    )
 
 
-def test_raw_completions_race_too(vllm: str, deer_gateway: str) -> None:
-    """One trace's text, as the engine would have drawn it with that trace's seed."""
+def test_completions_may_race_and_vote(vllm: str, deer_gateway: str) -> None:
+    """The response is the text that the engine generates with the chosen trace's seed."""
     prompt = prompt_of(vllm, PROMPTS[2])
     sampled = {"temperature": 0.6, "seed": 21}
     raced = complete(
         deer_gateway, prompt, adjourn={"policy": "first-finish", "traces": 3}, **sampled
     )
     seed = 21 + raced["adjourn"]["chosen"]
-    direct = plain(complete(vllm, prompt, **{**sampled, "seed": seed}))
-    assert direct == plain(raced)
+    direct = comparable(complete(vllm, prompt, **{**sampled, "seed": seed}))
+    assert direct == comparable(raced)
     vote = {"policy": "early-consistency", "window": 2, "max": 4}
-    note = complete(deer_gateway, prompt, adjourn=vote, **sampled)["adjourn"]
-    assert all(isinstance(trace.get("answer"), int) for trace in note["traces"])
+    summary = complete(deer_gateway, prompt, adjourn=vote, **sampled)["adjourn"]
+    assert all(isinstance(trace.get("answer"), int) for trace in summary["traces"])

@@ -1,4 +1,4 @@
-"""What runs beside a request on one real vLLM takes nothing from it."""
+"""Concurrent requests on one real vLLM do not change each other's results."""
 
 from __future__ import annotations
 
@@ -14,31 +14,31 @@ from tests.engine.pocket_client import PROMPTS, send_chat
 
 pytestmark = pytest.mark.engine
 
-TOLD = 5
-UNTOLD = -9000.0
-"""vLLM writes -9999 where it has nothing to say."""
+TOP_LOGPROBS = 5
+MISSING_BELOW = -9000.0
+"""vLLM writes -9999 for a missing log-probability."""
 
 
-def tops(url: str, **fields: Any) -> list[list[float]]:
-    """For each token of one stream, the log-probabilities of the most probable ones."""
-    asked = {"stream": True, "logprobs": True, "top_logprobs": TOLD, "max_tokens": 400}
-    chunks = send_chat(url, PROMPTS[0], **asked, **fields)[:-1]
-    told = [c["choices"][0]["logprobs"] for c in chunks if c["choices"]]
-    tokens = [token for one in told if one for token in one["content"]]
+def top_logprobs_of(url: str, **fields: Any) -> list[list[float]]:
+    """For each token of one stream, the log-probabilities of its most probable tokens."""
+    options = {"stream": True, "logprobs": True, "top_logprobs": TOP_LOGPROBS, "max_tokens": 400}
+    chunks = send_chat(url, PROMPTS[0], **options, **fields)[:-1]
+    contents = [c["choices"][0]["logprobs"] for c in chunks if c["choices"]]
+    tokens = [token for one in contents if one for token in one["content"]]
     return [[top["logprob"] for top in token["top_logprobs"]] for token in tokens]
 
 
-def beside(work: Callable[[int], Any], url: str, **fields: Any) -> list[list[float]]:
-    """What that stream is told while three others ``work`` until it has ended."""
+def top_logprobs_during(work: Callable[[int], Any], url: str, **fields: Any) -> list[list[float]]:
+    """The same, while three other threads call ``work`` until the stream has ended."""
     with ThreadPoolExecutor(4) as pool:
-        stream = pool.submit(tops, url, **fields)
+        stream = pool.submit(top_logprobs_of, url, **fields)
 
         def repeat(number: int) -> Iterator[int]:
-            times = 0
+            rounds = 0
             while not stream.done():
-                work(number + 3 * times)
-                times += 1
-            yield times
+                work(number + 3 * rounds)
+                rounds += 1
+            yield rounds
 
         counts = list(pool.map(lambda number: next(repeat(number)), range(3)))
     assert min(counts) >= 1
@@ -46,29 +46,32 @@ def beside(work: Callable[[int], Any], url: str, **fields: Any) -> list[list[flo
 
 
 @pytest.mark.parametrize("direct", [True, False])
-def test_probes_leave_the_log_probabilities_of_others_alone(
+def test_probes_do_not_change_other_streams_log_probabilities(
     vllm: str, deer_gateway: str, direct: bool
 ) -> None:
-    """`margin` scores the end of its own trace at every sentence; a client's stream beside it,
-    with the gateway or without, is told what it is told when it is alone."""
+    """`margin` scores the end of its trace at every sentence. A concurrent client's stream, direct
+    or through the gateway, has the log-probabilities that it has when it runs alone."""
     url = vllm if direct else deer_gateway
     fields = {} if direct else {"adjourn": {"policy": "never"}}
-    asked = {"adjourn": {"policy": "margin(threshold=0)"}, "max_tokens": 300}
-    told = beside(lambda n: send_chat(deer_gateway, PROMPTS[n % 12], **asked), url, **fields)
-    assert len(told) > 200
-    assert {len(token) for token in told} == {TOLD}
-    assert min(map(min, told)) > UNTOLD
-    # Batching changes the numbers a little, and with them, at a near tie, the token: from there on
-    # the two are different texts.
-    alone = tops(url, **fields)
-    pairs = zip(told[:50], alone[:50], strict=True)
+    probing = {"adjourn": {"policy": "margin(threshold=0)"}, "max_tokens": 300}
+    concurrent = top_logprobs_during(
+        lambda n: send_chat(deer_gateway, PROMPTS[n % 12], **probing), url, **fields
+    )
+    assert len(concurrent) > 200
+    assert {len(token) for token in concurrent} == {TOP_LOGPROBS}
+    assert min(map(min, concurrent)) > MISSING_BELOW
+    # Batching changes the numbers slightly and so, at a near tie, the next token: from there on the
+    # two texts differ.
+    alone = top_logprobs_of(url, **fields)
+    pairs = zip(concurrent[:50], alone[:50], strict=True)
     same = list(takewhile(lambda pair: pair[0] == pytest.approx(pair[1], abs=0.05), pairs))
     assert len(same) >= 10
 
 
-def test_the_engines_own_field_does_not(vllm: str) -> None:
-    """Why it is not used: in each step in which it scores chosen tokens for one request, vLLM 0.32
-    tells the others of no token but their own. Should this fail, it has been mended there."""
+def test_vllms_logprob_token_ids_field_changes_other_streams(vllm: str) -> None:
+    """The reason why the gateway does not use it: in a step that scores chosen tokens for one
+    request, vLLM 0.32 gives other requests the log-probability of their own token only. If this
+    test fails, vLLM has fixed that."""
     end = httpx.post(
         f"{vllm}/tokenize",
         json={"model": "pocket", "prompt": "</think>", "add_special_tokens": False},
@@ -81,5 +84,5 @@ def test_the_engines_own_field_does_not(vllm: str) -> None:
         reply = httpx.post(f"{vllm}/v1/completions", json=body, timeout=60)
         assert reply.status_code == 200, reply.text
 
-    told = beside(score, vllm)
-    assert min(map(min, told)) < UNTOLD
+    concurrent = top_logprobs_during(score, vllm)
+    assert min(map(min, concurrent)) < MISSING_BELOW

@@ -1,4 +1,4 @@
-"""Each dialect against its family's own parser, in the engine's environment."""
+"""Each built-in dialect against its family's own vLLM parser, in the engine's environment."""
 
 from __future__ import annotations
 
@@ -15,23 +15,24 @@ from tests.engine.families import ANSWER, FAMILIES, TRACE_SENTENCES
 
 pytestmark = pytest.mark.engine
 
-THOUGHT = "".join(TRACE_SENTENCES)
+TRACE = "".join(TRACE_SENTENCES)
 NEEDS = {
     "cohere": "cohere_melody",
     "cohere-plus": "cohere_melody",
     "harmony": "o200k_base.tiktoken",
 }
-GARBLED = {
+KNOWN_PARSER_FAULTS = {
     "deepseek-r1-0528": "it shows the opening marker where that comes with other tokens",
     "granite-3.2": "it shows the beginning of the closing phrase",
     "olmo3": "it loses what comes with the closing marker",
 }
-"""Where vLLM's parser itself garbles an unstopped text, at one token a chunk or at three."""
+"""Families whose vLLM parser loses or adds text even in an uncut response, at one token per chunk
+or at three."""
 
 
 @cache
 def examined() -> dict[tuple[str, int], dict[str, Any]]:
-    """The facts of every family, at one token a chunk and at three."""
+    """The results of every family, at one token per chunk and at three."""
     command = [str(ROOT / ".engine" / "bin" / "python"), "-m", "tests.engine.families"]
     done = subprocess.run(command, cwd=ROOT, env={**os.environ}, capture_output=True, timeout=600)
     lines = [json.loads(line) for line in done.stdout.splitlines()]
@@ -50,7 +51,7 @@ def facts(request: pytest.FixtureRequest) -> dict[str, Any]:
 
 
 def kept(facts: dict[str, Any]) -> str:
-    """What the model keeps of its trace at the cut, less markers, headers and outer spaces."""
+    """The kept trace of the cut, without markers, headers and surrounding whitespace."""
     family = FAMILIES[facts["family"]]
     text = facts["kept"].removeprefix(family.trace_start)
     return str(
@@ -58,42 +59,47 @@ def kept(facts: dict[str, Any]) -> str:
     ).strip()
 
 
-def test_a_natural_trace_is_told_to_the_token(facts: dict[str, Any]) -> None:
-    """The session, over the parser's own stream, counts what stands between the markers."""
+def test_an_uncut_trace_is_counted_to_the_token(facts: dict[str, Any]) -> None:
+    """The session, fed from the parser's stream, counts the tokens between the markers."""
     natural = facts["natural"]
     assert (natural["state"], natural["muted"]) == ("answering", None)
     assert natural["ledger"]["reasoning"] == facts["trace"]
-    if facts["family"] not in GARBLED:
-        assert natural["reasoning"].strip() == THOUGHT
+    if facts["family"] not in KNOWN_PARSER_FAULTS:
+        assert natural["reasoning"].strip() == TRACE
         assert natural["content"].strip() == ANSWER
 
 
-def test_behind_a_cut_everything_is_the_answer(facts: dict[str, Any]) -> None:
-    """Streamed behind the closing sequence, the parser takes all for content, and all of it."""
+def test_all_text_after_a_cut_is_the_answer(facts: dict[str, Any]) -> None:
+    """Streamed after the closing sequence, the parser returns all of it as content."""
     assert facts["after"] == {"reasoning": "", "content": ANSWER}
 
 
-def test_the_client_saw_what_the_model_keeps(facts: dict[str, Any]) -> None:
-    """The reasoning that went out is the kept trace, less markers, headers and outer spaces."""
+def test_the_client_got_the_kept_trace(facts: dict[str, Any]) -> None:
+    """The released reasoning is the kept trace, without markers, headers and surrounding
+    whitespace."""
     shown = facts["cut"]["shown"].strip()
-    assert shown.endswith(kept(facts)) if facts["family"] in GARBLED else shown == kept(facts)
+    assert (
+        shown.endswith(kept(facts))
+        if facts["family"] in KNOWN_PARSER_FAULTS
+        else shown == kept(facts)
+    )
 
 
-def test_unstreamed_the_closing_sequence_parts_them_too(facts: dict[str, Any]) -> None:
-    """The kept trace, the closing sequence and the answer as one text: reasoning, then content."""
+def test_an_unstreamed_cut_is_parsed_into_reasoning_and_answer(facts: dict[str, Any]) -> None:
+    """From one text: kept trace, closing sequence, answer."""
     reasoning, content = facts["whole"]
     assert content.strip() == ANSWER
     assert reasoning.replace("\n", "").strip() == kept(facts)
 
 
 def test_a_tool_call_ends_a_trace(facts: dict[str, Any]) -> None:
-    """With the first token of a tool call there is nothing left to cut."""
+    """The first token of a tool call belongs to the answer: nothing is left to cut."""
     if "call" not in facts:
-        pytest.skip("its parser takes no tool call for the end")
+        pytest.skip("the family's parser does not end a trace at a tool call")
     call = facts["call"]
     assert call["state"] == "answering"
     markers = call["ledger"]["marker"] - facts["natural"]["ledger"]["marker"]
     if not FAMILIES[
         facts["family"]
-    ].message_separator:  # where it is a header's, the header is the marker
+    ].message_separator:  # else the header of the tool call counts as marker
         assert (call["ledger"]["answer"], markers) == (1, -1)

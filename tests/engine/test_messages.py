@@ -1,4 +1,4 @@
-"""``/v1/messages`` on a real vLLM: what comes through the gateway is what vLLM itself says."""
+"""``/v1/messages`` on a real vLLM: responses through the gateway equal vLLM's own."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from tests.gateway_client import metric_value
 pytestmark = pytest.mark.engine
 
 ENDPOINT = "/v1/messages"
-USER = {"role": "user", "content": "Hm?"}  # which the model soon has enough of
+USER = {"role": "user", "content": "Hm?"}  # the model's trace for it is short
 LONG = {"messages": [{"role": "user", "content": PROMPTS[8]}]}
 TEXT = {"type": "text", "text": "Why?", "cache_control": {"type": "ephemeral"}}
-THOUGHT = {"type": "thinking", "thinking": "\nEasy.\n", "signature": "x"}
+THINKING = {"type": "thinking", "thinking": "\nEasy.\n", "signature": "x"}
 CALL = {"type": "tool_use", "id": "call_1", "name": "judge", "input": {"even": True, "why": "é"}}
 RESULT = {"type": "tool_result", "tool_use_id": "call_1", "content": [TEXT]}
 TOOL = {
@@ -27,7 +27,7 @@ TOOL = {
 SCHEMA = {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]}
 HISTORY = [
     {"role": "user", "content": [TEXT, {"type": "text", "text": "Think."}]},
-    {"role": "assistant", "content": [THOUGHT, {"type": "text", "text": "5."}]},
+    {"role": "assistant", "content": [THINKING, {"type": "text", "text": "5."}]},
     {"role": "assistant", "content": [CALL]},
     {"role": "user", "content": [RESULT, {"type": "text", "text": "So?"}]},
 ]
@@ -54,50 +54,51 @@ CASES: dict[str, dict[str, Any]] = {
     "other fields": {"top_k": 3, "top_p": 0.9, "cache_salt": "s", "metadata": {"user_id": "u"}},
     "unknown field": {"context_management": {"edits": []}, "service_tier": "auto"},
 }
-# vLLM refuses its own reply where the model's arguments are no object, as this model's are.
+# vLLM answers 400 when the arguments that the model generated are not a JSON object, as with this
+# model.
 FORCED = ("tool that must be called", "tool by name")
 
 
 def post(url: str, **fields: Any) -> httpx.Response:
-    asked = {"model": "pocket", "max_tokens": 1500, "temperature": 0, "messages": [USER]}
-    return httpx.post(url + ENDPOINT, json=asked | fields, timeout=120)
+    request = {"model": "pocket", "max_tokens": 1500, "temperature": 0, "messages": [USER]}
+    return httpx.post(url + ENDPOINT, json=request | fields, timeout=120)
 
 
-def same(reply: Any) -> Any:
-    """Without what differs between two responses: ids, and how much the cache held."""
+def normalize(reply: Any) -> Any:
+    """The response without what differs between two: ids, and how many tokens were cached."""
     if isinstance(reply, list):
-        return [same(part) for part in reply]
+        return [normalize(part) for part in reply]
     if not isinstance(reply, dict):
         return reply
     usage = ("input_tokens", "cache_creation_input_tokens", "cache_read_input_tokens")
     if "output_tokens" in reply:
-        whole = sum(reply.get(key) or 0 for key in usage)
-        return {"output": reply["output_tokens"], "input": whole, "keys": sorted(reply)}
-    named = {key: "X" for key in ("id", "signature") if key in reply}
-    return {key: same(value) for key, value in reply.items()} | named
+        total = sum(reply.get(key) or 0 for key in usage)
+        return {"output": reply["output_tokens"], "input": total, "keys": sorted(reply)}
+    ids = {key: "X" for key in ("id", "signature") if key in reply}
+    return {key: normalize(value) for key, value in reply.items()} | ids
 
 
-def joined(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The events, deltas of one kind in a row made one: how the engine cuts a text is chance."""
-    told: list[dict[str, Any]] = []
+def merge_deltas(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Merge consecutive deltas of one kind: how the engine splits a text into chunks varies."""
+    merged: list[dict[str, Any]] = []
     for event in events:
-        last = told[-1] if told else {}
+        last = merged[-1] if merged else {}
         delta = event.get("delta", {})
         kind = delta.get("type")
         key = {"thinking_delta": "thinking", "text_delta": "text"}.get(kind, "partial_json")
         if kind and last.get("delta", {}).get("type") == kind and last["index"] == event["index"]:
             last["delta"][key] += delta[key]
         else:
-            told.append(event)
-    return told
+            merged.append(event)
+    return merged
 
 
 @pytest.mark.parametrize("case", [case for case in CASES if case not in FORCED])
 def test_a_document_is_vllms(vllm: str, never_gateway: str, case: str) -> None:
-    """Equal but for ids, judged by a policy that never stops."""
+    """Except for ids, under a policy that never stops."""
     direct, ours = (post(url, **CASES[case]) for url in (vllm, never_gateway))
     assert direct.status_code == ours.status_code == 200, ours.text
-    assert same(ours.json()) == same(direct.json())
+    assert normalize(ours.json()) == normalize(direct.json())
     assert ("x-adjourn-passed-through" in ours.headers) == (case == "no thinking")
 
 
@@ -105,7 +106,7 @@ def test_a_document_is_vllms(vllm: str, never_gateway: str, case: str) -> None:
 def test_a_stream_is_vllms(vllm: str, never_gateway: str, case: str) -> None:
     """The same events in the same order."""
     direct, ours = (
-        same(joined(named_events(post(url, stream=True, **CASES[case]).content)))
+        normalize(merge_deltas(named_events(post(url, stream=True, **CASES[case]).content)))
         for url in (vllm, never_gateway)
     )
     assert ours == direct
@@ -113,39 +114,40 @@ def test_a_stream_is_vllms(vllm: str, never_gateway: str, case: str) -> None:
 
 
 @pytest.mark.parametrize("streamed", [True, False])
-def test_a_cut(deer_gateway: str, streamed: bool) -> None:
-    """The trace ends early, the answer follows in a block of its own, and the note says so."""
-    chosen = LONG | {"adjourn": {"policy": "budget", "max": 40}, "stream": streamed}
-    cut = metric_value(deer_gateway, "adjourn_stops_total", policy="budget")
-    reply = post(deer_gateway, **chosen)
-    assert metric_value(deer_gateway, "adjourn_stops_total", policy="budget") == cut + 1
+def test_a_cut_message_has_a_summary(deer_gateway: str, streamed: bool) -> None:
+    """The trace ends early, the answer follows in its own content block, and the summary describes
+    the cut."""
+    fields = LONG | {"adjourn": {"policy": "budget", "max": 40}, "stream": streamed}
+    before = metric_value(deer_gateway, "adjourn_stops_total", policy="budget")
+    reply = post(deer_gateway, **fields)
+    assert metric_value(deer_gateway, "adjourn_stops_total", policy="budget") == before + 1
     if streamed:
-        events = joined(named_events(reply.content))
+        events = merge_deltas(named_events(reply.content))
         deltas = [e["delta"] for e in events if e["type"] == "content_block_delta"]
-        thought, text = deltas[0]["thinking"], deltas[-1]["text"]
+        thinking, text = deltas[0]["thinking"], deltas[-1]["text"]
         last = events[-2]
     else:
         last = reply.json()
-        thought, text = last["content"][0]["thinking"], last["content"][1]["text"]
+        thinking, text = last["content"][0]["thinking"], last["content"][1]["text"]
         assert "adjourn" in last
-    note, usage = last["adjourn"], last["usage"]
-    assert note["stopped"]
-    assert "Wait" not in thought
+    summary, usage = last["adjourn"], last["usage"]
+    assert summary["stopped"]
+    assert "Wait" not in thinking
     assert "\\boxed{" in text
-    tokens = note["tokens"]
+    tokens = summary["tokens"]
     kinds = ("reasoning", "marker", "closing", "answer")
     assert usage["output_tokens"] == sum(tokens[kind] for kind in kinds)
-    told = ("input_tokens", "cache_creation_input_tokens", "cache_read_input_tokens")
-    assert sum(usage[key] for key in told) == tokens["prompt"]
+    input_kinds = ("input_tokens", "cache_creation_input_tokens", "cache_read_input_tokens")
+    assert sum(usage[key] for key in input_kinds) == tokens["prompt"]
 
 
-def test_what_was_thought_hits_the_cache(deer_gateway: str) -> None:
-    """A conversation sent back renders to the tokens that the engine saw."""
+def test_thinking_sent_back_hits_the_cache(deer_gateway: str) -> None:
+    """The conversation renders to the tokens that the engine generated."""
     first = post(deer_gateway, messages=[{"role": "user", "content": PROMPTS[4]}]).json()
-    said = {"role": "assistant", "content": first["content"]}
-    turns = [{"role": "user", "content": PROMPTS[4]}, said, {"role": "user", "content": "Sure?"}]
-    again = post(deer_gateway, messages=turns, max_tokens=5).json()
-    assert again["usage"]["cache_read_input_tokens"] > 32
+    message = {"role": "assistant", "content": first["content"]}
+    turns = [{"role": "user", "content": PROMPTS[4]}, message, {"role": "user", "content": "Sure?"}]
+    second = post(deer_gateway, messages=turns, max_tokens=5).json()
+    assert second["usage"]["cache_read_input_tokens"] > 32
 
 
 @pytest.mark.parametrize("streamed", [True, False])
@@ -169,8 +171,8 @@ def test_an_error_is_vllms(
     assert (ours.status_code, ours.json()) == (direct.status_code, direct.json())
 
 
-def test_arguments_that_are_no_object(vllm: str, never_gateway: str) -> None:
-    """A document cannot say them: an error there as here."""
+def test_tool_arguments_that_are_not_an_object_are_a_400(vllm: str, never_gateway: str) -> None:
+    """A document cannot represent them; vLLM answers the same."""
     for case in FORCED:
         direct, ours = (post(url, **CASES[case]) for url in (vllm, never_gateway))
         assert direct.status_code == ours.status_code == 400

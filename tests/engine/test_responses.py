@@ -1,4 +1,4 @@
-"""``/v1/responses`` on a real vLLM: what comes through the gateway is what vLLM itself says."""
+"""``/v1/responses`` on a real vLLM: responses through the gateway equal vLLM's own."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ ENDPOINT = "/v1/responses"
 LONG = {"input": PROMPTS[8]}
 USER = {"role": "user", "content": "Hm?"}
 PARTS = {"type": "message", "role": "user", "content": [{"type": "input_text", "text": "Why?"}]}
-SAID = {"type": "message", "role": "assistant", "id": "msg_1", "status": "completed"}
-SAID |= {"content": [{"type": "output_text", "text": "5.", "annotations": []}]}
-THOUGHT = {"type": "reasoning", "id": "rs_1", "summary": []}
-THOUGHT |= {"content": [{"type": "reasoning_text", "text": "\nEasy.\n"}]}
+ANSWER = {"type": "message", "role": "assistant", "id": "msg_1", "status": "completed"}
+ANSWER |= {"content": [{"type": "output_text", "text": "5.", "annotations": []}]}
+REASONING = {"type": "reasoning", "id": "rs_1", "summary": []}
+REASONING |= {"content": [{"type": "reasoning_text", "text": "\nEasy.\n"}]}
 CALL = {"type": "function_call", "call_id": "call_1", "name": "judge", "arguments": '{"even":true}'}
 RESULT = {"type": "function_call_output", "call_id": "call_1", "output": "4"}
 TOOL = {
@@ -37,8 +37,8 @@ CASES: dict[str, dict[str, Any]] = {
     "long": LONG,
     "instructions": {"instructions": "Be brief."},
     "messages": {"input": [{"role": "developer", "content": "Now."}, PARTS]},
-    "history": {"input": [USER, THOUGHT, SAID, PARTS]},
-    "calls": {"input": [USER, THOUGHT, SAID, CALL, CALL, RESULT, PARTS], "tools": [TOOL]},
+    "history": {"input": [USER, REASONING, ANSWER, PARTS]},
+    "calls": {"input": [USER, REASONING, ANSWER, CALL, CALL, RESULT, PARTS], "tools": [TOOL]},
     "tool that may be called": {"tools": [TOOL]},
     "tool that must be called": {"tools": [TOOL], "tool_choice": "required"},
     "tool by name": {"tools": [TOOL], "tool_choice": {"type": "function", "name": "judge"}},
@@ -53,68 +53,74 @@ CASES: dict[str, dict[str, Any]] = {
     "json": {"text": {"format": {"type": "json_object"}}},
     "text": {"text": {"format": {"type": "text"}}},
     "hidden reasoning": {"include_reasoning": False},
-    "told again": {"metadata": {"a": "b"}, "user": "u", "max_tool_calls": 3, "truncation": "auto"},
+    "echoed fields": {
+        "metadata": {"a": "b"},
+        "user": "u",
+        "max_tool_calls": 3,
+        "truncation": "auto",
+    },
     "codex": {"store": False, "include": ["reasoning.encrypted_content"], "prompt_cache_key": "k"},
-    "own name": {"request_id": "resp_mine", "service_tier": "flex", "parallel_tool_calls": False},
+    "own id": {"request_id": "resp_mine", "service_tier": "flex", "parallel_tool_calls": False},
     "penalties": {"frequency_penalty": 1, "presence_penalty": 0.5, "top_p": 0.9, "seed": 3},
-    "greedy no more": {"temperature": 0.001, "seed": 3},
+    "almost greedy": {"temperature": 0.001, "seed": 3},
 }
 
 
 def post(url: str, **fields: Any) -> httpx.Response:
-    asked = {"model": "pocket", "max_output_tokens": 1500, "temperature": 0, "input": "Hm?"}
-    return httpx.post(url + ENDPOINT, json=asked | fields, timeout=120)
+    request = {"model": "pocket", "max_output_tokens": 1500, "temperature": 0, "input": "Hm?"}
+    return httpx.post(url + ENDPOINT, json=request | fields, timeout=120)
 
 
-def same(reply: Any) -> Any:
-    """Without what differs between two responses: ids, times, and how much the cache held."""
+def normalize(reply: Any) -> Any:
+    """The response without what differs between two: ids, times, and how many tokens were
+    cached."""
     if isinstance(reply, list):
-        return [same(part) for part in reply]
+        return [normalize(part) for part in reply]
     if not isinstance(reply, dict):
         return reply
-    chance = ("id", "item_id", "call_id", "created_at", "cached_tokens", "cache_write_tokens")
-    found = {key: "X" for key in chance if key in reply and reply[key] != "resp_mine"}
-    return {key: same(value) for key, value in reply.items()} | found
+    varying = ("id", "item_id", "call_id", "created_at", "cached_tokens", "cache_write_tokens")
+    ids = {key: "X" for key in varying if key in reply and reply[key] != "resp_mine"}
+    return {key: normalize(value) for key, value in reply.items()} | ids
 
 
-def joined(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The events, deltas of one kind in a row made one: how the engine cuts a text is chance."""
+def merge_deltas(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Merge consecutive deltas of one kind: how the engine splits a text into chunks varies."""
     assert [event.pop("sequence_number") for event in events] == list(range(len(events)))
-    told: list[dict[str, Any]] = []
+    merged: list[dict[str, Any]] = []
     for event in events:
-        last = told[-1] if told else {"type": ""}
+        last = merged[-1] if merged else {"type": ""}
         if event["type"].endswith(".delta") and event["type"] == last["type"]:
             assert event["item_id"] == last["item_id"]
             last["delta"] += event["delta"]
         else:
-            told.append(event)
-    return told
+            merged.append(event)
+    return merged
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_a_document_is_vllms(vllm: str, never_gateway: str, case: str) -> None:
-    """Equal but for ids and times, judged by a policy that never stops."""
+    """Except for ids and times, under a policy that never stops."""
     direct, ours = (post(url, **CASES[case]) for url in (vllm, never_gateway))
     assert direct.status_code == ours.status_code == 200, ours.text
-    assert same(ours.json()) == same(direct.json())
+    assert normalize(ours.json()) == normalize(direct.json())
     assert ours.headers["x-adjourn-policy"] == "never"
 
 
-# While it holds back what may be a stop string, vLLM's stream counts a token of reasoning less
-# than its document.
+# With a stop string, vLLM's stream counts one reasoning token less than its document, because it
+# holds back text that may begin the string.
 @pytest.mark.parametrize("case", [case for case in CASES if case != "stop string"])
 def test_a_stream_is_vllms(vllm: str, never_gateway: str, case: str) -> None:
-    """The same events in the same order, under numbers without a gap."""
+    """The same events in the same order, with consecutive sequence numbers."""
     direct, ours = (
-        same(joined(named_events(post(url, stream=True, **CASES[case]).content)))
+        normalize(merge_deltas(named_events(post(url, stream=True, **CASES[case]).content)))
         for url in (vllm, never_gateway)
     )
     assert ours == direct
     assert ours[-1]["type"] == "response.completed"
 
 
-def test_an_items_name_is_one(never_gateway: str) -> None:
-    """The events of an item bear its id, and the last one the ids of all."""
+def test_item_ids_are_consistent(never_gateway: str) -> None:
+    """All events of an item have its id, and all events with a response have one response id."""
     events = named_events(post(never_gateway, stream=True).content)
     output = events[-1]["response"]["output"]
     for index, item in enumerate(output):
@@ -125,19 +131,20 @@ def test_an_items_name_is_one(never_gateway: str) -> None:
 
 
 @pytest.mark.parametrize("streamed", [True, False])
-def test_a_cut(deer_gateway: str, streamed: bool) -> None:
-    """The trace ends early, the answer follows in an item of its own, and the note says so."""
-    chosen = LONG | {"adjourn": {"policy": "budget", "max": 40}, "stream": streamed}
-    cut = metric_value(deer_gateway, "adjourn_stops_total", policy="budget")
-    reply = post(deer_gateway, **chosen)
-    assert metric_value(deer_gateway, "adjourn_stops_total", policy="budget") == cut + 1
+def test_a_cut_response_has_a_summary(deer_gateway: str, streamed: bool) -> None:
+    """The trace ends early, the answer follows in its own item, and the summary describes the
+    cut."""
+    fields = LONG | {"adjourn": {"policy": "budget", "max": 40}, "stream": streamed}
+    before = metric_value(deer_gateway, "adjourn_stops_total", policy="budget")
+    reply = post(deer_gateway, **fields)
+    assert metric_value(deer_gateway, "adjourn_stops_total", policy="budget") == before + 1
     response = named_events(reply.content)[-1]["response"] if streamed else reply.json()
-    thought, message = response["output"]
-    note, usage = response["adjourn"], response["usage"]
-    assert note["stopped"]
-    assert "Wait" not in thought["content"][0]["text"]
+    reasoning, message = response["output"]
+    summary, usage = response["adjourn"], response["usage"]
+    assert summary["stopped"]
+    assert "Wait" not in reasoning["content"][0]["text"]
     assert "\\boxed{" in message["content"][0]["text"]
-    tokens = note["tokens"]
+    tokens = summary["tokens"]
     kinds = ("reasoning", "marker", "closing", "answer")
     assert usage["output_tokens"] == sum(tokens[kind] for kind in kinds)
     assert usage["output_tokens_details"]["reasoning_tokens"] == tokens["reasoning"]
@@ -145,23 +152,26 @@ def test_a_cut(deer_gateway: str, streamed: bool) -> None:
 
 
 @pytest.mark.parametrize(
-    ("asked", "reason"),
+    ("fields", "reason"),
     [
         ({"previous_response_id": "resp_none"}, "stored"),
         ({"background": True}, "background"),
         ({"include": ["message.output_text.logprobs"]}, "logprobs"),
         ({"tools": [{"type": "web_search_preview"}]}, "tools"),
         ({"input": [{"type": "item_reference", "id": "msg_1"}]}, "unknown-content"),
-        ({"input": [SAID | {"status": "incomplete"}]}, "partial-message"),
+        ({"input": [ANSWER | {"status": "incomplete"}]}, "partial-message"),
     ],
 )
-def test_what_is_the_engines_alone(
-    vllm: str, never_gateway: str, asked: dict[str, Any], reason: str
+def test_untranslatable_requests_pass_through(
+    vllm: str, never_gateway: str, fields: dict[str, Any], reason: str
 ) -> None:
-    """It is handed through, the reply says why, and it is vLLM's."""
-    direct, ours = (post(url, **asked) for url in (vllm, never_gateway))
+    """With the reason in a header; the response is vLLM's own."""
+    direct, ours = (post(url, **fields) for url in (vllm, never_gateway))
     assert ours.headers["x-adjourn-passed-through"] == reason
-    assert (ours.status_code, same(ours.json())) == (direct.status_code, same(direct.json()))
+    assert (ours.status_code, normalize(ours.json())) == (
+        direct.status_code,
+        normalize(direct.json()),
+    )
 
 
 @pytest.mark.parametrize("streamed", [True, False])
@@ -189,26 +199,27 @@ class Number(BaseModel):
     n: int
 
 
-def test_the_official_client(deer_gateway: str) -> None:
-    """openai-python: a response, its stream put together, and one that is parsed."""
+def test_openai_python_reads_a_cut_response(deer_gateway: str) -> None:
+    """Unstreamed, streamed, and parsed into a model."""
     client = openai.OpenAI(base_url=f"{deer_gateway}/v1", api_key="none", max_retries=0)
-    asked: Any = {"model": "pocket:budget(max=40)", "input": PROMPTS[8], "temperature": 0}
-    whole = client.responses.create(**asked)
-    assert "\\boxed{" in whole.output_text
-    assert [item.type for item in whole.output] == ["reasoning", "message"]
-    with client.responses.stream(**asked) as stream:
+    request: Any = {"model": "pocket:budget(max=40)", "input": PROMPTS[8], "temperature": 0}
+    response = client.responses.create(**request)
+    assert "\\boxed{" in response.output_text
+    assert [item.type for item in response.output] == ["reasoning", "message"]
+    with client.responses.stream(**request) as stream:
         kinds = [event.type for event in stream]
         final = stream.get_final_response()
     assert kinds.count("response.completed") == 1
     assert "\\boxed{" in final.output_text
     assert final.usage is not None
-    assert 0 < final.usage.output_tokens_details.reasoning_tokens < 100  # to the end of a sentence
-    parsed = client.responses.parse(**asked, text_format=Number)
+    # The cut falls at the end of the sentence after 40 tokens.
+    assert 0 < final.usage.output_tokens_details.reasoning_tokens < 100
+    parsed = client.responses.parse(**request, text_format=Number)
     assert isinstance(parsed.output_parsed, Number)
 
 
-def test_the_official_client_sees_an_error(deer_gateway: str) -> None:
-    """Of its own class."""
+def test_openai_python_raises_its_own_error_class(deer_gateway: str) -> None:
+    """``NotFoundError`` for an unknown model."""
     client = openai.OpenAI(base_url=f"{deer_gateway}/v1", api_key="none", max_retries=0)
     with pytest.raises(openai.NotFoundError):
         client.responses.create(model="nobody", input="x")

@@ -1,5 +1,5 @@
-"""The other task of the pocket model: texts, other markers, cues in mid-paragraph, on a real vLLM
-with that family's parser."""
+"""The pocket model's other task, swaps: answers are texts, with other markers and with cues within
+a paragraph, on a real vLLM with that family's parser."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ Reply = dict[str, Any]
 
 @pytest.fixture(scope="module")
 def vllm() -> Iterator[str]:
+    """An engine with the model of the task ``SWAPS``."""
     with start_engine(free_port(), task=SWAPS) as url:
         yield url
 
@@ -35,10 +36,10 @@ def swaps_gateway(vllm: str) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def replies(swaps_gateway: str) -> list[list[Any]]:
-    """The chunks of each problem's stream, ids and all."""
-    asked = {"stream": True, "stream_options": {"include_usage": True}, "return_token_ids": True}
+    """The chunks of each problem's stream, with token ids."""
+    options = {"stream": True, "stream_options": {"include_usage": True}, "return_token_ids": True}
     return [
-        send_chat(swaps_gateway, problem.prompt, temperature=0.6, seed=seed, **asked)[:-1]
+        send_chat(swaps_gateway, problem.prompt, temperature=0.6, seed=seed, **options)[:-1]
         for seed, problem in enumerate(PROBLEMS)
     ]
 
@@ -52,26 +53,29 @@ def stopped(replies: list[list[Any]]) -> list[list[Any]]:
     return [chunks for chunks in replies if chunks[-1].get("adjourn", {}).get("stopped")]
 
 
-def test_the_dialect_is_told(swaps_gateway: str) -> None:
-    """By the vocabulary: the model's name tells nothing."""
+def test_the_dialect_is_recognised(swaps_gateway: str) -> None:
+    """From the vocabulary: the model's name does not contain it."""
     state = httpx.get(f"{swaps_gateway}/ready").json()
     assert (state["models"], state["missing"]) == ({"pocket": "seed"}, {})
 
 
-def test_texts_are_cut_and_right(swaps_gateway: str, replies: list[list[Any]]) -> None:
-    """Most traces end early, most answers are right, and nothing went wrong on the way."""
-    right = [
+def test_traces_are_cut_and_answers_are_correct(
+    swaps_gateway: str, replies: list[list[Any]]
+) -> None:
+    """At least a third of the traces end early, most answers are correct, and nothing fails
+    open."""
+    correct = [
         p.is_correct(join_deltas(c, "content")) for p, c in zip(PROBLEMS, replies, strict=True)
     ]
-    assert sum(right) >= 0.8 * len(PROBLEMS)
+    assert sum(correct) >= 0.8 * len(PROBLEMS)
     cut = stopped(replies)
     assert len(cut) >= len(PROBLEMS) // 3
     assert {chunks[-1]["adjourn"]["reason"] for chunks in cut} == {"confident"}
     assert metric_value(swaps_gateway, "adjourn_fail_open_total") == 0
 
 
-def test_a_trace_without_a_cut_is_vllms(vllm: str, swaps_gateway: str) -> None:
-    """Key for key, and text for text."""
+def test_an_uncut_response_is_vllms(vllm: str, swaps_gateway: str) -> None:
+    """The same message."""
     for problem in PROBLEMS[:2]:
         direct, ours = (
             send_chat(url, problem.prompt, **more)["choices"][0]["message"]
@@ -82,26 +86,25 @@ def test_a_trace_without_a_cut_is_vllms(vllm: str, swaps_gateway: str) -> None:
         assert problem.is_correct(direct["content"])
 
 
-def test_the_client_reads_what_the_model_saw(vllm: str, replies: list[list[Any]]) -> None:
-    """The ids of a cut stream are its texts, and from the thought's ids the engine alone goes on to
-    the very answer."""
+def test_token_ids_of_a_cut_stream_are_its_texts(vllm: str, replies: list[list[Any]]) -> None:
+    """And the engine alone, given the ids of the kept trace, generates the same answer."""
     for chunks in stopped(replies)[:4]:
         ids, prompt = ids_of(chunks), chunks[0]["prompt_token_ids"]
-        told = {"model": "pocket", "tokens": ids}
-        text = httpx.post(f"{vllm}/detokenize", json=told).json()["prompt"]
-        thought, _, answer = text.partition(END)
-        assert thought.removeprefix(START).strip() == join_deltas(chunks, "reasoning").strip()
+        request = {"model": "pocket", "tokens": ids}
+        text = httpx.post(f"{vllm}/detokenize", json=request).json()["prompt"]
+        reasoning, _, answer = text.partition(END)
+        assert reasoning.removeprefix(START).strip() == join_deltas(chunks, "reasoning").strip()
         assert answer.partition("<seed:eos>")[0].strip() == join_deltas(chunks, "content").strip()
         assert len(ids) == chunks[-1]["usage"]["completion_tokens"]
         tokens = chunks[-1]["adjourn"]["tokens"]
         kept = len(ids) - tokens["answer"]
-        asked = {"model": "pocket", "prompt": [*prompt, *ids[:kept]], "temperature": 0}
-        drawn = httpx.post(f"{vllm}/v1/completions", json={**asked, "max_tokens": 30}).json()
-        assert drawn["choices"][0]["text"].strip() == join_deltas(chunks, "content").strip()
+        completion = {"model": "pocket", "prompt": [*prompt, *ids[:kept]], "temperature": 0}
+        direct = httpx.post(f"{vllm}/v1/completions", json={**completion, "max_tokens": 30}).json()
+        assert direct["choices"][0]["text"].strip() == join_deltas(chunks, "content").strip()
 
 
 def test_cuts_fall_before_cues_within_a_paragraph(replies: list[list[Any]]) -> None:
-    """What is kept ends with a whole sentence, and not always with a paragraph."""
+    """The kept trace never ends with a cue, and not always with a paragraph."""
     kept = [join_deltas(chunks, "reasoning") for chunks in stopped(replies)]
     assert any(not text.endswith("\n") for text in kept)
     for text in kept:

@@ -1,4 +1,4 @@
-"""A policy that somebody else wrote, in a package of its own, found, tested and served."""
+"""A third-party policy package is found, passes its own tests, and stops traces on a real vLLM."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ EXAMPLE = ROOT / "docs" / "examples" / "stale"
 
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """The environment in which the package is installed beside the gateway."""
+    """An environment in which the example package is installed next to the gateway."""
     folder = tmp_path_factory.mktemp("third-party")
     install = ["pip", "install", "--quiet", "--system-certs", "--no-deps", "--target", str(folder)]
     uv = ROOT / "scripts" / "uv"
@@ -31,6 +31,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def stale(vllm: str, installed: dict[str, str]) -> Iterator[str]:
+    """A gateway whose default policy is the third-party one."""
     with start_gateway(
         vllm, free_port(), "--policy", "stale", "--hold-out", "0", env=installed
     ) as url:
@@ -44,7 +45,7 @@ def run(environment: dict[str, str], *command: str | Path) -> str:
 
 
 @pytest.mark.engine
-def test_it_is_found_and_its_own_tests_pass(installed: dict[str, str]) -> None:
+def test_the_package_is_found_and_passes_its_own_tests(installed: dict[str, str]) -> None:
     adjourn = Path(sys.executable).parent / "adjourn"
     assert "stale(stretches=2, min_tokens=64)" in run(installed, adjourn, "policies")
     pytest_ = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-c", os.devnull]
@@ -52,10 +53,10 @@ def test_it_is_found_and_its_own_tests_pass(installed: dict[str, str]) -> None:
 
 
 @pytest.mark.engine
-def test_it_stops_traces_of_a_real_engine(stale: str) -> None:
-    """By default, with an option by request, and as a part of a composition."""
+def test_the_policy_stops_traces(stale: str) -> None:
+    """As the default, with an option by request, and in a composition."""
     failed = metric_value(stale, "adjourn_fail_open_total")
     for policy in ("stale", "stale(stretches=1)", "any_of(stale, loop)"):
-        notes = [run_policy(stale, prompt, policy)[1] for prompt in PROMPTS[:6]]
-        assert {note["reason"] for note in notes if note["stopped"]} == {"stale"}
+        summaries = [run_policy(stale, prompt, policy)[1] for prompt in PROMPTS[:6]]
+        assert {summary["reason"] for summary in summaries if summary["stopped"]} == {"stale"}
     assert metric_value(stale, "adjourn_fail_open_total") == failed

@@ -1,12 +1,12 @@
-"""A model of a few kilobytes that speaks a family's dialect: run by the engine's Python.
+"""Build a model of a few kilobytes for a family's dialect, in the engine's environment.
 
     .engine/bin/python -m tests.engine.tiny_model FAMILY FOLDER
 
-It knows nothing but which token follows which: its embeddings are unit vectors, its head holds the
-rules, its one layer of attention only tells what share of the tokens seen are which. It writes what
-its family writes before a trace, thinks in circles for ever and, once the trace is closed behind
-its back, answers. ``calls`` answers with two tool calls, ``escapes`` thinks once more first, and
-``forms`` does as ``forms.py`` says.
+The model is a table of which token follows which: its embeddings are unit vectors, its head holds
+the rules, and its one attention layer only measures the share of each token in the context. It
+writes the start marker of its family, repeats ``TRACE_LOOP`` without end and, once the closing
+sequence is in its context, writes an answer. ``calls`` answers with two tool calls, ``escapes``
+opens a second trace first, and ``forms`` follows ``answer_formats.py``.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ SERVED_FAMILIES = {
     "mistral": Family("mistral", ("[THINK]", "[/THINK]", "[TOOL_CALLS]"), " Go:", "", "[THINK]"),
     "olmo3": Family("olmo3", (), "assistant\n<think>", ""),
 }
-"""How the served families begin."""
+"""The families with a tiny model: parser, marker tokens, end of the prompt and start marker."""
 
 _QWEN3 = Family(
     "qwen3",
@@ -47,8 +47,8 @@ _QWEN3 = Family(
     "<think>\n",
 )
 QWEN3_VARIANTS = dict.fromkeys(("calls", "escapes", "forms"), _QWEN3)
-"""Models of one family that do more than answer."""
-# A turn as Qwen3's template writes it, for who kept its reasoning.
+"""Tiny models of one family that do more than answer."""
+# One turn as Qwen3's chat template renders it when the client sends the reasoning back.
 _TURN_TEMPLATE = (
     "{% if message.role == 'assistant' %}"
     "{{ '<|im_start|>assistant\n<think>\n' + message.reasoning.strip('\n') + '\n</think>\n\n' }}"
@@ -60,11 +60,13 @@ _TURN_TEMPLATE = (
 )
 _HIDDEN_SIZES = {"forms": 256}
 _ATTENTION_SCALES = {"forms": 1e-5}
-"""How loud a layer is that tells what was seen, beside the token that is read."""
+"""The weight of the attention output, relative to the embedding of the current token."""
 
 
 class TransitionRules:
-    """Which token follows which, as a head over unit vectors."""
+    """Which token follows which, as the output head of a model whose embeddings are unit vectors.
+    State: ``head`` (vocabulary x size) and ``columns``, the dimension of each token; changed only
+    by the ``add_``, ``forbid_`` and ``penalize_`` methods."""
 
     def __init__(self, vocabulary: int, size: int, attention_scale: float) -> None:
         import torch
@@ -72,91 +74,97 @@ class TransitionRules:
         self.columns: dict[int, int] = {}
         self.head = torch.zeros(vocabulary, size)
         self.attention_scale = attention_scale
-        self.scale = math.sqrt(size)  # of a vector whose norm was made that of its size
+        self.scale = math.sqrt(size)  # RMSNorm scales a unit vector to this length
 
     def column_of(self, token: int) -> int:
+        """The embedding dimension of the token, assigned at first use."""
         return self.columns.setdefault(token, len(self.columns))
 
     def add_transition(self, token: int, next_token: int, weight: float) -> None:
+        """Add ``weight`` times ``scale`` to the logit of ``next_token`` after ``token``."""
         self.head[next_token, self.column_of(token)] += weight
 
     def forbid_after(self, token: int, earlier_token: int) -> None:
-        """``token`` does not come once ``seen`` is anywhere before."""
+        """Never generate ``token`` if ``earlier_token`` is anywhere in the context."""
         self.penalize_after(token, earlier_token, 80_000.0)
 
     def penalize_after(self, token: int, earlier_token: int, weight: float) -> None:
-        """``token`` loses ``weight`` times the share that ``seen`` has of all tokens before."""
+        """Reduce the logit of ``token`` by ``weight`` times the share of ``earlier_token`` in the
+        context."""
         self.head[token, self.column_of(earlier_token)] -= weight / (
             self.scale * self.attention_scale
         )
 
 
 def _build_rules(
-    name: str, family: Family, closing: str, coder: Any, vocabulary: int, end: int
+    name: str, family: Family, closing: str, tokenizer: Any, vocabulary: int, end: int
 ) -> TransitionRules:
     rules = TransitionRules(
         vocabulary, _HIDDEN_SIZES.get(name, 64), _ATTENTION_SCALES.get(name, 1e-3)
     )
     if name == "forms":
-        forms.add_rules(rules, coder, end)
+        forms.add_rules(rules, tokenizer, end)
         return rules
-    prompt, closed = coder.encode(family.prompt), coder.encode(closing)
-    written = coder.encode(family.trace_start)
-    circle, answer = (
-        [coder.encode(word)[0] for word in words] for words in (TRACE_LOOP, ANSWER_TOKENS)
+    prompt, closed = tokenizer.encode(family.prompt), tokenizer.encode(closing)
+    written = tokenizer.encode(family.trace_start)
+    loop, answer = (
+        [tokenizer.encode(word)[0] for word in words] for words in (TRACE_LOOP, ANSWER_TOKENS)
     )
-    path = [prompt[-1], *written, circle[0]]
+    path = [prompt[-1], *written, loop[0]]
     for step, (token, following) in enumerate(pairwise(path)):
         rules.add_transition(token, following, 100.0 - step)
-    for token, following in pairwise([*circle, circle[0]]):
+    for token, following in pairwise([*loop, loop[0]]):
         rules.add_transition(token, following, 100.0)
     if name == "calls":
-        _add_tool_call_rules(rules, coder, closed[-1], circle[-1], end)
+        _add_tool_call_rules(rules, tokenizer, closed[-1], loop[-1], end)
     else:
         for token, following in pairwise([closed[-1], *answer, end]):
             rules.add_transition(token, following, 90.0)
-    # A marker is written once, and there are no thoughts behind the closing sequence.
+    # The start marker is written once, and no trace follows the closing sequence.
     if name == "escapes":
-        # Or twice: one in some 30 tokens is too few to keep it from a second.
+        # Twice: while the marker is one in about 30 tokens, this penalty allows a second one.
         rules.penalize_after(written[0], written[0], 280.0)
     elif written:
         rules.forbid_after(written[0], written[0])
-    only = next(token for token in closed if token not in (*prompt, *written))
-    rules.forbid_after(circle[0], only)
+    closing_only = next(token for token in closed if token not in (*prompt, *written))
+    rules.forbid_after(loop[0], closing_only)
     return rules
 
 
 def _add_tool_call_rules(
-    rules: TransitionRules, coder: Any, closed: int, thought: int, end: int
+    rules: TransitionRules, tokenizer: Any, closed: int, last_of_loop: int, end: int
 ) -> None:
-    """Two calls behind ``closed``, and behind ``thought`` too where its logit is raised by some
-    50."""
-    begin, over = (coder.encode(marker)[0] for marker in ("<tool_call>", "</tool_call>"))
-    first, second = (coder.encode(call)[0] for call in TOOL_CALLS)
-    rules.add_transition(closed, begin, 90.0)
-    rules.add_transition(thought, begin, 95.0)
-    rules.add_transition(begin, first, 200.0)
-    rules.add_transition(begin, second, 190.0)
+    """Two tool calls after ``closed``; also after ``last_of_loop`` if the client's bias raises the
+    start of the call by 50."""
+    call_start, call_end = (
+        tokenizer.encode(marker)[0] for marker in ("<tool_call>", "</tool_call>")
+    )
+    first, second = (tokenizer.encode(call)[0] for call in TOOL_CALLS)
+    rules.add_transition(closed, call_start, 90.0)
+    rules.add_transition(last_of_loop, call_start, 95.0)
+    rules.add_transition(call_start, first, 200.0)
+    rules.add_transition(call_start, second, 190.0)
     rules.forbid_after(first, first)
     for call in (first, second):
-        rules.add_transition(call, over, 200.0)
-    rules.add_transition(over, begin, 100.0)
-    rules.forbid_after(begin, second)
-    rules.add_transition(over, end, 90.0)
+        rules.add_transition(call, call_end, 200.0)
+    rules.add_transition(call_end, call_start, 100.0)
+    rules.forbid_after(call_start, second)
+    rules.add_transition(call_end, end, 90.0)
 
 
 def build_model(name: str, folder: Path) -> None:
+    """Write model, tokenizer and chat template of the tiny model ``name`` into ``folder``."""
     import torch
     from safetensors.torch import save_file
     from transformers import LlamaConfig
 
     family = {**SERVED_FAMILIES, **QWEN3_VARIANTS}[name]
-    own = forms.vocabulary() if name == "forms" else (*TRACE_LOOP, *ANSWER_TOKENS, *TOOL_CALLS)
-    words = tuple(dict.fromkeys((*family.special_tokens, *own, "<|eos|>")))
-    coder = FamilyTokenizer(Family(family.parser, words, family.prompt, family.trace_end))
-    end, vocabulary = coder.encode("<|eos|>")[0], len(coder.backend)
+    texts = forms.vocabulary() if name == "forms" else (*TRACE_LOOP, *ANSWER_TOKENS, *TOOL_CALLS)
+    words = tuple(dict.fromkeys((*family.special_tokens, *texts, "<|eos|>")))
+    tokenizer = FamilyTokenizer(Family(family.parser, words, family.prompt, family.trace_end))
+    end, vocabulary = tokenizer.encode("<|eos|>")[0], len(tokenizer.backend)
     closing = builtin_dialects()[name if name in SERVED_FAMILIES else family.parser].closing
-    rules = _build_rules(name, family, closing, coder, vocabulary, end)
+    rules = _build_rules(name, family, closing, tokenizer, vocabulary, end)
     size = rules.head.shape[1]
     config = LlamaConfig(
         vocab_size=vocabulary, hidden_size=size, intermediate_size=size, num_hidden_layers=1,
@@ -165,9 +173,9 @@ def build_model(name: str, folder: Path) -> None:
         architectures=["LlamaForCausalLM"],
     )  # fmt: skip
     embedding = torch.zeros(vocabulary, size)
-    for token, place in rules.columns.items():
-        embedding[token, place] = 1.0
-    nothing, all_of_it, ones = torch.zeros(size, size), torch.eye(size), torch.ones(size)
+    for token, column in rules.columns.items():
+        embedding[token, column] = 1.0
+    zeros, identity, ones = torch.zeros(size, size), torch.eye(size), torch.ones(size)
     layer = "model.layers.0."
     weights = {
         "model.embed_tokens.weight": embedding,
@@ -175,19 +183,19 @@ def build_model(name: str, folder: Path) -> None:
         "lm_head.weight": rules.head,
         f"{layer}input_layernorm.weight": ones,
         f"{layer}post_attention_layernorm.weight": ones,
-        f"{layer}self_attn.q_proj.weight": nothing,
-        f"{layer}self_attn.k_proj.weight": nothing,
-        f"{layer}self_attn.v_proj.weight": all_of_it,
-        f"{layer}self_attn.o_proj.weight": all_of_it * rules.attention_scale,
-        **{f"{layer}mlp.{part}_proj.weight": nothing for part in ("gate", "up", "down")},
+        f"{layer}self_attn.q_proj.weight": zeros,
+        f"{layer}self_attn.k_proj.weight": zeros,
+        f"{layer}self_attn.v_proj.weight": identity,
+        f"{layer}self_attn.o_proj.weight": identity * rules.attention_scale,
+        **{f"{layer}mlp.{part}_proj.weight": zeros for part in ("gate", "up", "down")},
     }
-    coder.backend.eos_token = "<|eos|>"
-    coder.backend.chat_template = (
+    tokenizer.backend.eos_token = "<|eos|>"
+    tokenizer.backend.chat_template = (
         "{% for message in messages %}"
         + (_TURN_TEMPLATE if name in QWEN3_VARIANTS else "{{ message.content }}")
         + "{% endfor %}{% if add_generation_prompt %}{{ " + repr(family.prompt) + " }}{% endif %}"
     )  # fmt: skip
-    coder.backend.save_pretrained(folder)
+    tokenizer.backend.save_pretrained(folder)
     config.save_pretrained(folder)
     save_file({key: value.clone() for key, value in weights.items()}, folder / "model.safetensors")
 

@@ -1,4 +1,4 @@
-"""Serve a tiny model as its family is served."""
+"""Serve a tiny model with a real vLLM and its family's parser."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ __all__ = ["serve_tiny_model"]
 
 @contextlib.contextmanager
 def serve_tiny_model(name: str, folder: Path, *arguments: str) -> Iterator[str]:
-    """The model is made in ``folder``; gives the base URL of a real vLLM that serves it as
-    ``NAME-tiny``."""
+    """Build the tiny model ``name`` in ``folder`` and serve it as ``NAME-tiny``. Gives the base
+    URL."""
     python = ROOT / ".engine" / "bin" / "python"
     command = [str(python), "-m", "tests.engine.tiny_model", name, str(folder)]
     subprocess.run(command, cwd=ROOT, check=True, capture_output=True, timeout=300)
-    usual = (
+    options = (
         f"--served-model-name={name}-tiny",
         "--max-model-len=1024",
         "--dtype=float32",
@@ -28,5 +28,5 @@ def serve_tiny_model(name: str, folder: Path, *arguments: str) -> Iterator[str]:
         "--block-size=32",
         f"--reasoning-parser={({**SERVED_FAMILIES, **QWEN3_VARIANTS})[name].parser}",
     )
-    with start_vllm(free_port(), folder, *usual, *arguments) as url:
+    with start_vllm(free_port(), folder, *options, *arguments) as url:
         yield url

@@ -1,4 +1,4 @@
-"""A cut is seamless in one response."""
+"""A response whose trace is cut looks like one uninterrupted response."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ SURE = {"tokens": 80, "cues": [20, 50], "trial_logprob": -0.001}
 
 
 def test_a_cut_stream_is_one_response(adjourn: str) -> None:
-    """One id, one role, reasoning before answer, one finish, one usage, one end."""
+    """One id, one role, reasoning before the answer, one finish reason, one usage, one [DONE]."""
     chunks = stream(adjourn, stream_options={"include_usage": True}, standin=SURE)
     assert chunks.pop() == "[DONE]"
     assert "[DONE]" not in chunks
@@ -26,63 +26,64 @@ def test_a_cut_stream_is_one_response(adjourn: str) -> None:
 
 
 def test_the_trace_ends_before_the_cue(adjourn: str) -> None:
-    """The client sees neither the cue nor anything that was decoded behind it."""
+    """The client sees neither the cue nor any token that the engine decoded after it."""
     chunks = stream(adjourn, standin=SURE)
-    thought = "".join(
+    reasoning = "".join(
         c["choices"][0]["delta"].get("reasoning", "") for c in chunks if c != "[DONE]"
     )
-    assert "Wait" not in thought
-    assert len(thought) > 20
+    assert "Wait" not in reasoning
+    assert len(reasoning) > 20
 
 
-def test_the_engine_answers_from_what_the_client_saw(adjourn: str, standin: str) -> None:
-    """The answer's prompt is the main stream's prompt, the ids the client got, the closing."""
+def test_the_answer_continues_the_token_ids_that_the_client_got(adjourn: str, standin: str) -> None:
+    """The prompt of the answer request: the main prompt, those ids, the closing sequence."""
     chunks = stream(adjourn, return_token_ids=True, standin=SURE)
     ids = [i for c in chunks[1:-1] for i in c["choices"][0]["token_ids"]]
-    resumed = _resumed(standin)
-    prompt = resumed["kv_transfer_params"]["prompt_token_ids"]
-    seen = chunks[0]["prompt_token_ids"] + ids
-    assert prompt == seen[: len(prompt)]
+    request = latest_resume_request(standin)
+    prompt = request["kv_transfer_params"]["prompt_token_ids"]
+    expected = chunks[0]["prompt_token_ids"] + ids
+    assert prompt == expected[: len(prompt)]
 
 
-def _resumed(standin: str) -> dict:
-    """The latest request that resumed from token ids."""
+def latest_resume_request(standin: str) -> dict:
+    """The body of the latest request that resumed from token ids."""
     bodies = [
         json.loads(r["body"]) for r in engine_requests(standin) if "kv_transfer_params" in r["body"]
     ]
     return bodies[-1]
 
 
-def test_usage_and_ledger_agree(adjourn: str) -> None:
-    """The prompt counts once; completion is all that the client got; reasoning is the trace."""
+def test_usage_equals_the_ledger(adjourn: str) -> None:
+    """The prompt counts once, the completion is every token the client got, and the reasoning
+    tokens are those of the trace."""
     chunks = stream(adjourn, stream_options={"include_usage": True}, standin=SURE)
     last = chunks[-2]
     tokens, usage = last["adjourn"]["tokens"], last["usage"]
     assert tokens["prompt"] == usage["prompt_tokens"]
     assert tokens["reasoning"] == usage["completion_tokens_details"]["reasoning_tokens"] == 20
-    given = tokens["reasoning"] + tokens["marker"] + tokens["closing"] + tokens["answer"]
-    assert given == usage["completion_tokens"]
+    sent = tokens["reasoning"] + tokens["marker"] + tokens["closing"] + tokens["answer"]
+    assert sent == usage["completion_tokens"]
     assert usage["total_tokens"] == usage["prompt_tokens"] + usage["completion_tokens"]
     assert tokens["probe"] > 0
 
 
-def test_the_note_says_what_was_done(adjourn: str) -> None:
-    """Without usage it stands on the chunk that finishes the choice."""
+def test_the_summary_describes_the_cut(adjourn: str) -> None:
+    """Without ``include_usage`` it is on the chunk with the finish reason."""
     last = stream(adjourn, standin=SURE)[-2]
     assert last["choices"][0]["finish_reason"] == "stop"
-    note = last["adjourn"]
+    summary = last["adjourn"]
     assert (
-        note["stopped"],
-        note["policy"],
-        note["reason"],
-        note["action"],
-        note["position"],
+        summary["stopped"],
+        summary["policy"],
+        summary["reason"],
+        summary["action"],
+        summary["position"],
     ) == (True, "deer", "confident", "carried-out", 20)
-    assert 0.95 < note["confidence"] < 1
+    assert 0.95 < summary["confidence"] < 1
 
 
-def test_an_unstreamed_cut(adjourn: str) -> None:
-    """One document with everything, and a header that says what was done."""
+def test_an_unstreamed_cut_gives_one_document(adjourn: str) -> None:
+    """With the whole response, and the summary in a header as well."""
     reply = chat(adjourn, standin=SURE)
     choice = reply.json()["choices"][0]
     assert choice["finish_reason"] == "stop"
@@ -92,7 +93,7 @@ def test_an_unstreamed_cut(adjourn: str) -> None:
     assert reply.json()["adjourn"]["stopped"] is True
 
 
-def test_the_clients_budget_spans_the_cut(adjourn: str, standin: str) -> None:
-    """What was thought is taken from the client's max_tokens before the answer is asked for."""
+def test_max_tokens_covers_trace_and_answer(adjourn: str, standin: str) -> None:
+    """The tokens of the trace are subtracted from it before the answer is requested."""
     chat(adjourn, max_tokens=60, standin=SURE)
-    assert _resumed(standin)["max_tokens"] == 60 - 20 - 3
+    assert latest_resume_request(standin)["max_tokens"] == 60 - 20 - 3

@@ -1,4 +1,4 @@
-"""Whatever goes wrong at the engine or in a policy, the client is told the truth."""
+"""Faults of the engine or of a policy: the client gets a correct error or a complete response."""
 
 from __future__ import annotations
 
@@ -21,25 +21,26 @@ CUE = {"tokens": 60, "cues": [20], "trial_logprob": -0.001}
 
 
 @pytest.mark.parametrize("after", [0, 1, 30])
-def test_an_engine_that_dies_in_mid_stream(adjourn: str, after: int) -> None:
-    """An error event, no finish, no [DONE], and a broken connection: no SDK takes it for whole."""
-    asked = body(stream=True, standin={"tokens": 60, "die_after": after})
+def test_an_engine_that_dies_mid_stream(adjourn: str, after: int) -> None:
+    """An error event, no finish reason, no [DONE] and a closed connection, so that no SDK takes the
+    response for complete."""
+    request = body(stream=True, standin={"tokens": 60, "die_after": after})
     received: list[bytes] = []
 
     def read() -> None:
-        with httpx.stream("POST", adjourn + CHAT, json=asked) as reply:
+        with httpx.stream("POST", adjourn + CHAT, json=request) as reply:
             received.extend(reply.iter_raw())
 
     with pytest.raises(httpx.RemoteProtocolError):
         read()
-    told = events(b"".join(received))
-    assert told[-1]["error"]["type"] == "upstream_error"
-    assert "[DONE]" not in told
-    assert all(c.get("choices", [{}])[0].get("finish_reason") is None for c in told)
+    chunks = events(b"".join(received))
+    assert chunks[-1]["error"]["type"] == "upstream_error"
+    assert "[DONE]" not in chunks
+    assert all(c.get("choices", [{}])[0].get("finish_reason") is None for c in chunks)
 
 
-def test_the_official_client_sees_the_death(adjourn: str) -> None:
-    """openai-python raises."""
+def test_the_official_client_raises_when_the_engine_dies(adjourn: str) -> None:
+    """openai-python raises ``APIError``."""
     client = openai.OpenAI(base_url=f"{adjourn}/v1", api_key="none", max_retries=0)
     with pytest.raises(openai.APIError):
         list(
@@ -52,31 +53,31 @@ def test_the_official_client_sees_the_death(adjourn: str) -> None:
         )
 
 
-def test_an_engine_that_dies_under_an_unstreamed_reply(adjourn: str) -> None:
-    """502 and when to come again; half an answer is none."""
+def test_an_engine_that_dies_during_an_unstreamed_response(adjourn: str) -> None:
+    """502 with Retry-After; half an answer is not returned."""
     reply = chat(adjourn, standin={"tokens": 60, "die_after": 9})
     assert reply.status_code == 502
     assert reply.headers["retry-after"]
     assert reply.json()["error"]["type"] == "upstream_error"
 
 
-def test_an_error_event_of_the_engine(adjourn: str, standin: str) -> None:
-    """It comes through as it was sent."""
+def test_an_error_event_of_the_engine_is_forwarded(adjourn: str, standin: str) -> None:
+    """The client gets it exactly as the engine sent it."""
     fields = {"standin": {"tokens": 60, "error_event_after": 5}}
     assert events(raw_stream(standin, **fields))[-2:] == events(raw_stream(adjourn, **fields))[-2:]
 
 
 def test_a_stream_without_done_gets_one(adjourn: str) -> None:
-    """A finished response is ended as the API promises."""
+    """The API promises [DONE] after a finished response."""
     assert stream(adjourn, standin={"tokens": 5, "no_done": True})[-1] == "[DONE]"
 
 
 @pytest.mark.parametrize("status", [400, 401, 404, 429, 500, 503])
 @pytest.mark.parametrize("streamed", [False, True])
-def test_errors_of_the_engine_come_back_unmodified(
+def test_engine_errors_are_returned_unmodified(
     adjourn: str, standin: str, status: int, streamed: bool
 ) -> None:
-    """Status, body and Retry-After are the engine's own."""
+    """Status, body and Retry-After."""
     fields = {"stream": streamed, "standin": {"status": status, "retry_after": 7}}
     direct, ours = chat(standin, **fields), chat(adjourn, **fields)
     assert (direct.status_code, direct.content) == (ours.status_code, ours.content)
@@ -91,16 +92,16 @@ def test_errors_of_the_engine_come_back_unmodified(
         ({"ignore_prompt_ids": True}, "ids-not-honoured"),
     ],
 )
-def test_policy_trouble_never_breaks_a_stream(
+def test_a_policy_error_never_breaks_a_stream(
     impatient: str, standin: str, fault: dict[str, object], reason: str
 ) -> None:
-    """The whole response comes, and a counter moves."""
+    """The client gets the complete response, and the fail-open counter increases."""
     before = metric_value(impatient, "adjourn_fail_open_total", reason=reason)
     scenario = {**CUE, "tokens": 300, **fault} if "probe_delay" in fault else {**CUE, **fault}
-    told = stream(impatient, standin=scenario)
+    ours = stream(impatient, standin=scenario)
     direct = stream(standin, standin=scenario)
-    assert _text(direct) == _text(told)
-    assert told[-1] == "[DONE]"
+    assert _text(direct) == _text(ours)
+    assert ours[-1] == "[DONE]"
     assert before + 1 == metric_value(impatient, "adjourn_fail_open_total", reason=reason)
 
 
@@ -111,55 +112,55 @@ def _text(chunks: list) -> str:
 
 @pytest.fixture(scope="module")
 def impatient(standin: str) -> Iterator[str]:
-    """A gateway whose probes may take a twentieth of a second."""
+    """A gateway whose probes time out after 50 ms."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ADJOURN_PROBE_TIMEOUT", "0.05")
         with start_gateway(standin, free_port(), "--hold-out", "0") as url:
             yield url
 
 
-@pytest.mark.parametrize("state", ["before the first token", "in mid-stream", "unstreamed"])
+@pytest.mark.parametrize("state", ["before the first token", "mid-stream", "unstreamed"])
 @pytest.mark.parametrize(
     ("path", "policy"), [(CHAT, "deer"), (CHAT, "off"), ("/v1/messages", "deer")]
 )
-def test_a_client_that_leaves_ends_the_work(
+def test_a_client_disconnect_ends_the_engine_request(
     adjourn: str, standin: str, state: str, path: str, policy: str
 ) -> None:
-    """The engine's work ends within a second, in all three states, judged or not."""
+    """Within one second, in all three states, with a policy and without."""
     scenario = {"tokens": 4000, "rate": 50}
     if state == "before the first token":
         scenario["delay_first"] = 30
     before = httpx.get(f"{standin}/standin/stats").json()
     address = urlsplit(adjourn)
     connection = http.client.HTTPConnection(address.hostname or "", address.port)
-    asked = body(stream=state != "unstreamed", standin=scenario, max_tokens=4000)
+    request = body(stream=state != "unstreamed", standin=scenario, max_tokens=4000)
     connection.request(
         "POST",
         path,
-        json.dumps(asked),
+        json.dumps(request),
         {"content-type": "application/json", "x-adjourn-policy": policy},
     )
-    _until(lambda: httpx.get(f"{standin}/standin/stats").json()["active"] > before["active"])
-    if state == "in mid-stream":
+    wait_until(lambda: httpx.get(f"{standin}/standin/stats").json()["active"] > before["active"])
+    if state == "mid-stream":
         connection.getresponse().read(50)
-    assert connection.sock is not None or state == "in mid-stream"
+    assert connection.sock is not None or state == "mid-stream"
     connection.close()
-    _until(
+    wait_until(
         lambda: httpx.get(f"{standin}/standin/stats").json()["aborted"] > before["aborted"],
-        within=1.0,
+        timeout=1.0,
     )
-    _until(lambda: metric_value(adjourn, "adjourn_requests_in_flight") == 0)
+    wait_until(lambda: metric_value(adjourn, "adjourn_requests_in_flight") == 0)
 
 
-def _until(condition: Callable[[], bool], within: float = 5.0) -> None:
-    limit = time.monotonic() + within
+def wait_until(condition: Callable[[], bool], timeout: float = 5.0) -> None:
+    deadline = time.monotonic() + timeout
     while not condition():
-        assert time.monotonic() < limit, "it did not happen in time"
+        assert time.monotonic() < deadline, "the condition did not become true in time"
         time.sleep(0.02)
 
 
 def test_an_engine_that_is_down() -> None:
-    """502 and when to come again; alive but not ready."""
+    """502 with Retry-After; the gateway is alive (/health) but not ready (/ready)."""
     port = free_port()
     command = [
         str(ROOT / ".venv/bin/adjourn"), "serve", "--upstream", f"http://127.0.0.1:{free_port()}",
@@ -177,11 +178,11 @@ def test_an_engine_that_is_down() -> None:
         assert metric_value(url, "adjourn_engine_up") == 0
 
 
-def test_an_engine_that_answers_nonsense() -> None:
-    """A port where something else listens: requests are refused with an error, not a traceback."""
+def test_an_upstream_that_does_not_speak_http() -> None:
+    """The gateway answers 502, without an unhandled exception."""
     listener = socket.create_server(("127.0.0.1", 0))
 
-    def babble() -> None:
+    def serve() -> None:
         while True:
             try:
                 peer, _ = listener.accept()
@@ -191,7 +192,7 @@ def test_an_engine_that_answers_nonsense() -> None:
                 peer.recv(65536)
                 peer.sendall(b"220 welcome to something else\r\n")
 
-    threading.Thread(target=babble, daemon=True).start()
+    threading.Thread(target=serve, daemon=True).start()
     port = free_port()
     command = [
         str(ROOT / ".venv/bin/adjourn"), "serve", "--upstream",

@@ -1,4 +1,4 @@
-"""``lynx`` before an engine that tells hidden states, and before one that does not."""
+"""``lynx`` in front of an engine that returns hidden states, and in front of one that cannot."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ READY, NOT_READY = 4.0, -4.0
 TRACE = {"tokens": 80, "cues": [20, 50]}
 
 
-def served(scenario: dict[str, Any]) -> Any:
+def standin_with(scenario: dict[str, Any]) -> Any:
     port = free_port()
     command = [sys.executable, "-m", "benchmarks.standin", "--port", str(port), "--rate", "400"]
     url = f"http://127.0.0.1:{port}"
@@ -42,24 +42,25 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.fixture(scope="module")
-def telling(config: str) -> Iterator[tuple[str, str]]:
-    """A gateway before an engine that tells them, and that engine."""
-    url, engine = served({"hidden": NOT_READY})
+def hidden_state_gateway(config: str) -> Iterator[tuple[str, str]]:
+    """A gateway and the stand-in behind it, which returns hidden states; (gateway URL, engine
+    URL)."""
+    url, engine = standin_with({"hidden": NOT_READY})
     with engine, start_gateway(url, free_port(), "--config", config) as adjourn:
         yield adjourn, url
 
 
 @pytest.mark.parametrize(("hidden", "kept"), [(READY, 20), ((NOT_READY, READY), 50)])
-def test_it_stops_where_the_states_say_ready(
-    telling: tuple[str, str], hidden: Any, kept: int
+def test_lynx_stops_at_the_first_cue_with_ready_states(
+    hidden_state_gateway: tuple[str, str], hidden: Any, kept: int
 ) -> None:
-    """At the first such cue; the probe leaves the trace open and asks for one token."""
-    adjourn, standin = telling
+    """Its probe leaves the trace open and requests one token."""
+    adjourn, standin = hidden_state_gateway
     reply = chat(adjourn, standin={**TRACE, "hidden": hidden}).json()
-    note = reply["adjourn"]
-    assert (note["stopped"], note["policy"], note["reason"]) == (True, "lynx", "ready")
-    assert note["position"] == kept
-    assert note["confidence"] > 0.98
+    summary = reply["adjourn"]
+    assert (summary["stopped"], summary["policy"], summary["reason"]) == (True, "lynx", "ready")
+    assert summary["position"] == kept
+    assert summary["confidence"] > 0.98
     probes = [
         json.loads(r["body"]) for r in engine_requests(standin) if r["path"] == "/v1/completions"
     ]
@@ -67,8 +68,8 @@ def test_it_stops_where_the_states_say_ready(
     assert probes[-1]["kv_transfer_params"] == {"hidden_states": True}
 
 
-def test_it_goes_on_where_they_do_not(telling: tuple[str, str]) -> None:
-    reply = chat(telling[0], standin={**TRACE, "hidden": NOT_READY}).json()
+def test_lynx_does_not_stop_without_ready_states(hidden_state_gateway: tuple[str, str]) -> None:
+    reply = chat(hidden_state_gateway[0], standin={**TRACE, "hidden": NOT_READY}).json()
     assert "adjourn" not in reply
     assert reply["usage"]["completion_tokens_details"]["reasoning_tokens"] == 80
 
@@ -77,51 +78,57 @@ def test_it_goes_on_where_they_do_not(telling: tuple[str, str]) -> None:
     "broken",
     [{"hidden": None}, {"probe_status": 500}, {"hidden": READY, "hidden_layers": [2]}],
 )
-def test_states_that_do_not_come_change_nothing(
-    telling: tuple[str, str], broken: dict[str, Any]
+def test_missing_or_wrong_states_fail_open(
+    hidden_state_gateway: tuple[str, str], broken: dict[str, Any]
 ) -> None:
-    """Fail open, counted: none, an error, and such as the probe was not learned from."""
-    adjourn, _ = telling
+    """No states, an error, or states of other layers than those the probe was trained on: counted,
+    and the trace continues."""
+    adjourn, _ = hidden_state_gateway
     before = metric_value(adjourn, "adjourn_fail_open_total", policy="lynx")
     reply = chat(adjourn, standin={**TRACE, **broken}).json()
     assert reply["usage"]["completion_tokens_details"]["reasoning_tokens"] == 80
     assert metric_value(adjourn, "adjourn_fail_open_total", policy="lynx") > before
 
 
-def test_a_probe_of_another_model_judges_nothing(telling: tuple[str, str]) -> None:
-    reply = chat(telling[0], adjourn={"policy": "lynx", "probe": "other"}, standin=TRACE)
+def test_a_probe_trained_on_another_model_is_not_used(
+    hidden_state_gateway: tuple[str, str],
+) -> None:
+    reply = chat(
+        hidden_state_gateway[0], adjourn={"policy": "lynx", "probe": "other"}, standin=TRACE
+    )
     assert reply.headers["x-adjourn-passed-through"] == "learned-of-another-model"
 
 
-def test_a_client_names_a_probe_never_a_file(telling: tuple[str, str]) -> None:
-    """Whatever it names besides is its own error, and no file is looked for."""
+def test_a_client_may_name_a_probe_but_never_a_file(hidden_state_gateway: tuple[str, str]) -> None:
+    """Any other name is a 400, and the gateway opens no file for it."""
     for name in ("/etc/passwd", "lynx.json", ""):
-        reply = chat(telling[0], adjourn={"policy": "lynx", "probe": name})
+        reply = chat(hidden_state_gateway[0], adjourn={"policy": "lynx", "probe": name})
         assert reply.status_code == 400
         assert "must name a probe that `adjourn learn` made: mine, other" in reply.text
 
 
-def test_an_engine_that_tells_none_is_said_at_start_up(
+def test_an_engine_without_hidden_states_is_reported_at_start_up(
     config: str, tmp_path: Path, standin: str
 ) -> None:
-    """With the very flags that would make it; requests are handed through, and it says why."""
-    said = tmp_path / "log"
-    with start_gateway(standin, free_port(), "--config", config, log=said) as adjourn:
+    """With the engine flags that would enable them; requests pass through with the reason in a
+    header."""
+    log = tmp_path / "log"
+    with start_gateway(standin, free_port(), "--config", config, log=log) as adjourn:
         ready = httpx.get(f"{adjourn}/ready").json()
         reply = chat(adjourn, standin={**TRACE, "hidden": READY})
     flags = ready["missing"]["hidden states"]
     for flag in hidden_state_arguments((2, 5)):
         name, _, value = flag.partition("=")
-        told = flags.partition(f"{name} '")[2].partition("'")[0]
-        assert json.loads(told) == json.loads(value)
-    assert flags in said.read_text().replace('\\"', '"')
-    assert "policy lynx is off for standin: engine-tells-no-hidden-states" in said.read_text()
+        reported = flags.partition(f"{name} '")[2].partition("'")[0]
+        assert json.loads(reported) == json.loads(value)
+    assert flags in log.read_text().replace('\\"', '"')
+    assert "policy lynx is off for standin: engine-tells-no-hidden-states" in log.read_text()
     assert reply.headers["x-adjourn-passed-through"] == "engine-tells-no-hidden-states"
     assert reply.json()["usage"]["completion_tokens_details"]["reasoning_tokens"] == 80
 
 
-def test_a_model_of_another_width_is_said_at_start_up(config: str) -> None:
-    url, engine = served({"hidden": READY, "hidden_width": 3})
+def test_a_probe_of_another_width_is_reported_at_start_up(config: str) -> None:
+    url, engine = standin_with({"hidden": READY, "hidden_width": 3})
     with engine, start_gateway(url, free_port(), "--config", config) as adjourn:
         missing = httpx.get(f"{adjourn}/ready").json()["missing"]
     assert missing["hidden states"].endswith("of another width than this model's 3")

@@ -1,4 +1,4 @@
-"""What a request leaves behind."""
+"""Objects of a finished request are freed at once."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from adjourn.server.responses.trace_buffer import TraceBuffer
 from tests.gateway_client import CHAT, body
 
 
-async def _leftovers(upstream: str, path: str, fields: dict[str, Any]) -> list[str]:
+async def _remaining_objects(upstream: str, path: str, fields: dict[str, Any]) -> list[str]:
     urls: dict[str, Any] = dict.fromkeys(("upstream", "embeddings_url", "reward_url"), upstream)
     app = create_app(Settings(**urls, policy="deer"))
     transport = httpx.ASGITransport(RawSendMiddleware(app))
@@ -30,11 +30,11 @@ async def _leftovers(upstream: str, path: str, fields: dict[str, Any]) -> list[s
         while not app.state.gateway.is_ready:  # noqa: ASYNC110
             await asyncio.sleep(0.05)
         gc.collect()
-        gc.disable()
+        gc.disable()  # so that only reference counting can free the objects
         try:
             reply = await client.post(path, json=body(standin={"tokens": 50}, **fields))
             assert reply.status_code == 200
-            await asyncio.sleep(0)  # what is done is let go of in the loop's next round
+            await asyncio.sleep(0)  # finished tasks are released in the next loop iteration
             kinds = (PolicyResponse, Relay, TraceBuffer, TraceRace)
             return [type(o).__name__ for o in gc.get_objects() if isinstance(o, kinds)]
         finally:
@@ -56,6 +56,8 @@ async def _leftovers(upstream: str, path: str, fields: dict[str, Any]) -> list[s
         ("/v1/messages", {"max_tokens": 99, "stream": True}),
     ],
 )
-def test_a_request_is_gone_when_it_is_over(standin: str, path: str, fields: dict[str, Any]) -> None:
-    """Nothing of it waits for the collector, which looks rarely: it would be memory by then."""
-    assert asyncio.run(_leftovers(standin, path, fields)) == []
+def test_a_finished_request_needs_no_garbage_collection(
+    standin: str, path: str, fields: dict[str, Any]
+) -> None:
+    """Reference cycles would keep its memory until the collector runs, which is rare."""
+    assert asyncio.run(_remaining_objects(standin, path, fields)) == []

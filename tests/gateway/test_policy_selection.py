@@ -1,4 +1,4 @@
-"""Which policy judges a request, and what a wrong choice is answered with."""
+"""How a request selects its policy, and the errors for a wrong selection."""
 
 from __future__ import annotations
 
@@ -23,28 +23,34 @@ LONG = {"tokens": 60, "cues": [20], "trial_logprob": -0.001}
         ({"adjourn": {"max": 10}}, {"x-adjourn-policy": "budget"}),
     ],
 )
-def test_a_policy_is_chosen_by(
+def test_a_request_selects_a_policy(
     adjourn: str, fields: dict[str, object], headers: dict[str, str]
 ) -> None:
-    """Field, specification, alias or header: the same policy each time."""
-    note = chat(adjourn, headers, standin=LONG, **fields).json()["adjourn"]
-    assert (note["stopped"], note["policy"]) == (True, "budget")
+    """By fields, specification string, model suffix or header: the same policy each time."""
+    summary = chat(adjourn, headers, standin=LONG, **fields).json()["adjourn"]
+    assert (summary["stopped"], summary["policy"]) == (True, "budget")
 
 
-def test_options_alone_change_the_default_policy(adjourn: str) -> None:
-    """`adjourn: {threshold}` without a policy is the default one with that threshold."""
-    note = chat(adjourn, standin=LONG, adjourn={"threshold": 0.9999}).json()["adjourn"]
-    assert (note["stopped"], note["policy"]) == (False, "deer")
+def test_options_without_a_policy_apply_to_the_default(adjourn: str) -> None:
+    """`adjourn: {threshold}` runs the default policy with that threshold."""
+    summary = chat(adjourn, standin=LONG, adjourn={"threshold": 0.9999}).json()["adjourn"]
+    assert (summary["stopped"], summary["policy"]) == (False, "deer")
 
 
-def test_a_composition(adjourn: str) -> None:
-    """Policies compose in a request too."""
-    note = chat(adjourn, standin=LONG, adjourn={"policy": "any_of(never, deer)"}).json()["adjourn"]
-    assert (note["stopped"], note["policy"], note["reason"]) == (True, "any_of", "confident")
+def test_a_request_may_compose_policies(adjourn: str) -> None:
+    """With `any_of`, in a specification string."""
+    summary = chat(adjourn, standin=LONG, adjourn={"policy": "any_of(never, deer)"}).json()[
+        "adjourn"
+    ]
+    assert (summary["stopped"], summary["policy"], summary["reason"]) == (
+        True,
+        "any_of",
+        "confident",
+    )
 
 
 @pytest.mark.parametrize(
-    ("asked", "says"),
+    ("fields", "expected"),
     [
         ({"adjourn": {"policy": "dear"}}, "deer"),
         ({"adjourn": {"policy": "deer", "treshold": 0.9}}, "threshold"),
@@ -62,14 +68,14 @@ def test_a_composition(adjourn: str) -> None:
         ({"adjourn": []}, "adjourn"),
     ],
 )
-def test_a_bad_request_is_told_what_would_be_right(
-    adjourn: str, asked: dict[str, object], says: str
+def test_a_400_names_the_valid_values(
+    adjourn: str, fields: dict[str, object], expected: str
 ) -> None:
-    """400, OpenAI's error shape, and a message that names the valid."""
-    reply = httpx.post(adjourn + CHAT, json=body(**asked))
+    """In OpenAI's error shape."""
+    reply = httpx.post(adjourn + CHAT, json=body(**fields))
     error = reply.json()["error"]
     assert reply.status_code == 400
-    assert says in error["message"]
+    assert expected in error["message"]
     assert error["type"] == "invalid_request_error"
     assert {"message", "type", "param", "code"} == set(error)
 
@@ -77,24 +83,27 @@ def test_a_bad_request_is_told_what_would_be_right(
 @pytest.mark.parametrize(
     "content", [b"", b"x", b"[]", b'"text"', b"\xff", b"{", b"{}", b"[" * 9999]
 )
-def test_what_is_no_request(adjourn: str, content: bytes) -> None:
-    """Anything but a JSON object with messages is a 400, never a 500."""
+def test_a_malformed_body_is_a_400(adjourn: str, content: bytes) -> None:
+    """Anything but a JSON object with messages, and never a 500."""
     reply = httpx.post(adjourn + CHAT, content=content)
     assert reply.status_code == 400
     assert reply.json()["error"]["type"] == "invalid_request_error"
 
 
-def test_a_model_that_does_not_exist(adjourn: str, standin: str) -> None:
-    """The engine's own 404, unmodified."""
-    asked = body(model="nobody")
-    direct, ours = httpx.post(standin + CHAT, json=asked), httpx.post(adjourn + CHAT, json=asked)
+def test_an_unknown_model_is_the_engines_404(adjourn: str, standin: str) -> None:
+    """Unmodified."""
+    request = body(model="nobody")
+    direct, ours = (
+        httpx.post(standin + CHAT, json=request),
+        httpx.post(adjourn + CHAT, json=request),
+    )
     assert ours.status_code == 404
     assert direct.content == ours.content
 
 
 @pytest.fixture(scope="module")
-def special(standin: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A gateway that only observes, with aliases and a small limit for bodies."""
+def observing_gateway(standin: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A gateway in observe mode, with aliases and a small limit for the request body."""
     path = tmp_path_factory.mktemp("config") / "adjourn.yaml"
     path.write_text(
         "mode: observe\nmax_body_bytes: 2000\naliases:\n  fast: standin:deer\n  full: standin:off\n"
@@ -103,9 +112,9 @@ def special(standin: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
         yield url
 
 
-def test_observe_decides_and_carries_nothing_out(special: str) -> None:
-    """The whole trace comes, and the note says where it would have been cut."""
-    reply = chat(special, standin=LONG).json()
+def test_observe_mode_reports_but_does_not_cut(observing_gateway: str) -> None:
+    """The client gets the whole trace, and the summary has the position of the cut."""
+    reply = chat(observing_gateway, standin=LONG).json()
     assert "Wait" in reply["choices"][0]["message"]["reasoning"]
     assert (
         reply["adjourn"]["stopped"],
@@ -113,26 +122,28 @@ def test_observe_decides_and_carries_nothing_out(special: str) -> None:
         reply["adjourn"]["position"],
     ) == (False, "observed", 20)
     assert reply["usage"]["completion_tokens_details"]["reasoning_tokens"] == 60
-    assert metric_value(special, "adjourn_tokens_after_trigger_sum", action="observed") >= 40
+    assert (
+        metric_value(observing_gateway, "adjourn_tokens_after_trigger_sum", action="observed") >= 40
+    )
 
 
-def test_aliases(special: str) -> None:
-    """A model name of the operator's own."""
-    assert chat(special, model="fast", standin=LONG).headers["x-adjourn-policy"] == "deer"
-    assert chat(special, model="full", standin=LONG).headers["x-adjourn-policy"] == "off"
+def test_an_alias_selects_model_and_policy(observing_gateway: str) -> None:
+    """A model name that the operator configured."""
+    assert chat(observing_gateway, model="fast", standin=LONG).headers["x-adjourn-policy"] == "deer"
+    assert chat(observing_gateway, model="full", standin=LONG).headers["x-adjourn-policy"] == "off"
 
 
-@pytest.mark.parametrize("announced", [True, False])
-def test_a_body_over_the_limit(special: str, announced: bool) -> None:
-    """413, whether the length was announced or not."""
-    content = b"x" * 3000 if announced else iter([b"x" * 1500] * 2)
-    reply = httpx.post(special + CHAT, content=content)
+@pytest.mark.parametrize("has_length", [True, False])
+def test_a_body_over_the_size_limit(observing_gateway: str, has_length: bool) -> None:
+    """413, with a Content-Length header and without."""
+    content = b"x" * 3000 if has_length else iter([b"x" * 1500] * 2)
+    reply = httpx.post(observing_gateway + CHAT, content=content)
     assert reply.status_code == 413
     assert reply.json()["error"]["code"] == "request_too_large"
 
 
-def test_a_share_of_conversations_is_held_out(standin: str) -> None:
-    """With everything held out no trigger is carried out, and each is counted as held out."""
+def test_held_out_conversations_are_not_cut(standin: str) -> None:
+    """With a share of 1 no trigger is carried out, and each is counted as held out."""
     with start_gateway(standin, free_port(), "--hold-out", "1") as url:
         reply = chat(url, standin=LONG).json()
         assert reply["adjourn"]["action"] == "held-out"

@@ -1,4 +1,4 @@
-"""Reasoning under the name that a client reads."""
+"""The setting ``reasoning_field``: under which key clients get the reasoning."""
 
 from __future__ import annotations
 
@@ -24,49 +24,55 @@ TEXTS = st.text(max_size=12)
 CUT = {"policy": "budget", "max": 20, "grace": 0}
 
 
-def told(spelling: ReasoningField, *deltas: dict[str, Any], finish: str | None = None) -> list[Any]:
-    """The deltas as a client gets them; the last one finishes the choice."""
-    spell, shown = make_reasoning_rewriter(spelling), []
+def rewritten(
+    field: ReasoningField, *deltas: dict[str, Any], finish: str | None = None
+) -> list[Any]:
+    """The deltas as a client gets them; with ``finish`` the last one has that finish reason."""
+    rewrite, shown = make_reasoning_rewriter(field), []
     for number, delta in enumerate(deltas):
         reason = finish if number == len(deltas) - 1 else None
         choice = {"index": 0, "delta": delta, "finish_reason": reason}
         data = json.dumps({"id": "a", "choices": [choice]}, separators=(",", ":")).encode()
         event = encode_event(data)
-        if spell is not None:
-            event = spell(event, decode_chunk(data).choices[0])
+        if rewrite is not None:
+            event = rewrite(event, decode_chunk(data).choices[0])
         shown.append(json.loads(event[6:])["choices"][0]["delta"])
     return shown
 
 
 @given(TEXTS, st.sampled_from(["reasoning", "reasoning_content"]), st.none() | TEXTS)
-def test_a_name_and_nothing_else(thought: str, came: str, content: str | None) -> None:
-    """Whatever stands in the texts, only the key changes; under both, the value is the same."""
-    delta = {came: thought} | ({} if content is None else {"content": content})
-    rest = {key: value for key, value in delta.items() if key != came}
+def test_only_the_key_changes(reasoning: str, original: str, content: str | None) -> None:
+    """Whatever the texts contain; with `both`, the two keys have the same value."""
+    delta = {original: reasoning} | ({} if content is None else {"content": content})
+    rest = {key: value for key, value in delta.items() if key != original}
     for name in ("reasoning", "reasoning_content"):
-        assert told(name, delta) == [{name: thought} | rest]  # type: ignore[arg-type]
-    assert told("both", delta) == [{"reasoning": thought, "reasoning_content": thought} | rest]
-    assert told("upstream", delta) == [delta]
+        assert rewritten(name, delta) == [{name: reasoning} | rest]  # type: ignore[arg-type]
+    assert rewritten("both", delta) == [
+        {"reasoning": reasoning, "reasoning_content": reasoning} | rest
+    ]
+    assert rewritten("upstream", delta) == [delta]
 
 
 @given(st.lists(st.text(min_size=1, max_size=8), min_size=1), st.lists(st.text(max_size=8)))
-def test_tags(thoughts: list[str], answers: list[str]) -> None:
-    """One opening, one closing, all that was thought between them, the answer behind."""
+def test_tags_enclose_the_reasoning_once(thoughts: list[str], answers: list[str]) -> None:
+    """In the content: one opening tag, all reasoning, one closing tag, then the answer."""
     deltas = [{"reasoning": text} for text in thoughts] + [{"content": text} for text in answers]
-    content = "".join(delta.get("content") or "" for delta in told("tags", *deltas, finish="stop"))
+    content = "".join(
+        delta.get("content") or "" for delta in rewritten("tags", *deltas, finish="stop")
+    )
     whole = "".join(answers)
     expected = "<think>\n" + "".join(thoughts) + "\n</think>\n\n"
-    assert content.startswith(expected)  # which may end in the answer's own line breaks
+    assert content.startswith(expected)  # the answer may begin with line breaks of its own
     assert content[len(expected) :].lstrip("\n") == whole.lstrip("\n")
 
 
 def test_a_response_without_a_trace_has_no_tags() -> None:
-    """An answer is an answer."""
-    assert told("tags", {"content": "7"}, finish="stop") == [{"content": "7"}]
+    """The content is only the answer."""
+    assert rewritten("tags", {"content": "7"}, finish="stop") == [{"content": "7"}]
 
 
 def test_other_keys_keep_their_bytes() -> None:
-    """Nothing is written anew but the key."""
+    """Nothing but the key is encoded again."""
     event = encode_event(
         b'{"id":"a","choices":[{"index":0,"delta":{"reasoning":"\\u00e9"},"x":1.50}]}'
     )
@@ -76,8 +82,8 @@ def test_other_keys_keep_their_bytes() -> None:
     )
 
 
-def test_a_skeleton() -> None:
-    """The keys of an unstreamed reply follow."""
+def test_the_keys_of_an_unstreamed_response() -> None:
+    """The skeleton message is renamed in a copy."""
     skeleton = {"choices": [{"message": {"role": "assistant", "reasoning": "x"}}]}
     assert rename_skeleton_reasoning(skeleton, "tags")["choices"][0]["message"] == {
         "role": "assistant"
@@ -91,8 +97,8 @@ def test_a_skeleton() -> None:
 
 
 @pytest.fixture(scope="module", params=["reasoning_content", "tags"])
-def spelling(request: pytest.FixtureRequest, standin: str) -> Iterator[tuple[str, str]]:
-    """A gateway with this spelling."""
+def field_gateway(request: pytest.FixtureRequest, standin: str) -> Iterator[tuple[str, str]]:
+    """The value of ``reasoning_field``, and a gateway with it."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ADJOURN_REASONING_FIELD", request.param)
         with start_gateway(standin, free_port(), "--policy", "deer", "--hold-out", "0") as url:
@@ -110,22 +116,22 @@ def spelling(request: pytest.FixtureRequest, standin: str) -> Iterator[tuple[str
     ],
     ids=["cut", "whole", "stop", "rescue", "off"],
 )
-def test_every_response_is_spelt(
-    adjourn: str, spelling: tuple[str, str], fields: dict[str, Any]
+def test_every_kind_of_response_uses_the_field(
+    adjourn: str, field_gateway: tuple[str, str], fields: dict[str, Any]
 ) -> None:
-    """Streamed and whole, whatever becomes of the trace, the same texts under the other name."""
-    name, url = spelling
+    """Streamed or not, cut, rescued or passed through: the same texts under the other key."""
+    name, url = field_gateway
     plain = chat(adjourn, **fields).json()["choices"][0]["message"]
     ours = chat(url, **fields).json()["choices"][0]["message"]
     deltas = [c["choices"][0]["delta"] for c in stream(url, **fields)[:-1] if c["choices"]]
     assert "reasoning" not in ours
     assert not any("reasoning" in delta for delta in deltas)
-    thought, content = plain["reasoning"], plain["content"]
+    reasoning, content = plain["reasoning"], plain["content"]
     if name == "tags":
-        expected = f"<think>\n{thought}\n</think>\n\n" + content.lstrip("\n")
+        expected = f"<think>\n{reasoning}\n</think>\n\n" + content.lstrip("\n")
         assert ours["content"] == expected
-        told_ = "".join(delta.get("content") or "" for delta in deltas)
-        assert told_ == expected
+        streamed_content = "".join(delta.get("content") or "" for delta in deltas)
+        assert streamed_content == expected
     else:
-        assert (ours[name], ours["content"]) == (thought, content)
-        assert "".join(delta.get(name) or "" for delta in deltas) == thought
+        assert (ours[name], ours["content"]) == (reasoning, content)
+        assert "".join(delta.get(name) or "" for delta in deltas) == reasoning

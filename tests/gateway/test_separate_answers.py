@@ -1,4 +1,4 @@
-"""Answers that are drawn by a call of their own though no policy stopped: stops and rescues."""
+"""Answers from a second engine request without a cut: stop strings, rescues and escapes."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def joined(chunks: list[Any], key: str) -> str:
 
 
 def bodies(standin: str, name: str) -> list[dict[str, Any]]:
-    """What the engine was asked for in the name of this request, in order."""
+    """The bodies that the engine got for the request with this id, in order."""
     own = [
         r for r in engine_requests(standin) if r["headers"].get("x-request-id", "").startswith(name)
     ]
@@ -34,7 +34,7 @@ def bodies(standin: str, name: str) -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize("policy", ["never", CUT], ids=["whole", "cut"])
 def test_stop_strings_are_for_the_answer(adjourn: str, standin: str, policy: Any) -> None:
-    """The trace is drawn without them, its answer with them."""
+    """The trace is generated without them, its answer with them."""
     name = f"stops-{len(policy)}"
     fields = {"standin": CALM, "adjourn": {"policy": policy} if policy == "never" else policy}
     chunks = stream(adjourn, {"x-request-id": name}, stop=["END", "X"], **fields, **USAGE)
@@ -48,8 +48,9 @@ def test_stop_strings_are_for_the_answer(adjourn: str, standin: str, policy: Any
 
 
 @pytest.mark.parametrize("form", [{}, {"multi": 4}, {"both_fields": True}, {"writes_marker": True}])
-def test_a_whole_trace_stays_whole(adjourn: str, standin: str, form: dict[str, Any]) -> None:
-    """Every token of the trace, none of the answer's that was begun without stop strings."""
+def test_an_uncut_trace_stays_complete(adjourn: str, standin: str, form: dict[str, Any]) -> None:
+    """The client gets every token of the trace, and none of the answer that the main stream began
+    without stop strings."""
     scenario = {**CALM, **form}
     direct = stream(standin, standin=scenario, **USAGE)
     ours = stream(adjourn, stop="END", standin=scenario, **USAGE)
@@ -57,8 +58,8 @@ def test_a_whole_trace_stays_whole(adjourn: str, standin: str, form: dict[str, A
     assert joined(direct, "content").strip() == joined(ours, "content").strip()
 
 
-def test_ids_are_those_of_the_text(adjourn: str, standin: str) -> None:
-    """A client that asks for ids gets each token once, though two calls brought them."""
+def test_each_token_id_is_sent_once(adjourn: str, standin: str) -> None:
+    """Although the ids come from two engine requests."""
     scenario = {**CALM, "multi": 4}
 
     def ids(url: str, **fields: Any) -> list[int]:
@@ -66,40 +67,41 @@ def test_ids_are_those_of_the_text(adjourn: str, standin: str) -> None:
         return [i for c in chunks[:-1] for i in c["choices"][0].get("token_ids") or ()]
 
     direct, ours = ids(standin), ids(adjourn, stop="END")
-    direct.remove(271)  # the blank that the stand-in writes behind its own marker
+    direct.remove(271)  # the whitespace that the stand-in writes after its own end marker
     assert direct == ours
 
 
-def test_stop_strings_without_a_trace(adjourn: str, standin: str) -> None:
-    """A model that does not think is stopped too."""
+def test_stop_strings_apply_without_a_trace(adjourn: str, standin: str) -> None:
+    """With thinking switched off."""
     off = {"chat_template_kwargs": {"enable_thinking": False}}
     chat(adjourn, {"x-request-id": "plain"}, stop="END", standin=CALM, **off)
     assert bodies(standin, "plain")[-1]["stop"] == "END"
 
 
-def test_an_engine_that_will_not_answer_apart(adjourn: str) -> None:
-    """The main stream's answer is taken, and that is counted."""
+def test_an_engine_that_cannot_resume_answers_in_the_main_stream(adjourn: str) -> None:
+    """The client gets that answer, and the failure is counted."""
     before = metric_value(adjourn, "adjourn_fail_open_total", reason="ids-not-honoured")
-    told = stream(adjourn, stop="END", standin={**CALM, "ignore_prompt_ids": True})
-    assert joined(told, "content").strip().startswith("The answer")
-    assert told[-1] == "[DONE]"
+    chunks = stream(adjourn, stop="END", standin={**CALM, "ignore_prompt_ids": True})
+    assert joined(chunks, "content").strip().startswith("The answer")
+    assert chunks[-1] == "[DONE]"
     assert before + 1 == metric_value(adjourn, "adjourn_fail_open_total", reason="ids-not-honoured")
 
 
 # -- rescues -----------------------------------------------------------------------------------
 
-CUT_SHORT = {"max_tokens": 20, "standin": CALM}
-GIVEN_UP = {"standin": {**CALM, "ends_in_trace": True}}
+LIMIT_IN_TRACE = {"max_tokens": 20, "standin": CALM}
+ENDS_IN_TRACE = {"standin": {**CALM, "ends_in_trace": True}}
 
 
 @pytest.mark.parametrize(
-    ("fields", "reason", "thought"), [(CUT_SHORT, "length", 20), (GIVEN_UP, "stop", 30)]
+    ("fields", "reason", "reasoning_tokens"),
+    [(LIMIT_IN_TRACE, "length", 20), (ENDS_IN_TRACE, "stop", 30)],
 )
 @pytest.mark.parametrize("streamed", [True, False])
 def test_a_response_that_ends_in_its_trace_gets_an_answer(
-    adjourn: str, fields: dict[str, Any], reason: str, thought: int, streamed: bool
+    adjourn: str, fields: dict[str, Any], reason: str, reasoning_tokens: int, streamed: bool
 ) -> None:
-    """All that was thought, then an answer, one finish, one usage; and it is said and counted."""
+    """The whole trace, then an answer, one finish reason, one usage; reported and counted."""
     before = metric_value(adjourn, "adjourn_rescues_total", reason=reason)
     if streamed:
         chunks = stream(adjourn, **fields, **USAGE)
@@ -113,41 +115,41 @@ def test_a_response_that_ends_in_its_trace_gets_an_answer(
     assert last["adjourn"]["rescued"] == reason
     assert last["adjourn"]["stopped"] is False
     tokens, usage = last["adjourn"]["tokens"], last["usage"]
-    assert tokens["reasoning"] == thought
-    given = tokens["reasoning"] + tokens["marker"] + tokens["closing"] + tokens["answer"]
-    assert given == usage["completion_tokens"]
+    assert tokens["reasoning"] == reasoning_tokens
+    sent = tokens["reasoning"] + tokens["marker"] + tokens["closing"] + tokens["answer"]
+    assert sent == usage["completion_tokens"]
     assert metric_value(adjourn, "adjourn_rescues_total", reason=reason) == before + 1
 
 
-def test_a_rescue_has_its_own_limit(adjourn: str, standin: str) -> None:
-    """The client's is used up."""
-    stream(adjourn, {"x-request-id": "rescued"}, **CUT_SHORT)
+def test_a_rescue_has_its_own_token_limit(adjourn: str, standin: str) -> None:
+    """Since the client's is used up."""
+    stream(adjourn, {"x-request-id": "rescued"}, **LIMIT_IN_TRACE)
     assert bodies(standin, "rescued")[-1]["max_tokens"] == 512
 
 
-def test_what_was_thought_reaches_the_client_once(adjourn: str, standin: str) -> None:
-    """The chunk that would have ended the response brings its reasoning and ends nothing."""
-    direct, ours = stream(standin, **CUT_SHORT), stream(adjourn, **CUT_SHORT)
+def test_a_rescued_trace_is_sent_once(adjourn: str, standin: str) -> None:
+    """The engine's last chunk keeps its reasoning and loses its finish reason."""
+    direct, ours = stream(standin, **LIMIT_IN_TRACE), stream(adjourn, **LIMIT_IN_TRACE)
     assert joined(direct, "reasoning") == joined(ours, "reasoning")
 
 
 @pytest.fixture(scope="module")
-def strict(standin: str) -> Iterator[str]:
-    """A gateway that rescues nothing."""
+def no_rescue_gateway(standin: str) -> Iterator[str]:
+    """A gateway with ``rescue_tokens`` 0."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ADJOURN_RESCUE_TOKENS", "0")
         with start_gateway(standin, free_port(), "--hold-out", "0") as url:
             yield url
 
 
-def test_a_rescue_can_be_switched_off(strict: str, standin: str) -> None:
-    """Then the response is the engine's, byte for byte but for its id."""
-    direct, ours = stream(standin, **CUT_SHORT), stream(strict, **CUT_SHORT)
+def test_rescues_can_be_switched_off(no_rescue_gateway: str, standin: str) -> None:
+    """The response then has the engine's own choices."""
+    direct, ours = stream(standin, **LIMIT_IN_TRACE), stream(no_rescue_gateway, **LIMIT_IN_TRACE)
     assert [c["choices"] for c in direct[:-1]] == [c["choices"] for c in ours[:-1]]
 
 
-def test_an_engine_that_will_not_rescue(adjourn: str) -> None:
-    """The response ends as it would have."""
+def test_an_engine_that_cannot_resume_is_not_rescued(adjourn: str) -> None:
+    """The response ends as the engine ended it."""
     fields = {"max_tokens": 20, "standin": {**CALM, "ignore_prompt_ids": True}}
     last = stream(adjourn, **fields)[-2]
     assert last["choices"][0]["finish_reason"] == "length"
@@ -159,8 +161,9 @@ def test_an_engine_that_will_not_rescue(adjourn: str) -> None:
 ESCAPING = {"standin": {"tokens": 30, "reopens": 1, "answer": "It is 42."}, "adjourn": CUT}
 
 
-def test_a_trace_that_is_opened_again_is_closed(adjourn: str, standin: str) -> None:
-    """What was said before it, what is said behind its closing, nothing between; counted."""
+def test_the_first_escape_is_closed(adjourn: str, standin: str) -> None:
+    """The client gets the answer before the second trace and the one after its closing sequence;
+    the second trace is not sent, and the escape is counted."""
     before = metric_value(adjourn, "adjourn_escapes_total", action="ended")
     chunks = stream(adjourn, {"x-request-id": "escape"}, **ESCAPING, **USAGE)
     assert joined(chunks, "content") == "It is 42." * 2
@@ -170,16 +173,16 @@ def test_a_trace_that_is_opened_again_is_closed(adjourn: str, standin: str) -> N
     assert resumed[1][: len(resumed[0])] == resumed[0]
     assert resumed[1].count(1) == resumed[0].count(1) + 1
     tokens, usage = chunks[-2]["adjourn"]["tokens"], chunks[-2]["usage"]
-    given = tokens["reasoning"] + tokens["marker"] + tokens["closing"] + tokens["answer"]
-    assert given == usage["completion_tokens"]
+    sent = tokens["reasoning"] + tokens["marker"] + tokens["closing"] + tokens["answer"]
+    assert sent == usage["completion_tokens"]
     assert metric_value(adjourn, "adjourn_escapes_total", action="ended") == before + 1
 
 
-def test_a_model_that_will_think_thinks(adjourn: str) -> None:
-    """The second escape of a response is let go, and counted."""
+def test_the_second_escape_is_left_open(adjourn: str) -> None:
+    """It reaches the client, and is counted."""
     before = metric_value(adjourn, "adjourn_escapes_total", action="left")
-    asked = {**ESCAPING, "standin": {**ESCAPING["standin"], "reopens": 2}}
-    chunks = stream(adjourn, **asked)
+    fields = {**ESCAPING, "standin": {**ESCAPING["standin"], "reopens": 2}}
+    chunks = stream(adjourn, **fields)
     content = joined(chunks, "content")
     assert content.startswith("It is 42." * 2 + " ")
     assert content.endswith("It is 42.")
@@ -189,8 +192,9 @@ def test_a_model_that_will_think_thinks(adjourn: str) -> None:
 # -- usage on every chunk ----------------------------------------------------------------------
 
 
-def test_usage_on_every_chunk_counts_on_over_a_cut(adjourn: str) -> None:
-    """It never falls, its prompt stays, and the last is that of the whole."""
+def test_continuous_usage_increases_over_a_cut(adjourn: str) -> None:
+    """The completion never decreases, the prompt stays the same, and the last is that of the whole
+    response."""
     options = {"include_usage": True, "continuous_usage_stats": True}
     chunks = stream(adjourn, stream_options=options, standin=CALM, adjourn=CUT)
     usages = [c["usage"] for c in chunks[:-1]]
@@ -201,8 +205,8 @@ def test_usage_on_every_chunk_counts_on_over_a_cut(adjourn: str) -> None:
     assert chunks[-2]["adjourn"]["stopped"] is True
 
 
-def test_usage_on_every_chunk_is_the_engines(adjourn: str, standin: str) -> None:
-    """Where nothing is cut it is handed on as it came."""
+def test_continuous_usage_of_an_uncut_stream_is_the_engines(adjourn: str, standin: str) -> None:
+    """Byte for byte."""
     options = {"include_usage": True, "continuous_usage_stats": True}
     fields = {"stream_options": options, "standin": CALM}
     assert normalize(raw_stream(standin, **fields)) == normalize(raw_stream(adjourn, **fields))

@@ -1,4 +1,4 @@
-"""A client that reads slowly gets everything, in order, and nothing behind a cut."""
+"""A client that reads slowly gets every chunk, in order, and nothing after a cut."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from tests.gateway_client import CHAT, body, events, stream
 Message = MutableMapping[str, Any]
 
 
-async def through_a_slow_socket(upstream: str, scenario: dict[str, Any]) -> list[Message]:
-    """What the application sends, where each large write takes a tenth of a second."""
+async def messages_over_a_slow_socket(upstream: str, scenario: dict[str, Any]) -> list[Message]:
+    """The ASGI messages of one response, where each write of over 2,000 bytes takes 0.1 s."""
     app = create_app(Settings(upstream=upstream, hold_out=0, policy="deer"))
-    asked = json.dumps(body(stream=True, standin=scenario)).encode()
-    waiting = [{"type": "http.request", "body": asked, "more_body": False}]
+    request = json.dumps(body(stream=True, standin=scenario)).encode()
+    incoming = [{"type": "http.request", "body": request, "more_body": False}]
     sent: list[Message] = []
 
     async def receive() -> Message:
-        if waiting:
-            return waiting.pop()
+        if incoming:
+            return incoming.pop()
         await asyncio.Event().wait()
         raise AssertionError
 
@@ -47,24 +47,24 @@ async def through_a_slow_socket(upstream: str, scenario: dict[str, Any]) -> list
 
 
 @pytest.mark.parametrize("logprob", [-3.0, -0.001], ids=["unconvinced", "cut"])
-def test_nothing_is_lost_while_a_write_waits(standin: str, logprob: float) -> None:
-    """What was held back meets a full socket while the stream goes on and ends."""
+def test_nothing_is_lost_while_a_write_blocks(standin: str, logprob: float) -> None:
+    """Held-back chunks are released while the socket is full and the stream continues and ends."""
     scenario = {"tokens": 1500, "rate": 1500, "cues": [100], "probe_delay": 0.08}
     scenario["trial_logprob"] = logprob
-    sent = asyncio.run(through_a_slow_socket(standin, scenario))
+    sent = asyncio.run(messages_over_a_slow_socket(standin, scenario))
     finals = [i for i, m in enumerate(sent) if m.get("more_body") is False]
     assert finals == [len(sent) - 1]
-    told = events(b"".join(m.get("body", b"") for m in sent))
-    assert told[-1] == "[DONE]"
-    thought = "".join(
-        c["choices"][0]["delta"].get("reasoning", "") for c in told[:-1] if c["choices"]
+    chunks = events(b"".join(m.get("body", b"") for m in sent))
+    assert chunks[-1] == "[DONE]"
+    reasoning = "".join(
+        c["choices"][0]["delta"].get("reasoning", "") for c in chunks[:-1] if c["choices"]
     )
-    whole = "".join(
+    full_reasoning = "".join(
         c["choices"][0]["delta"].get("reasoning", "")
         for c in stream(standin, standin=scenario)[:-1]
         if c["choices"]
     )
     if logprob == -3.0:
-        assert thought == whole
+        assert reasoning == full_reasoning
     else:
-        assert thought == whole.partition(" Wait")[0]
+        assert reasoning == full_reasoning.partition(" Wait")[0]

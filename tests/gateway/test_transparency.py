@@ -1,4 +1,4 @@
-"""What no policy stopped reaches the client as the engine sent it."""
+"""A response that no policy stops reaches the client as the engine sent it."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from tests.gateway_client import (
 
 SCENARIOS = {
     "plain": {},
-    "a cue that convinces nobody": {"cues": [10], "trial_logprob": -1.0},
+    "a cue without a confident probe": {"cues": [10], "trial_logprob": -1.0},
     "several tokens a chunk": {"multi": 4},
     "both fields in one chunk": {"both_fields": True},
     "characters cut in two": {"split_utf8": True},
     "the model opens its trace": {"writes_marker": True},
-    "texts held back": {"empty": 3},
+    "chunks without text": {"empty": 3},
     "carriage returns": {"crlf": True},
     "keep-alive comments": {"comments": 4},
     "tiny writes": {"tiny_writes": True, "seed": 5},
@@ -37,7 +37,7 @@ SCENARIOS = {
 def test_an_unstopped_stream_is_the_engines_byte_for_byte(
     adjourn: str, standin: str, scenario: dict[str, object], usage: bool
 ) -> None:
-    """Token ids that the gateway asked for on top are taken out again."""
+    """The token ids that only the gateway asked for are removed."""
     fields = {"standin": {"tokens": 40, **scenario}}
     if usage:
         fields["stream_options"] = {"include_usage": True}
@@ -45,18 +45,18 @@ def test_an_unstopped_stream_is_the_engines_byte_for_byte(
 
 
 @pytest.mark.parametrize("scenario", SCENARIOS.values(), ids=SCENARIOS.keys())
-def test_an_unstopped_reply_is_the_engines(
+def test_an_unstopped_response_is_the_engines(
     adjourn: str, standin: str, scenario: dict[str, object]
 ) -> None:
-    """An unstreamed reply, put together from a stream, has the keys and values of a direct one."""
+    """The gateway assembles it from a stream, with the keys and values of a direct response."""
     fields = {"standin": {"tokens": 40, **scenario}}
     direct, ours = chat(standin, **fields), chat(adjourn, **fields)
     assert normalize(direct.content) == normalize(ours.content)
 
 
 @pytest.mark.parametrize("wanted", ["return_token_ids", "logprobs"])
-def test_what_the_client_asked_for_itself_stays(adjourn: str, standin: str, wanted: str) -> None:
-    """Ids and log-probabilities are the client's when it asks for them."""
+def test_requested_ids_and_logprobs_are_kept(adjourn: str, standin: str, wanted: str) -> None:
+    """When the client itself asked for them."""
     fields = {wanted: True, "standin": {"tokens": 20}}
     assert normalize(raw_stream(standin, **fields)) == normalize(raw_stream(adjourn, **fields))
     if wanted == "return_token_ids":  # the stand-in has no unstreamed log-probabilities
@@ -66,7 +66,7 @@ def test_what_the_client_asked_for_itself_stays(adjourn: str, standin: str, want
 
 
 def test_hidden_reasoning_stays_hidden(adjourn: str) -> None:
-    """A client that wants no reasoning gets none, and no ids that give it away."""
+    """A client that asked for no reasoning gets none, and no token ids that would reveal it."""
     raw = raw_stream(adjourn, include_reasoning=False, standin={"tokens": 20})
     assert b"reasoning" not in raw
     assert b'"token_ids":[' not in raw
@@ -74,28 +74,28 @@ def test_hidden_reasoning_stays_hidden(adjourn: str) -> None:
 
 
 @pytest.mark.parametrize("streamed", [False, True])
-def test_off_hands_everything_through(adjourn: str, standin: str, streamed: bool) -> None:
-    """`off` turns the gateway into a wire."""
+def test_off_passes_everything_through(adjourn: str, standin: str, streamed: bool) -> None:
+    """The policy `off` changes nothing in the response."""
     fields = {"stream": streamed, "standin": {"tokens": 30, "cues": [10]}}
     ours = chat(adjourn, {"x-adjourn-policy": "off"}, **fields)
     assert normalize(chat(standin, **fields).content) == normalize(ours.content)
     assert ours.headers["x-adjourn-policy"] == "off"
 
 
-def test_unknown_fields_reach_the_engine_as_they_were_written(adjourn: str, standin: str) -> None:
-    """Values are not re-encoded: numbers keep their digits, keys their order."""
+def test_request_fields_are_not_re_encoded(adjourn: str, standin: str) -> None:
+    """Numbers keep their digits, and objects the order of their keys."""
     text = (
         '{"model":"standin","messages":[{"role":"user","content":"h\\u00e9"}],"odd":1.10e2,'
         '"big":123456789012345678901234567890,"nested":{"b":1,"a":[2.50]},"standin":{"tokens":3}}'
     )
     httpx.post(adjourn + CHAT, content=text, headers={"content-type": "application/json"})
-    seen = engine_requests(standin)[-1]["body"]
-    for piece in ("1.10e2", "123456789012345678901234567890", "2.50", "h\\u00e9"):
-        assert piece in seen
+    received = engine_requests(standin)[-1]["body"]
+    for written in ("1.10e2", "123456789012345678901234567890", "2.50", "h\\u00e9"):
+        assert written in received
 
 
-def test_headers_go_both_ways(adjourn: str, standin: str) -> None:
-    """Credentials and routing headers reach the engine; the request id comes back."""
+def test_headers_are_forwarded_both_ways(adjourn: str, standin: str) -> None:
+    """Credentials and routing headers reach the engine; the request id is returned."""
     headers = {
         "authorization": "Bearer secret",
         "x-session-id": "talk-7",
@@ -105,24 +105,24 @@ def test_headers_go_both_ways(adjourn: str, standin: str) -> None:
     reply = chat(adjourn, headers, standin={"tokens": 3})
     assert reply.headers["x-request-id"] == "mine-1"
     assert reply.json()["id"] == "chatcmpl-mine-1"
-    seen = str(engine_requests(standin)[-1]["headers"])
+    received = str(engine_requests(standin)[-1]["headers"])
     for value in ("Bearer secret", "talk-7", "mine-1"):
-        assert value in seen
+        assert value in received
 
 
 @pytest.mark.parametrize("path", ["/v1/models", "/version", "/v1/nothing-here", "/tokenize"])
-def test_other_paths_are_the_engines(adjourn: str, standin: str, path: str) -> None:
-    """Status and body of every other path are the engine's own, errors included."""
+def test_other_paths_are_forwarded(adjourn: str, standin: str, path: str) -> None:
+    """With the engine's status and body, errors included."""
     direct, ours = httpx.get(standin + path), httpx.get(adjourn + path)
     assert direct.status_code == ours.status_code
     assert normalize(direct.content) == normalize(ours.content)
 
 
-def test_completions_are_handed_through(adjourn: str, standin: str) -> None:
-    """`/v1/completions` is the engine's."""
-    asked = {"model": "standin", "prompt": [5, 6, 7], "max_tokens": 3, "logprobs": 1}
-    direct = httpx.post(f"{standin}/v1/completions", json=asked).json()
-    ours = httpx.post(f"{adjourn}/v1/completions", json=asked).json()
+def test_completions_have_the_engines_choices(adjourn: str, standin: str) -> None:
+    """On `/v1/completions`."""
+    request = {"model": "standin", "prompt": [5, 6, 7], "max_tokens": 3, "logprobs": 1}
+    direct = httpx.post(f"{standin}/v1/completions", json=request).json()
+    ours = httpx.post(f"{adjourn}/v1/completions", json=request).json()
     assert direct["choices"] == ours["choices"]
 
 
@@ -137,12 +137,12 @@ def test_completions_are_handed_through(adjourn: str, standin: str) -> None:
         ),
     ],
 )
-def test_what_cannot_be_judged_is_handed_through_and_said(
+def test_ineligible_requests_pass_through_with_the_reason(
     adjourn: str, fields: dict[str, object], reason: str
 ) -> None:
-    """A request that no policy may touch goes through, and a header says why."""
-    asked = body(**{"standin": {"tokens": 3}, **fields})
-    reply = httpx.post(adjourn + CHAT, json=asked)
+    """In the header `x-adjourn-passed-through`."""
+    request = body(**{"standin": {"tokens": 3}, **fields})
+    reply = httpx.post(adjourn + CHAT, json=request)
     assert reply.headers["x-adjourn-passed-through"] == reason
 
 
@@ -167,16 +167,16 @@ CALL = {"id": "1", "type": "function", "function": {"name": "look", "arguments":
     ],
     ids=["images", "audio", "an earlier video", "a tool's image"],
 )
-def test_images_and_sounds_are_handed_through(
+def test_requests_with_images_or_audio_pass_through(
     adjourn: str, standin: str, messages: list[object], streamed: bool
 ) -> None:
-    """An engine drops the ids of such a request without a word, so nothing of it is cut: the body
-    arrives as it was written, the reply is the engine's, and the reason is counted."""
+    """Engines silently ignore prompt ids in such a request, so it cannot be resumed after a cut.
+    The body arrives unmodified, the response is the engine's, and the reason is counted."""
     before = metric_value(adjourn, "adjourn_passed_through_total", reason="not-text")
-    asked = body(messages=messages, stream=streamed, unknown={"kept": [1]}, standin={"tokens": 5})
-    direct, ours = (httpx.post(url + CHAT, json=asked) for url in (standin, adjourn))
+    payload = body(messages=messages, stream=streamed, unknown={"kept": [1]}, standin={"tokens": 5})
+    direct, ours = (httpx.post(url + CHAT, json=payload) for url in (standin, adjourn))
     assert normalize(direct.content) == normalize(ours.content)
     assert ours.headers["x-adjourn-passed-through"] == "not-text"
-    theirs, through = (json.loads(request["body"]) for request in engine_requests(standin)[-2:])
-    assert theirs == through
+    theirs, forwarded = (json.loads(request["body"]) for request in engine_requests(standin)[-2:])
+    assert theirs == forwarded
     assert metric_value(adjourn, "adjourn_passed_through_total", reason="not-text") == before + 1
