@@ -53,7 +53,7 @@ def test_the_client_gets_the_first_trace_that_ends(adjourn: str, standin: str) -
         if chunk != "[DONE]":
             chunk["created"] = 0
     assert alone == ours
-    assert summary["policy"], summary["chosen"] == ("first-finish", 1)
+    assert (summary["policy"], summary["chosen"]) == ("first-finish", 1)
     assert [trace["outcome"] for trace in summary["traces"]] == ["given-up", "chosen", "given-up"]
 
 
