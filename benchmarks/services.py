@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NoReturn
 
+from adjourn.server.engines.vllm import hidden_state_options
 from benchmarks.pocket import CHAINS
 from benchmarks.pocket.task import Task
 
@@ -74,21 +75,8 @@ _STARTUP_SECONDS = 300.0
 
 def hidden_state_arguments(layers: tuple[int, ...] = HIDDEN_STATE_LAYERS) -> tuple[str, ...]:
     """What to start the engine with so that it tells the hidden states behind these layers."""
-    chosen = {"hf_config": {"eagle_aux_hidden_state_layer_ids": layers}}
-    speculative = {
-        "method": "extract_hidden_states",
-        "num_speculative_tokens": 1,
-        "draft_model_config": chosen,
-    }
-    transfer = {
-        "kv_connector": "HiddenStatesConnector",
-        "kv_connector_module_path": "adjourn_hidden_states",
-        "kv_role": "kv_producer",
-    }
-    return (
-        f"--speculative-config={json.dumps(speculative)}",
-        f"--kv-transfer-config={json.dumps(transfer)}",
-    )
+    options = hidden_state_options(layers)
+    return tuple(f"{name}={json.dumps(value)}" for name, value in options.items())
 
 
 def free_port() -> int:

@@ -108,7 +108,8 @@ def record(
         _fail("steps are to be embedded: say where by --embeddings-url")
     with _require_lab_extra():
         from adjourn.lab.embedding_client import EmbeddingClient
-        from adjourn.lab.engine_client import ENGINE_ERRORS, EngineClient
+        from adjourn.lab.engine_client import EngineClient
+        from adjourn.lab.http_client import ENGINE_ERRORS
         from adjourn.lab.trace_log import BadTraces
 
         async def run() -> list[str]:

@@ -1,32 +1,29 @@
-"""Record whole traces: the model thinks to its own end, and at every checkpoint it is asked.
+"""Record whole traces: the model reasons to its own end and is probed at every checkpoint.
 
-The checkpoints are found by sessions, as in the gateway, one for each kind of place that was asked
-for; nothing is ever cut. Probes run beside the stream, one at a time, as there, so that what is
-recorded holds how long they take while streams run.
+Sessions find the checkpoints, as in the gateway: one session for each kind of checkpoint that was
+requested. The main stream is never cut. Probes run concurrently with it, one at a time as in the
+gateway, so the recording has the times that they take while streams run.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import hashlib
 import time
 from collections.abc import Callable, Sequence
 from contextlib import aclosing
 from typing import Any, ClassVar
 
 from adjourn.lab import serialization
-from adjourn.lab.embedding_client import EmbeddingClient, pack_vector
-from adjourn.lab.engine_client import ENGINE_ERRORS, Chunk, EngineClient, EngineError
+from adjourn.lab.auxiliary_calls import AuxiliaryCalls
+from adjourn.lab.embedding_client import EmbeddingClient
+from adjourn.lab.engine_client import EngineClient
+from adjourn.lab.http_client import ENGINE_ERRORS, EngineError
 from adjourn.lab.plan import RecordingPlan, probe_kind
 from adjourn.lab.prompts import Prompt
 from adjourn.lab.trace_log import (
     VERSION,
     CheckpointReached,
-    CutExecuted,
-    EmbeddingCompleted,
     LogEvent,
-    ProbeCompleted,
     PromptReceived,
     RecordingHeader,
     StreamedChunk,
@@ -37,12 +34,11 @@ from adjourn.policies.events import (
     Command,
     Embed,
     EmbeddingFailed,
+    Event,
     Probe,
     ProbeFailed,
-    ProbeResult,
     Query,
 )
-from adjourn.policies.events import Event as Seen
 from adjourn.policies.never import Never
 from adjourn.policies.policy import Needs
 from adjourn.policies.session.orders import RequestEmbedding, SendProbe
@@ -55,11 +51,15 @@ __all__ = ["Recorder", "record_samples"]
 
 
 class _ProbeEverything:
-    """A policy that asks all of its probes at every checkpoint, so that the session tells where
-    each starts from, and has the text that ended there embedded where that is needed. ``seen`` is
-    the checkpoint that it asks at."""
+    """A policy that sends all of ``probes`` at every checkpoint and never stops, so the session
+    reports the ids from which each probe starts. It also embeds the step that ended there, if
+    ``needs.embeddings``.
 
-    name: ClassVar[str] = "scout"
+    State: ``checkpoint``, the one it probes now; the queries that are still to be sent there. Only
+    ``observe`` changes them.
+    """
+
+    name: ClassVar[str] = "probe-everything"
 
     def __init__(self, needs: Needs, probes: Sequence[Probe]) -> None:
         self.checkpoint: Checkpoint | None = None
@@ -74,24 +74,26 @@ class _ProbeEverything:
     def start(self) -> _ProbeEverything:
         return self
 
-    def observe(self, event: Seen) -> Command | None:
+    def observe(self, event: Event) -> Command | None:
         if isinstance(event, Checkpoint):
             self.checkpoint, self._remaining = event, list(self._probes)
             if self._needs.embeddings and event.text:
                 self._remaining.insert(0, Embed(event.text))
-        asking = isinstance(event, Checkpoint | ProbeFailed | EmbeddingFailed) and self._remaining
-        return self._remaining.pop(0) if asking else None
+        # The recorder answers each query with a failure, and then the next one is due.
+        due = isinstance(event, Checkpoint | ProbeFailed | EmbeddingFailed) and self._remaining
+        return self._remaining.pop(0) if due else None
 
 
 class _UnlimitedProbeCost(ProbeCostModel):
-    """Every probe is worth its price."""
+    """Allows every probe, whatever it costs."""
 
     def should_probe(self, position: int, earlier_probes: int, checkpoints: int = 1) -> bool:
         return True
 
 
 class Recorder:
-    """Records samples of one engine as planned; ``embedder`` is there where the plan needs one."""
+    """Records samples of one engine according to ``plan``. ``embedder`` is required if the plan
+    needs embeddings."""
 
     def __init__(
         self,
@@ -106,7 +108,7 @@ class Recorder:
         self.embedder = embedder
 
     def make_header(self, engine_version: str) -> RecordingHeader:
-        """The line above the traces; ``version`` is the engine's."""
+        """The first line of the log."""
         return RecordingHeader(
             version=VERSION,
             model=self.engine.model,
@@ -119,47 +121,53 @@ class Recorder:
         )
 
     async def record_sample(self, prompt: Prompt, sample_index: int) -> Trace:
-        """One trace, all that was drawn beside it included. Raises what the engine's calls do."""
-        taking = _SampleRecording(self, prompt, sample_index)
+        """One trace with the results of all its probes. Raises ENGINE_ERRORS."""
+        recording = _SampleRecording(self, prompt, sample_index)
         try:
-            await taking.run()
+            events = await recording.run()
         except ExceptionGroup as group:
             raise group.exceptions[0] from None
-        events = sorted(taking.events, key=lambda event: event.at)
         return Trace(prompt.id, sample_index, prompt.messages, prompt.gold, events)
 
 
 class _SampleRecording:
-    """One trace in the making."""
+    """The recording of one sample.
 
-    def __init__(self, recorder: Recorder, prompt: Prompt, number: int) -> None:
-        self.events: list[LogEvent] = []
-        self._recorder = recorder
-        self._sample_key = f"{prompt.id}\0{number}"
-        # Two samples of one prompt differ; the same sample taken again is the same.
-        seed = recorder.plan.body.get("seed")
-        own = {} if seed is None else {"seed": seed + number}
-        self._request_body = {**recorder.plan.body, **own, "messages": prompt.messages}
-        self._logprob_count = max(needs.logprobs for needs in recorder.plan.needs)
-        self._probers = [
-            _ProbeEverything(needs, recorder.plan.probes) for needs in recorder.plan.needs
-        ]
-        self._sessions = [
-            Session(s, recorder.dialect, _UnlimitedProbeCost()) for s in self._probers
-        ]
-        self._main_session = Session(Never(), recorder.dialect, _UnlimitedProbeCost())
-        self._scheduled: set[tuple[int, Query]] = set()
-        self._auxiliary_tasks = asyncio.TaskGroup()
-        # One at a time, as in the gateway: what has to wait is sent later, behind the trace's end
-        # if need be. Otherwise it is the recording's own load whose times would be recorded.
-        self._auxiliary_lock = asyncio.Lock()
+    State: the events of the main stream so far; one session for each kind of checkpoint, and the
+    main session, which runs under ``never`` and has the prompt and all generated ids. Only the
+    methods that read the main stream change them. AuxiliaryCalls has the other events.
+    """
+
+    def __init__(self, recorder: Recorder, prompt: Prompt, sample_index: int) -> None:
+        plan, dialect = recorder.plan, recorder.dialect
+        self._engine = recorder.engine
+        self._dialect = dialect
+        self._probes = plan.probes
+        # Two samples of one prompt differ; a sample that is recorded again is the same.
+        seed = plan.body.get("seed")
+        own = {} if seed is None else {"seed": seed + sample_index}
+        self._request_body = {**plan.body, **own, "messages": prompt.messages}
+        self._logprob_count = max(needs.logprobs for needs in plan.needs)
+        self._probers = [_ProbeEverything(needs, plan.probes) for needs in plan.needs]
+        self._sessions = [Session(p, dialect, _UnlimitedProbeCost()) for p in self._probers]
+        self._main_session = Session(Never(), dialect, _UnlimitedProbeCost())
+        self._stream_events: list[LogEvent] = []
+        self._start_probed = self._has_ended = False
         self._started_at = time.perf_counter()
+        self._calls = AuxiliaryCalls(
+            recorder.engine,
+            recorder.embedder,
+            dialect,
+            self._main_session,
+            request_body=self._request_body,
+            sample_key=f"{prompt.id}\0{sample_index}",
+            cut_share=plan.cut_share,
+            now=self._now,
+        )
 
-    async def run(self) -> None:
-        async with (
-            self._auxiliary_tasks,
-            aclosing(self._recorder.engine.chat(self._stream_body)) as chunks,
-        ):
+    async def run(self) -> list[LogEvent]:
+        """All events of the sample, in the order of their times."""
+        async with self._calls.tasks, aclosing(self._engine.chat(self._stream_body)) as chunks:
             async for chunk in chunks:
                 at = self._now()
                 if chunk.prompt_token_ids is not None and not self._main_session.prompt:
@@ -179,180 +187,76 @@ class _SampleRecording:
                     )
             if not self._has_ended:
                 raise EngineError("the stream ended before the response did")
+        return sorted([*self._stream_events, *self._calls.events], key=lambda event: event.at)
 
     @property
     def _stream_body(self) -> dict[str, Any]:
-        """The main stream's body; log-probabilities cost the engine, so only where they are
-        needed."""
+        """The main stream's body. Log-probabilities cost the engine time, so they are requested
+        only if a policy needs them."""
         if not self._logprob_count:
             return self._request_body
         return {**self._request_body, "logprobs": True, "top_logprobs": self._logprob_count}
 
-    @property
-    def _has_ended(self) -> bool:
-        return any(
-            isinstance(event, StreamedChunk) and event.finish_reason for event in self.events
-        )
-
     def _now(self) -> float:
         return round(time.perf_counter() - self._started_at, 6)
 
-    # -- the main stream -----------------------------------------------------------------------
-
-    def _start_sessions(self, ids: tuple[int, ...], at: float) -> None:
-        self.events.append(PromptReceived(at, ids))
+    def _start_sessions(self, prompt_token_ids: tuple[int, ...], at: float) -> None:
+        self._stream_events.append(PromptReceived(at, prompt_token_ids))
         for session in (self._main_session, *self._sessions):
-            session.on_prompt(ids)
+            session.on_prompt(prompt_token_ids)
 
-    def _process_chunk(self, piece: StreamedChunk) -> None:
-        self.events.append(piece)
-        self._feed(self._main_session, piece)
-        if (
-            not self._scheduled
-            and self._main_session.state is State.THINKING
-            and self._main_session.generated
-        ):
-            self._probe_start(piece.at)
-        for scout, session in zip(self._probers, self._sessions, strict=True):
-            command, seen = self._feed(session, piece), None
-            while (
-                isinstance(command, SendProbe | RequestEmbedding) and scout.checkpoint is not None
-            ):
-                if seen is not scout.checkpoint:
-                    seen = scout.checkpoint
-                    place = CheckpointReached(
-                        piece.at, seen.kind, command.kept, command.position, seen.cue
+    def _process_chunk(self, chunk: StreamedChunk) -> None:
+        self._stream_events.append(chunk)
+        self._has_ended = self._has_ended or bool(chunk.finish_reason)
+        self._feed(self._main_session, chunk)
+        main = self._main_session
+        if not self._start_probed and main.state is State.THINKING and main.generated:
+            self._start_probed = True
+            self._probe_start(chunk.at)
+        for prober, session in zip(self._probers, self._sessions, strict=True):
+            self._record_checkpoints(prober, session, chunk)
+
+    def _record_checkpoints(
+        self, prober: _ProbeEverything, session: Session, chunk: StreamedChunk
+    ) -> None:
+        """Feed the session and schedule each query that it sends, answering it at once with a
+        failure so that it sends the next one."""
+        order, recorded = self._feed(session, chunk), None
+        while isinstance(order, SendProbe | RequestEmbedding) and prober.checkpoint is not None:
+            if recorded is not prober.checkpoint:
+                recorded = prober.checkpoint
+                self._stream_events.append(
+                    CheckpointReached(
+                        chunk.at, recorded.kind, order.kept, order.position, recorded.cue
                     )
-                    self.events.append(place)
-                if isinstance(command, SendProbe):
-                    self._schedule_probe(command)
-                    command = session.on_probe_failed("recorded", command, piece.at)
-                else:
-                    self._schedule_embedding(command)
-                    position = command.position
-                    failed = EmbeddingFailed(command.embed, position, "recorded", piece.at)
-                    command = session.on_embedding(failed)
+                )
+            if isinstance(order, SendProbe):
+                self._calls.schedule_probe(order)
+                order = session.on_probe_failed("recorded", order, chunk.at)
+            else:
+                self._calls.schedule_embedding(order)
+                failed = EmbeddingFailed(order.embed, order.position, "recorded", chunk.at)
+                order = session.on_embedding(failed)
 
     def _probe_start(self, at: float) -> None:
-        """The trial answer before the first token, for those who would not think at all."""
-        kept, marks = self._main_session.ledger.marker, self._recorder.dialect
-        self.events.append(CheckpointReached(at, "start", kept, 0))
-        for probe in self._recorder.plan.probes:
+        """Generate the trial answer before the first reasoning token, for the `no thinking`
+        baseline."""
+        kept, dialect = self._main_session.ledger.marker, self._dialect
+        self._stream_events.append(CheckpointReached(at, "start", kept, 0))
+        for probe in self._probes:
             if probe_kind(probe) == probe_kind(Probe()):
-                self._schedule_probe(
-                    SendProbe(probe, kept, 0, marks.closing_on_newline + marks.header)
+                self._calls.schedule_probe(
+                    SendProbe(probe, kept, 0, dialect.closing_on_newline + dialect.header)
                 )
 
     @staticmethod
-    def _feed(session: Session, piece: StreamedChunk) -> Any:
+    def _feed(session: Session, chunk: StreamedChunk) -> Any:
         return session.feed(
-            piece.text,
-            piece.token_ids,
-            piece.at,
-            answering=piece.has_answer,
-            finish_reason=piece.finish_reason,
-        )
-
-    # -- beside it -------------------------------------------------------------------------------
-
-    def _schedule_probe(self, ask: SendProbe) -> None:
-        if (ask.kept, ask.probe) in self._scheduled:
-            return
-        self._scheduled.add((ask.kept, ask.probe))
-        kept = [*self._main_session.prompt, *self._main_session.generated[: ask.kept]]
-        self._auxiliary_tasks.create_task(self._record_probe(ask, [*kept, *ask.closing]))
-        if probe_kind(ask.probe) == probe_kind(Probe()) and self._should_cut(ask.position):
-            # The header is the model's to write.
-            closing = ask.closing[: len(ask.closing) - len(self._recorder.dialect.header)]
-            self._auxiliary_tasks.create_task(self._execute_cut(ask, [*kept, *closing]))
-
-    def _schedule_embedding(self, represent: RequestEmbedding) -> None:
-        if (represent.kept, represent.embed) not in self._scheduled:
-            self._scheduled.add((represent.kept, represent.embed))
-            self._auxiliary_tasks.create_task(self._record_embedding(represent))
-
-    async def _record_embedding(self, represent: RequestEmbedding) -> None:
-        embedder = self._recorder.embedder
-        assert embedder is not None
-        vector = b""
-        async with self._auxiliary_lock:
-            sent = self._now()
-            with contextlib.suppress(*ENGINE_ERRORS):
-                vector = pack_vector(await embedder.embed(represent.embed.text))
-        kept, position = represent.kept, represent.position
-        self.events.append(EmbeddingCompleted(self._now(), sent, kept, position, vector))
-
-    def _should_cut(self, position: int) -> bool:
-        """The same places whenever this sample is taken."""
-        digest = hashlib.blake2b(f"{self._sample_key}\0{position}".encode(), digest_size=8).digest()
-        return int.from_bytes(digest, "big") < self._recorder.plan.cut_share * 2**64
-
-    async def _record_probe(self, ask: SendProbe, prefix: list[int]) -> None:
-        async with self._auxiliary_lock:
-            sent = self._now()
-            result, *spent = await self._run_probe(ask, prefix, sent)
-        written = serialization.to_json_value(result)
-        self.events.append(ProbeCompleted(result.at, sent, ask.kept, ask.position, written, *spent))
-
-    async def _run_probe(
-        self, ask: SendProbe, prefix: list[int], sent: float
-    ) -> tuple[ProbeResult | ProbeFailed, int, int]:
-        """The probe's result, and the tokens that it prefilled and decoded."""
-        try:
-            name = ask.probe.inducer
-            inducer = self._recorder.dialect.inducers[name] if name else ()
-            drawn = await self._recorder.engine.run_probe(
-                [*prefix, *inducer], ask.probe, ask.end_ids
-            )
-        except (*ENGINE_ERRORS, KeyError) as error:
-            reason = "timeout" if isinstance(error, TimeoutError) else "error"
-            return ProbeFailed(ask.probe, ask.position, reason, self._now()), 0, 0
-        now = self._now()
-        result = ProbeResult(
-            probe=ask.probe,
-            position=ask.position,
-            text=drawn.text,
-            tokens=drawn.tokens,
-            logprobs=drawn.logprobs,
-            finished=drawn.finished,
-            seconds=round(now - sent, 6),
-            at=now,
-            top_logprobs=drawn.top_logprobs,
-            end_logprob=drawn.end_logprob,
-            hidden_states=drawn.hidden_states,
-        )
-        return result, drawn.prefilled_tokens, drawn.decoded_tokens
-
-    async def _execute_cut(self, ask: SendProbe, prefix: list[int]) -> None:
-        """Open the answer from here, as the gateway would. An engine that fails or does not honour
-        the ids has served nothing."""
-        body = {**self._request_body, "kv_transfer_params": {"prompt_token_ids": prefix}}
-        if (limit := body.get("max_tokens")) is not None:
-            body["max_tokens"] = max(limit - len(prefix) + len(self._main_session.prompt), 1)
-        chunks: list[Chunk] = []
-        began = 0.0
-        async with self._auxiliary_lock:
-            asked = self._now()
-            with contextlib.suppress(*ENGINE_ERRORS):
-                async for chunk in self._recorder.engine.chat(body):
-                    began = began or self._now() - asked
-                    chunks.append(chunk)
-        if chunks and chunks[0].prompt_token_ids == prefix:
-            self.events.append(self._cut_event(ask, asked, began, chunks))
-
-    def _cut_event(
-        self, ask: SendProbe, asked: float, began: float, chunks: list[Chunk]
-    ) -> CutExecuted:
-        choices = [choice for chunk in chunks for choice in chunk.choices[:1]]
-        return CutExecuted(
-            at=self._now(),
-            sent_at=asked,
-            first_chunk_seconds=round(began, 6),
-            kept=ask.kept,
-            position=ask.position,
-            answer="".join(choice.delta.content or "" for choice in choices),
-            tokens=sum(len(choice.token_ids or ()) for choice in choices),
-            finish_reason=choices[-1].finish_reason if choices else None,
+            chunk.text,
+            chunk.token_ids,
+            chunk.at,
+            answering=chunk.has_answer,
+            finish_reason=chunk.finish_reason,
         )
 
 
@@ -362,16 +266,18 @@ async def record_samples(
     concurrency: int,
     on_trace: Callable[[Trace], None],
 ) -> list[str]:
-    """Take all these samples, so many at a time; each goes to ``keep`` as soon as it is whole.
-    Answers what went wrong, a line a trace."""
-    turns, failures = asyncio.Semaphore(concurrency), list[str]()
+    """Record these samples, ``concurrency`` at a time. Calls ``on_trace`` with each trace as soon
+    as it is complete. Returns a line for each sample that failed."""
+    slots, failures = asyncio.Semaphore(concurrency), list[str]()
 
-    async def one(prompt: Prompt, number: int) -> None:
-        async with turns:
+    async def record(prompt: Prompt, sample_index: int) -> None:
+        async with slots:
             try:
-                on_trace(await recorder.record_sample(prompt, number))
+                on_trace(await recorder.record_sample(prompt, sample_index))
             except ENGINE_ERRORS as error:
-                failures.append(f"{prompt.id}, sample {number}: {error or type(error).__name__}")
+                failures.append(
+                    f"{prompt.id}, sample {sample_index}: {error or type(error).__name__}"
+                )
 
-    await asyncio.gather(*(one(prompt, number) for prompt, number in work))
+    await asyncio.gather(*(record(prompt, sample_index) for prompt, sample_index in work))
     return failures

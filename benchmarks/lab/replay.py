@@ -15,9 +15,11 @@ from dataclasses import dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
 
+from adjourn.lab.chunk_spans import ChunkSpan
 from adjourn.lab.plan import NOT_REPLAYABLE
 from adjourn.lab.policy_parser import parse_policy
-from adjourn.lab.replay_trace import ChunkSpan, ReplayDataset, ReplayedResult, ReplayTrace
+from adjourn.lab.recorded_results import ReplayedResult
+from adjourn.lab.replay_trace import ReplayDataset, ReplayTrace
 from adjourn.policies.events import EmbeddingFailed, EmbeddingResult, ProbeFailed, ProbeResult
 from adjourn.policies.policy import Policy
 from adjourn.policies.registry import BadPolicy
@@ -127,9 +129,9 @@ class _Replayer:
         else:
             kept, position = command.kept, command.position
             if isinstance(command, SendProbe):
-                found = self._trace.find_probe(command.probe, kept, position)
+                found = self._trace.results.find_probe(command.probe, kept, position)
             else:
-                found = self._trace.find_embedding(command.embed, kept, position)
+                found = self._trace.results.find_embedding(command.embed, kept, position)
             after = 0.0 if self._instant or found is None else found.delay_seconds
             self._pending = _Pending(at + after, command, found)
         if self._instant:

@@ -9,10 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from adjourn.lab.comparison import compare
-from adjourn.lab.embedding_client import pack_vector, unpack_vector
 from adjourn.lab.replay import replay_all
 from adjourn.lab.replay_trace import ReplayDataset
 from adjourn.lab.trace_log import CheckpointReached, EmbeddingCompleted, load
+from adjourn.lab.vectors import pack_vector, unpack_vector
 from adjourn.policies.evidence.similarity import CosineSimilarity
 from adjourn.policies.registry import BadPolicy, parse
 from tests.lab.test_record import command, run

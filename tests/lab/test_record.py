@@ -148,6 +148,7 @@ def test_what_other_policies_need_is_recorded(tmp_path: Path, standin: str) -> N
         assert {len(told) for p in tape.chunks if p.text for told in p.logprobs} == {20}
         kept = {place.kept for place in tape.checkpoints if place.kind == "sentence"}
         found = [
-            tape.find_probe(Probe("", 1, close_trace=False, score_end=True), n, n) for n in kept
+            tape.results.find_probe(Probe("", 1, close_trace=False, score_end=True), n, n)
+            for n in kept
         ]
         assert [one.decoded_tokens for one in found if one is not None] == [2] * len(kept)

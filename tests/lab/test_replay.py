@@ -9,8 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from adjourn.lab import replay
+from adjourn.lab.chunk_spans import ChunkSpan
+from adjourn.lab.recorded_results import MAX_PROBE_OFFSET
 from adjourn.lab.replay import Outcome, replay_trace
-from adjourn.lab.replay_trace import MAX_PROBE_OFFSET, ChunkSpan, ReplayTrace
+from adjourn.lab.replay_trace import ReplayTrace
 from adjourn.lab.trace_log import CheckpointReached, ProbeCompleted, StreamedChunk, Trace
 from adjourn.policies.events import Probe, ProbeFailed, ProbeResult
 from adjourn.policies.evidence.answers import extract_final_answer
@@ -68,7 +70,7 @@ def test_a_gate_is_the_beginning_of_what_was_drawn() -> None:
     on = make_replay_trace(FIVE, [probe_completed(3)])
     outcome = played("deer", on, instant=True)
     assert (outcome.stopped, outcome.probe_count, outcome.probe_tokens) == (True, 2, 1 + 2)
-    gate = on.find_probe(Probe(max_tokens=1), 3, 3)
+    gate = on.results.find_probe(Probe(max_tokens=1), 3, 3)
     assert gate is not None
     assert isinstance(gate.result, ProbeResult)
     assert (gate.result.tokens, gate.result.text, gate.result.finished) == (("7",), "7", False)
@@ -86,7 +88,7 @@ def test_a_shorter_probe_is_a_beginning(asked: int, answer: str, recorded: int) 
         len(full) <= recorded, 0.1, 0.1,
     )  # fmt: skip
     event = replace_result(probe_completed(3), result)
-    found = make_replay_trace(FIVE, [event]).find_probe(Probe(max_tokens=asked), 3, 3)
+    found = make_replay_trace(FIVE, [event]).results.find_probe(Probe(max_tokens=asked), 3, 3)
     if asked > recorded and len(full) > recorded:
         assert found is None
         return
@@ -108,16 +110,19 @@ def replace_result(event: ProbeCompleted, result: ProbeResult | ProbeFailed) -> 
 @pytest.mark.parametrize(("kept", "near"), [(3, True), (3 + MAX_PROBE_OFFSET, False), (2, None)])
 def test_what_was_drawn_a_little_before_stands_in(kept: int, near: bool | None) -> None:
     """Never what was drawn behind the place, and told from what was drawn at it."""
-    found = make_replay_trace(FIVE, [probe_completed(3)]).find_probe(Probe(), kept, kept)
+    found = make_replay_trace(FIVE, [probe_completed(3)]).results.find_probe(Probe(), kept, kept)
     assert (None if found is None else found.is_exact) == near
     assert found is None or found.result.position == kept
     assert (
-        make_replay_trace(FIVE, [probe_completed(3)]).find_probe(
+        make_replay_trace(FIVE, [probe_completed(3)]).results.find_probe(
             Probe(), 4 + MAX_PROBE_OFFSET, 4 + MAX_PROBE_OFFSET
         )
         is None
     )
-    assert make_replay_trace(FIVE, [probe_completed(3)]).find_probe(Probe("other"), 3, 3) is None
+    assert (
+        make_replay_trace(FIVE, [probe_completed(3)]).results.find_probe(Probe("other"), 3, 3)
+        is None
+    )
 
 
 def test_a_probe_that_failed_when_recorded_fails() -> None:
