@@ -1,12 +1,12 @@
-"""Read recordings of version 2 of the log: the same data under the names it had then."""
+"""Read recordings of log version 2: the same data as in version 3, with other names."""
 
 from __future__ import annotations
 
 from typing import Any
 
-__all__ = ["upgrade"]
+__all__ = ["upgrade_line"]
 
-_TAGS = {
+_EVENT_TAGS = {
     "opened": "prompt",
     "piece": "chunk",
     "place": "checkpoint",
@@ -25,7 +25,7 @@ _LINE_KEYS = {
     "trace": {"prompt": "prompt_id", "sample": "sample_index"},
     "recording": {"marks": "dialect", "engine": "engine_version", "embedder": "embedder_name"},
 }
-_VALUE_TYPES = {
+_CLASS_NAMES = {
     "Marks": "TokenizedDialect",
     "Thought": "ReasoningChunk",
     "Closing": "TraceEnding",
@@ -33,7 +33,7 @@ _VALUE_TYPES = {
     "Embedded": "EmbeddingResult",
     "EmbedFailed": "EmbeddingFailed",
 }
-_VALUE_KEYS = {
+_FIELD_NAMES = {
     "Marks": {"dialect": "definition", "markers": "matcher"},
     "Probe": {"closing": "close_trace", "top": "top_logprobs", "ending": "score_end"},
     "ProbeResult": {"top": "top_logprobs", "ending": "end_logprob"},
@@ -49,10 +49,11 @@ _VALUE_KEYS = {
 }
 
 
-def upgrade(line: dict[str, Any]) -> dict[str, Any]:
-    """A line of version 2, as decoded from JSON, under the names of this version."""
-    kind = line.get("type")
-    line = _renamed(line, _LINE_KEYS.get(str(kind), {}))
+def upgrade_line(line: dict[str, Any]) -> dict[str, Any]:
+    """A line of version 2, decoded from JSON, with the names of version 3. The number in
+    ``version`` stays 2, so no version 3 traces are appended to the file."""
+    kind = str(line.get("type"))
+    line = _rename_keys(line, _LINE_KEYS.get(kind, {}))
     if kind == "trace":
         return line | {"events": [_upgrade_event(event) for event in line["events"]]}
     values = {key: _upgrade_value(line[key]) for key in ("dialect", "needs", "probes")}
@@ -61,8 +62,11 @@ def upgrade(line: dict[str, Any]) -> dict[str, Any]:
 
 def _upgrade_event(event: dict[str, Any]) -> dict[str, Any]:
     kind = event["type"]
-    event = _renamed(event, _EVENT_KEYS.get(kind, {})) | {"type": _TAGS.get(kind, kind)}
-    return {key: _upgrade_value(value) for key, value in event.items()}
+    event = _rename_keys(event, _EVENT_KEYS.get(kind, {}))
+    event["type"] = _EVENT_TAGS.get(kind, kind)
+    if "result" in event:  # the only serialized value in an event
+        event["result"] = _upgrade_value(event["result"])
+    return event
 
 
 def _upgrade_value(value: Any) -> Any:
@@ -71,11 +75,11 @@ def _upgrade_value(value: Any) -> Any:
         return [_upgrade_value(part) for part in value]
     if not isinstance(value, dict):
         return value
-    kind = str(value.get("type"))
-    value = _renamed(value, _VALUE_KEYS.get(kind, {}))
+    class_name = str(value.get("type"))
+    value = _rename_keys(value, _FIELD_NAMES.get(class_name, {}))
     parts = {key: _upgrade_value(part) for key, part in value.items()}
-    return parts | {"type": _VALUE_TYPES[kind]} if kind in _VALUE_TYPES else parts
+    return parts | {"type": _CLASS_NAMES[class_name]} if class_name in _CLASS_NAMES else parts
 
 
-def _renamed(fields: dict[str, Any], names: dict[str, str]) -> dict[str, Any]:
+def _rename_keys(fields: dict[str, Any], names: dict[str, str]) -> dict[str, Any]:
     return {names.get(key, key): value for key, value in fields.items()}

@@ -1,22 +1,23 @@
-"""The event log: what was recorded of a trace, as typed events, one trace a line of JSON.
+"""The log of recorded traces: JSON lines, each trace a list of typed events.
 
-The first line is a ``Recording``, which holds for all below it; every other line is a ``Trace``.
-docs/laboratory.md describes each field. Places are counted in ``kept``, generated ids before the
-place (the opening marker included where the model wrote it), and in ``position``, tokens of the
-trace before it. Times are seconds since the request was sent.
+The first line is a ``RecordingHeader``, which applies to all traces; every other line is a
+``Trace``. docs/laboratory.md describes each field. A place in a trace has two coordinates: ``kept``,
+the generated ids before it (with the opening marker if the model wrote it), and ``position``, the
+tokens of the trace before it. Times are seconds since the request was sent.
 """
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from adjourn.lab.log_upgrade import upgrade
+from adjourn.lab.log_upgrade import upgrade_line
 
 __all__ = [
     "VERSION",
@@ -35,11 +36,12 @@ __all__ = [
 ]
 
 VERSION = 3
-_OLDEST_VERSION = 2
+_OLD_VERSION = 2
+"""Still read, by ``log_upgrade``; no traces are appended to it."""
 
 
 class BadTraces(Exception):
-    """A file that is no recording of this version; the message says what it is."""
+    """A file that is not a readable recording; the message says why."""
 
 
 class _EventBase(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -47,14 +49,14 @@ class _EventBase(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class PromptReceived(_EventBase, tag="prompt", frozen=True):
-    """The engine has taken the prompt: its ids."""
+    """The engine accepted the prompt; ``prompt_token_ids`` are its ids."""
 
     prompt_token_ids: tuple[int, ...]
 
 
 class StreamedChunk(_EventBase, tag="chunk", frozen=True):
-    """What the main stream sent at once. ``text`` is reasoning, ``answer`` what follows it;
-    ``logprobs`` of the most probable tokens at each place, where they were asked for."""
+    """A chunk of the main stream: reasoning ``text``, ``answer`` text, and for each token the
+    ``logprobs`` of its most probable candidates if they were requested."""
 
     text: str = ""
     token_ids: tuple[int, ...] = ()
@@ -69,7 +71,7 @@ class StreamedChunk(_EventBase, tag="chunk", frozen=True):
 
 
 class CheckpointReached(_EventBase, tag="checkpoint", frozen=True):
-    """A checkpoint of this ``kind``; ``start`` is the place before the first token."""
+    """A checkpoint of this ``kind``; ``start`` is before the first token."""
 
     kind: str
     kept: int
@@ -78,9 +80,8 @@ class CheckpointReached(_EventBase, tag="checkpoint", frozen=True):
 
 
 class ProbeCompleted(_EventBase, tag="probe", frozen=True):
-    """A probe came back: ``result`` is a ``ProbeResult`` or ``ProbeFailed``, written as a value,
-    its probe within. ``asked``: when it was sent; ``decoded``: tokens that it took, where those are
-    more than it shows."""
+    """A probe returned. ``result``: a serialized ``ProbeResult`` or ``ProbeFailed``, with its probe.
+    ``decoded_tokens``: that it cost, if those are more than the result shows."""
 
     sent_at: float
     kept: int
@@ -91,7 +92,7 @@ class ProbeCompleted(_EventBase, tag="probe", frozen=True):
 
 
 class EmbeddingCompleted(_EventBase, tag="embedding", frozen=True):
-    """A step came back from the embedder: its vector in halves, empty where it failed."""
+    """The embedder returned: the packed ``vector`` of a step, empty if it failed."""
 
     sent_at: float
     kept: int
@@ -100,8 +101,8 @@ class EmbeddingCompleted(_EventBase, tag="embedding", frozen=True):
 
 
 class CutExecuted(_EventBase, tag="cut", frozen=True):
-    """A cut was carried out here beside the trace: the answer that a client would have got.
-    ``began``: seconds until its first chunk."""
+    """A cut was executed here in a second request: the answer that a client would have received.
+    ``first_chunk_seconds``: from ``sent_at`` to its first chunk."""
 
     sent_at: float
     first_chunk_seconds: float
@@ -123,7 +124,7 @@ LogEvent = (
 
 
 class Trace(msgspec.Struct, tag="trace", frozen=True):
-    """One sample of one prompt, from the request to its end, in the order in which it happened."""
+    """One sample of one prompt. ``events`` are in the order of their times."""
 
     prompt_id: str
     sample_index: int
@@ -133,8 +134,8 @@ class Trace(msgspec.Struct, tag="trace", frozen=True):
 
 
 class RecordingHeader(msgspec.Struct, tag="recording", frozen=True):
-    """What was asked, of which model. ``marks``, ``needs`` and ``probes`` are written values;
-    ``body`` are the request's own fields; ``embedder`` is named where there was one."""
+    """How the traces were recorded. ``dialect``, ``needs`` and ``probes`` are serialized values;
+    ``body`` has the fields of each request; ``embedder_name`` is empty without an embedder."""
 
     version: int
     model: str
@@ -155,34 +156,48 @@ class _HeaderVersion(msgspec.Struct, tag="recording"):
 
 
 def load(path: Path) -> tuple[RecordingHeader, Iterator[Trace]]:
-    """The recording and its traces, read as they are asked for. A last line that was torn is no
-    trace. Raises BadTraces."""
+    """The header and the traces, which are read lazily. An incomplete last line is skipped. Raises
+    BadTraces, also during the iteration."""
     try:
         with path.open("rb") as file:
-            return _read_header(path, file.readline()), _read_traces(path)
+            header = _read_header(path, file.readline())
     except OSError as error:
         raise BadTraces(f"{path}: {error.strerror}") from None
+    decode = _decode_trace if header.version == VERSION else _decode_old_trace
+    return header, _read_traces(path, decode)
 
 
 def _read_header(path: Path, line: bytes) -> RecordingHeader:
     try:
         version = msgspec.json.decode(line, type=_HeaderVersion).version
-        if version == _OLDEST_VERSION:
-            return msgspec.convert(upgrade(msgspec.json.decode(line)), RecordingHeader)
+        if version == _OLD_VERSION:
+            return msgspec.convert(upgrade_line(msgspec.json.decode(line)), RecordingHeader)
         if version != VERSION:
-            raise BadTraces(f"{path} is of version {version}, this laboratory reads {VERSION}")
+            raise BadTraces(
+                f"{path} has log version {version}, but this version of adjourn reads "
+                f"{_OLD_VERSION} and {VERSION}"
+            )
         return _decode_recording(line)
-    except msgspec.MsgspecError as error:
-        raise BadTraces(f"{path} does not begin with a recording's line: {error}") from None
+    except (msgspec.MsgspecError, LookupError) as error:
+        raise BadTraces(f"{path} does not begin with the header of a recording: {error}") from None
 
 
-def _read_traces(path: Path) -> Iterator[Trace]:
+def _decode_old_trace(line: bytes) -> Trace:
+    """Raises msgspec.MsgspecError."""
+    try:
+        document = upgrade_line(msgspec.json.decode(line, type=dict[str, Any]))
+    except (LookupError, TypeError, AttributeError) as error:
+        raise msgspec.ValidationError(f"not a trace: {error!r}") from None
+    return msgspec.convert(document, Trace)
+
+
+def _read_traces(path: Path, decode: Callable[[bytes], Trace]) -> Iterator[Trace]:
     with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
             if number == 1:
                 continue
             try:
-                yield _decode_trace(line)
+                yield decode(line)
             except msgspec.MsgspecError as error:
                 if not line.endswith(b"\n"):
                     return
@@ -190,11 +205,12 @@ def _read_traces(path: Path) -> Iterator[Trace]:
 
 
 class TraceAppender:
-    """Add traces to a file; one process at a time. ``done`` are the (prompt, sample) it holds.
+    """Appends traces to a file; holds a lock, so that one process at a time does.
 
-    A line is written at once, so whoever is killed loses what was not yet written and no more; a
-    torn last line is taken off when the file is opened again. Raises BadTraces where the file is
-    another recording's.
+    Each trace is written as one line at once: a process that is killed loses only its unfinished
+    traces, and an incomplete last line is removed when the file is opened again.
+    ``recorded_samples``: the (prompt id, sample index) pairs in the file, kept up to date by
+    ``add``. Raises BadTraces if the file belongs to a recording with another header.
     """
 
     def __init__(self, path: Path, recording: RecordingHeader) -> None:
@@ -211,6 +227,7 @@ class TraceAppender:
             raise
 
     def _open_existing(self, path: Path, recording: RecordingHeader) -> set[tuple[str, int]]:
+        _refuse_old_version(path)
         _repair_last_line(path, self._file_descriptor)
         if os.fstat(self._file_descriptor).st_size == 0:
             self._write_line(recording)
@@ -237,14 +254,25 @@ class TraceAppender:
         os.close(self._file_descriptor)
 
 
+def _refuse_old_version(path: Path) -> None:
+    """Before anything else, since the repair of the last line knows only VERSION."""
+    with contextlib.suppress(msgspec.MsgspecError), path.open("rb") as file:
+        version = msgspec.json.decode(file.readline(), type=_HeaderVersion).version
+        if version != VERSION:
+            raise BadTraces(
+                f"{path} has log version {version} and cannot be continued in version {VERSION}: "
+                "choose another file"
+            )
+
+
 def _repair_last_line(path: Path, file: int) -> None:
-    """Take a torn last line off; one that lacks nothing but its end gets that."""
+    """Remove an incomplete last line; end a last line that lacks only its newline."""
     content = path.read_bytes()
-    whole = content.rfind(b"\n") + 1
-    if whole == len(content):
+    complete = content.rfind(b"\n") + 1
+    if complete == len(content):
         return
     try:
-        msgspec.json.decode(content[whole:], type=Trace | RecordingHeader)
+        msgspec.json.decode(content[complete:], type=Trace | RecordingHeader)
         os.write(file, b"\n")
     except msgspec.MsgspecError:
-        os.ftruncate(file, whole)
+        os.ftruncate(file, complete)

@@ -154,7 +154,7 @@ def test_what_cannot_be_replayed_is_said(tmp_path: Path, policies: str, told: st
 def test_a_file_that_is_no_recording(tmp_path: Path) -> None:
     """Nor is one that is not there."""
     (tmp_path / "t.jsonl").write_text('{"prompt": "1"}\n')
-    for name, told in (("t.jsonl", "recording's line"), ("none.jsonl", "No such file")):
+    for name, told in (("t.jsonl", "header of a recording"), ("none.jsonl", "No such file")):
         ran = replay(tmp_path / name, "--policies", "never")
         assert (ran.returncode, "Traceback" in ran.stderr) == (2, False)
         assert told in ran.stderr
