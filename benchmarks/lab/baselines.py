@@ -1,8 +1,8 @@
-"""What a policy must be better than: rivals that know nothing, and one that knows all.
+"""Baselines for policies, computed from the recorded checkpoints without a replay.
 
-They are computed from the places that were recorded, not played: a budget that cuts at exactly b
-tokens, a cut at each cue with the chance q, and the oracle, which stops at the first place from
-which the trial answer is the final one for good. None of them pays for a probe.
+A budget that cuts at exactly b tokens; a random cue, which cuts at each cue with probability q; and
+the oracle, which cuts at the first checkpoint from which on every trial answer is the final answer.
+None of them pays for probes.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ _COST_TOLERANCE = 1e-9
 
 @dataclass(frozen=True, slots=True)
 class PerTraceScores:
-    """A policy or a baseline, a value a trace. ``right`` and ``stopped`` are chances in [0, 1],
-    ``net`` and ``position`` expected tokens."""
+    """The scores of a policy or a baseline, one array entry for each trace. ``correct`` and
+    ``stopped`` are probabilities in [0, 1], ``net_tokens`` and ``position`` expected tokens."""
 
     name: str
     correct: FloatArray
@@ -35,8 +35,8 @@ class PerTraceScores:
 
 
 class Baselines:
-    """The baselines of these traces. A cut costs the tokens that are decoded until its answer
-    begins, as a policy's does, unless ``instant``."""
+    """The baselines of a dataset. As with a policy, a cut also costs the tokens that are decoded
+    until its answer begins, unless ``instant``."""
 
     def __init__(self, dataset: ReplayDataset, *, instant: bool = False) -> None:
         self._traces = dataset.traces
@@ -59,14 +59,14 @@ class Baselines:
                 for t, own in zip(self._traces, cues, strict=True)
             ]
         )
-        # Mean costs of every budget and of every chance of a cut.
+        # Mean net tokens of every budget, and of every probability of a cut.
         budgets = np.arange(int(self._full_lengths.max()) + 2)
         self._mean_cost_by_budget = to_array(
             self._cut_cost(np.full_like(self._full_lengths, b)).mean() for b in budgets
         )
         self._mean_cost_by_probability = to_array(
-            self._random_cue_cost(c / _PROBABILITY_STEPS).mean()
-            for c in range(_PROBABILITY_STEPS + 1)
+            self._random_cue_cost(step / _PROBABILITY_STEPS).mean()
+            for step in range(_PROBABILITY_STEPS + 1)
         )
 
     def full_thinking(self) -> PerTraceScores:
@@ -79,26 +79,26 @@ class Baselines:
         )
 
     def no_thinking(self) -> PerTraceScores:
-        """The trial answer before the first token."""
+        """Cut before the first token."""
         return self._cut_at("no thinking", np.zeros_like(self._full_lengths))
 
     def oracle(self) -> PerTraceScores:
-        settled = (tape.settled_position() for tape in self._traces)
-        places = to_array(np.inf if place is None else place for place in settled)
-        return replace(self._cut_at("oracle", places), correct=self._full_correct)
+        settled = (trace.settled_position() for trace in self._traces)
+        positions = to_array(np.inf if one is None else one for one in settled)
+        return replace(self._cut_at("oracle", positions), correct=self._full_correct)
 
     def budget(self, tokens: float) -> PerTraceScores:
         return self._cut_at(f"budget of {tokens:.0f}", np.full_like(self._full_lengths, tokens))
 
     def budget_at_cost(self, net_tokens: float) -> PerTraceScores:
-        """The budget with this mean net cost, as near as there is one."""
-
-        # Cutting a trace just before its end costs more than letting it end, so costs may fall.
+        """The largest budget whose mean net tokens are at most ``net_tokens``."""
+        # The cost does not rise monotonically: a cut just before the end of a trace costs more than
+        # none.
         fitting = np.flatnonzero(self._mean_cost_by_budget <= net_tokens + _COST_TOLERANCE)
         return self.budget(float(fitting[-1]) if len(fitting) else 0.0)
 
     def random_cue(self, probability: float) -> PerTraceScores:
-        """A cut at each cue with this chance: each trace's expectation."""
+        """A cut at each cue with this probability; the expected values of each trace."""
         return PerTraceScores(
             f"random cue, chance {probability:.2f}",
             self._expected_value(probability, self._correct_at_cues, self._full_correct),
@@ -110,36 +110,42 @@ class Baselines:
         )
 
     def random_cue_at_cost(self, net_tokens: float) -> PerTraceScores:
-        """The chance with this mean net cost, as near as there is one."""
+        """The lowest probability whose mean net tokens are at most ``net_tokens``."""
         fitting = np.flatnonzero(self._mean_cost_by_probability <= net_tokens + _COST_TOLERANCE)
         return self.random_cue(float(fitting[0]) / _PROBABILITY_STEPS if len(fitting) else 1.0)
 
-    def _expected_value(self, chance: float, at_cues: FloatArray, whole: FloatArray) -> FloatArray:
-        there = ~np.isnan(self._cue_positions)
-        weights = np.where(there, chance * (1 - chance) ** np.arange(there.shape[1]), 0.0)
-        left = (1 - chance) ** there.sum(axis=1)
-        summed: FloatArray = (weights * np.nan_to_num(at_cues)).sum(axis=1) + left * whole
-        return summed
+    def _expected_value(self, q: float, at_cues: FloatArray, uncut: FloatArray) -> FloatArray:
+        """``at_cues``: the value of a cut at each cue (traces x cues); ``uncut``: without a cut."""
+        has_cue = ~np.isnan(self._cue_positions)
+        weights = np.where(has_cue, q * (1 - q) ** np.arange(has_cue.shape[1]), 0.0)
+        uncut_probability = (1 - q) ** has_cue.sum(axis=1)
+        at_cut = (weights * np.nan_to_num(at_cues)).sum(axis=1)
+        expected: FloatArray = at_cut + uncut_probability * uncut
+        return expected
 
-    def _random_cue_cost(self, chance: float) -> FloatArray:
+    def _random_cue_cost(self, q: float) -> FloatArray:
         return self._expected_value(
-            chance, self._cue_positions + self._tokens_after_cut[:, None], self._full_net_tokens
+            q, self._cue_positions + self._tokens_after_cut[:, None], self._full_net_tokens
         )
 
-    def _cut_cost(self, places: FloatArray) -> FloatArray:
+    def _cut_cost(self, positions: FloatArray) -> FloatArray:
         return np.where(
-            places < self._full_lengths, places + self._tokens_after_cut, self._full_net_tokens
+            positions < self._full_lengths,
+            positions + self._tokens_after_cut,
+            self._full_net_tokens,
         )
 
-    def _cut_at(self, name: str, places: FloatArray) -> PerTraceScores:
-        """Cut each trace at its place, where it is that long."""
-        stopped = places < self._full_lengths
-        right = self._full_correct.copy()
+    def _cut_at(self, name: str, positions: FloatArray) -> PerTraceScores:
+        """Cut each trace at its position, unless it is shorter."""
+        stopped = positions < self._full_lengths
+        correct = self._full_correct.copy()
         for index in np.flatnonzero(stopped):
-            tape = self._traces[index]
-            right[index] = tape.is_correct(tape.trial_answer_at(int(places[index])).answer)
-        position = np.minimum(places, self._full_lengths)
-        return PerTraceScores(name, right, self._cut_cost(places), position, stopped.astype(float))
+            trace = self._traces[index]
+            correct[index] = trace.is_correct(trace.trial_answer_at(int(positions[index])).answer)
+        position = np.minimum(positions, self._full_lengths)
+        return PerTraceScores(
+            name, correct, self._cut_cost(positions), position, stopped.astype(float)
+        )
 
 
 def to_array(values: Iterable[float]) -> FloatArray:
@@ -147,15 +153,15 @@ def to_array(values: Iterable[float]) -> FloatArray:
 
 
 def _pad_rows(rows: Sequence[Sequence[float]]) -> FloatArray:
-    """A matrix, with nan where a row is over."""
-    made = np.full((len(rows), max(map(len, rows), default=0)), np.nan)
+    """A matrix; short rows are padded with nan."""
+    padded = np.full((len(rows), max(map(len, rows), default=0)), np.nan)
     for index, values in enumerate(rows):
-        made[index, : len(values)] = values
-    return made
+        padded[index, : len(values)] = values
+    return padded
 
 
 def _seconds_per_token(trace: ReplayTrace) -> float:
-    """Seconds a token of the trace."""
-    times = [piece.at for piece in trace.chunks]
+    """Of the whole response."""
+    times = [chunk.at for chunk in trace.chunks]
     tokens = trace.ledger.reasoning + trace.ledger.answer
     return max((times[-1] - times[0]) / max(tokens, 1), 1e-9)

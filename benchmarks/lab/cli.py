@@ -1,4 +1,4 @@
-"""``adjourn record``, ``replay`` and ``learn``: what the laboratory adds to the command line."""
+"""The commands ``adjourn record``, ``replay`` and ``learn``."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ __all__ = ["learn", "record", "replay"]
 
 _LearnablePolicy = Literal["learned", "lynx"]
 _MAX_FAILURES_SHOWN = 5
-"""Failed traces that are named; the others likely failed for the same reason."""
+"""Failed traces to print; the others likely failed for the same reason."""
 
 
 def record(
@@ -30,61 +30,71 @@ def record(
         str, typer.Argument(help="A JSONL, CSV or Parquet file, or `hf:OWNER/DATASET`.")
     ],
     upstream: Annotated[str, typer.Option(help="The engine's base URL, without /v1.")],
-    out: Annotated[Path, typer.Option(help="Where traces are added.")] = Path("traces.jsonl"),
+    out: Annotated[Path, typer.Option(help="The file to append traces to.")] = Path("traces.jsonl"),
     policies: Annotated[
         list[str] | None,
         typer.Option(
-            "--for", metavar="POLICY", help="Record what this policy looks at and asks; repeatable."
+            "--for",
+            metavar="POLICY",
+            help="Record the checkpoints and probes of this policy; repeatable.",
         ),
     ] = None,
     at: Annotated[
-        list[str] | None, typer.Option(help="Look here too: `cues`, `interval=32`; repeatable.")
+        list[str] | None,
+        typer.Option(help="Further checkpoints: `cues`, `interval=32`; repeatable."),
     ] = None,
     probe: Annotated[
-        list[str] | None, typer.Option(help="Ask this too: `probe(max_tokens=20)`; repeatable.")
+        list[str] | None, typer.Option(help="A further probe: `probe(max_tokens=20)`; repeatable.")
     ] = None,
-    subset: Annotated[str | None, typer.Option(help="Of a dataset that has several.")] = None,
+    subset: Annotated[str | None, typer.Option(help="Subset of the dataset.")] = None,
     split: Annotated[
-        str | None, typer.Option(help="Of a dataset, else `test`, `validation` or `train`.")
+        str | None,
+        typer.Option(help="Split of the dataset; default `test`, `validation` or `train`."),
     ] = None,
     question: Annotated[
-        str | None, typer.Option(metavar="COLUMN", help="Else a known name: `question`, `problem`.")
+        str | None,
+        typer.Option(metavar="COLUMN", help="Default: a known name, e.g. `question`, `problem`."),
     ] = None,
     answer: Annotated[
-        str | None, typer.Option(metavar="COLUMN", help="Else a known name: `answer`, `solution`.")
+        str | None,
+        typer.Option(metavar="COLUMN", help="Default: a known name, e.g. `answer`, `solution`."),
     ] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="Take so many prompts.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Number of prompts.")] = None,
     shuffle: Annotated[
-        int | None, typer.Option(metavar="SEED", help="Put prompts in a random order first.")
+        int | None, typer.Option(metavar="SEED", help="Shuffle the prompts first.")
     ] = None,
-    samples: Annotated[int, typer.Option(min=1, help="Traces a prompt.")] = 1,
-    model: Annotated[str | None, typer.Option(help="Where the engine serves several.")] = None,
-    dialect: Annotated[str | None, typer.Option(help="Use this dialect.")] = None,
+    samples: Annotated[int, typer.Option(min=1, help="Traces per prompt.")] = 1,
+    model: Annotated[
+        str | None, typer.Option(help="Required if the engine serves several.")
+    ] = None,
+    dialect: Annotated[
+        str | None, typer.Option(help="Use this dialect instead of detecting it.")
+    ] = None,
     temperature: Annotated[float, typer.Option(min=0)] = 0.6,
-    max_tokens: Annotated[int, typer.Option(min=1, help="Limit of a whole response.")] = 16384,
-    seed: Annotated[int, typer.Option(help="Of a prompt's first sample.")] = 0,
-    body: Annotated[str, typer.Option(help="Further fields of the request, as JSON.")] = "{}",
+    max_tokens: Annotated[int, typer.Option(min=1, help="Limit for a whole response.")] = 16384,
+    seed: Annotated[int, typer.Option(help="Seed of the first sample of a prompt.")] = 0,
+    body: Annotated[str, typer.Option(help="Further fields of each request, as JSON.")] = "{}",
     serve: Annotated[
-        float, typer.Option(min=0, max=1, help="Share of places where a cut is tried for real.")
+        float, typer.Option(min=0, max=1, help="Share of checkpoints at which a cut is executed.")
     ] = 0.0,
-    concurrency: Annotated[int, typer.Option(min=1, help="Traces at a time.")] = 8,
+    concurrency: Annotated[int, typer.Option(min=1, help="Concurrent traces.")] = 8,
     api_key: Annotated[str | None, typer.Option(envvar="ADJOURN_UPSTREAM_API_KEY")] = None,
     embeddings_url: Annotated[
         str | None,
         typer.Option(
-            envvar="ADJOURN_EMBEDDINGS_URL", help="Where steps are embedded, without /v1."
+            envvar="ADJOURN_EMBEDDINGS_URL", help="Base URL of the embedder, without /v1."
         ),
     ] = None,
     embeddings_model: Annotated[
-        str | None, typer.Option(envvar="ADJOURN_EMBEDDINGS_MODEL", help="The model there.")
+        str | None, typer.Option(envvar="ADJOURN_EMBEDDINGS_MODEL", help="The embedder's model.")
     ] = None,
     embeddings_api_key: Annotated[
         str | None, typer.Option(envvar="ADJOURN_EMBEDDINGS_API_KEY")
     ] = None,
 ) -> None:
-    """Let a model think to the end, and ask it at every checkpoint on the way.
+    """Record uncut reasoning traces of a model, and the results of probes at every checkpoint.
 
-    Killed or interrupted, it goes on where it was when it is called again.
+    After a kill or an interrupt, run the same command again to continue.
     """
     from adjourn.lab.plan import BadPlan, RecordingPlan, parse_needs, parse_probe
     from adjourn.lab.policy_parser import parse_policy
@@ -105,7 +115,7 @@ def record(
     except (BadPlan, BadPolicy, BadPrompts, msgspec.MsgspecError) as error:
         _fail(str(error))
     if (embeds := any(needs.embeddings for needs in plan.needs)) and embeddings_url is None:
-        _fail("steps are to be embedded: say where by --embeddings-url")
+        _fail("a policy needs embeddings of steps: set --embeddings-url")
     with _require_lab_extra():
         from adjourn.lab.embedding_client import EmbeddingClient
         from adjourn.lab.engine_client import EngineClient
@@ -137,26 +147,31 @@ def record(
     if len(failures) > _MAX_FAILURES_SHOWN:
         typer.echo(f"adjourn: … and {len(failures) - _MAX_FAILURES_SHOWN} more", err=True)
     if failures:
-        _fail(f"{len(failures)} traces are missing: call it again to take them")
+        _fail(f"{len(failures)} traces are missing: run the command again to record them")
 
 
 def replay(
-    traces: Annotated[Path, typer.Argument(help="What `adjourn record` wrote.")],
+    traces: Annotated[Path, typer.Argument(help="A file that `adjourn record` wrote.")],
     policies: Annotated[
         list[str],
-        typer.Option(help="A policy, or many: `deer(threshold=0.9..0.99)`, `{deer,never}`."),
+        typer.Option(
+            help="A policy or a grid: `deer(threshold=0.9..0.99)`, `{deer,never}`; repeatable."
+        ),
     ],
     out: Annotated[
-        Path | None, typer.Option(help="Folder for plot, page and numbers, else beside the traces.")
+        Path | None,
+        typer.Option(help="Folder for plot, page and numbers; default: next to the traces."),
     ] = None,
     tolerance: Annotated[
         float,
-        typer.Option(min=0, help="Points of accuracy that may be lost, for the best setting."),
+        typer.Option(min=0, help="Points of accuracy that the best setting may lose."),
     ] = 1.0,
-    instant: Annotated[bool, typer.Option("--instant", help="Probes come at once.")] = False,
-    workers: Annotated[int | None, typer.Option(min=1, help="Processes.")] = None,
+    instant: Annotated[bool, typer.Option("--instant", help="Probes return at once.")] = False,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Processes; default: one per core.")
+    ] = None,
 ) -> None:
-    """Play policies over recorded traces and compare them; no engine is needed."""
+    """Replay policies over recorded traces and compare them; needs no engine."""
     with _require_lab_extra():
         from adjourn.lab.comparison import compare
         from adjourn.lab.trace_log import BadTraces
@@ -177,18 +192,18 @@ def replay(
 
 def learn(
     traces: Annotated[
-        Path, typer.Argument(help="What `adjourn record` wrote, with --for this policy.")
+        Path, typer.Argument(help="A file that `adjourn record` wrote, with --for this policy.")
     ],
-    policy: Annotated[_LearnablePolicy, typer.Option(help="Which one.")] = "learned",
+    policy: Annotated[_LearnablePolicy, typer.Option(help="The policy to train.")] = "learned",
     out: Annotated[
-        Path | None, typer.Option(help="Where what was learned is written, else POLICY.json.")
+        Path | None, typer.Option(help="The file to write; default: POLICY.json.")
     ] = None,
     tolerance: Annotated[
-        float, typer.Option(min=0, help="Points of accuracy that may be lost, for `learned`.")
+        float, typer.Option(min=0, help="Points of accuracy that `learned` may lose.")
     ] = 1.0,
 ) -> None:
-    """Learn `learned`, or the probe of `lynx`, from recorded traces, and try it on prompts it has
-    not seen."""
+    """Train `learned`, or the readiness probe of `lynx`, on recorded traces, and evaluate it on
+    held-out prompts."""
     out = out or Path(f"{policy}.json")
     with _require_lab_extra():
         from adjourn.lab import train_learned, train_lynx
@@ -213,7 +228,8 @@ async def _record_missing(
     out: Path,
     concurrency: int,
 ) -> list[str]:
-    """Take what ``out`` does not hold yet, with a bar that tells how far it is."""
+    """Record the samples that ``out`` does not contain yet, with a progress bar. Returns a line for
+    each sample that failed."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
     from rich.progress import TimeRemainingColumn as Remaining
 
@@ -227,27 +243,27 @@ async def _record_missing(
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), Remaining())
     appender = TraceAppender(out, recorder.make_header(await engine.version()))
     with contextlib.closing(appender), Progress(*columns) as bar:
-        left = [
+        missing = [
             (p, number) for p, number in work if (p.id, number) not in appender.recorded_samples
         ]
-        task = bar.add_task(str(out), total=len(work), completed=len(work) - len(left))
+        task = bar.add_task(str(out), total=len(work), completed=len(work) - len(missing))
 
         def keep(trace: Trace) -> None:
             appender.add(trace)
             bar.advance(task)
 
-        return await record_samples(recorder, left, concurrency, keep)
+        return await record_samples(recorder, missing, concurrency, keep)
 
 
 @contextlib.contextmanager
 def _require_lab_extra() -> Iterator[None]:
-    """What is imported within may not be installed: say what would bring it."""
+    """Imports in this block need the extra ``lab``: say how to install it if one fails."""
     try:
         yield
     except ModuleNotFoundError as error:
-        if error.name is None or error.name.partition(".")[0] in ("benchmarks", "policies"):
+        if error.name is None or error.name.partition(".")[0] == "adjourn":
             raise
-        _fail(f"{error.name} is not installed: `pip install 'adjourn[lab]'` brings it")
+        _fail(f"{error.name} is not installed: run `pip install 'adjourn[lab]'`")
 
 
 def _fail(message: str) -> NoReturn:

@@ -1,4 +1,4 @@
-"""Compare policies over one recording: the table, the plot, the page and the numbers."""
+"""Compare policies over one recording: print a table, write a plot, a page and the numbers."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from adjourn.policies.sampling import SamplingPolicy
 __all__ = ["compare"]
 
 _MAX_MISSING_SHARE = 0.01
-"""Share of a policy's probes that may be without a record."""
+"""Share of a policy's probes that may have no recorded result."""
 _MAX_INEXACT_SHARE = 0.25
 _MAX_TABLE_ROWS = 40
 _CONSOLE_WIDTH = 200
@@ -46,59 +46,69 @@ def compare(
     workers: int | None = None,
     console: Console | None = None,
 ) -> list[Point]:
-    """Play all that the specifications stand for. ``tolerance`` is a share of the traces.
-    Raises BadTraces and BadPolicy."""
+    """Replay all policies of the ``specifications``, print a table and write the files in ``out``.
+
+    ``tolerance``: the accuracy that the best setting may lose, in [0, 1]. Raises BadTraces and
+    BadPolicy.
+    """
     console = console or _console()
     names = list(dict.fromkeys(name for line in specifications for name in expand(line)))
     for name in names:
         if isinstance(policy := parse_policy(name), SamplingPolicy):
-            raise BadPolicy(f"{name}: runs over several traces, and each is replayed by itself")
+            raise BadPolicy(
+                f"{name}: a policy over several traces, but traces are replayed one by one"
+            )
         require_replayable(policy)
-    tapes = ReplayDataset(traces)
+    dataset = ReplayDataset(traces)
     for name in names:
-        if (why := _missing_data_reason(name, parse_policy(name).needs, tapes)) is not None:
-            raise BadPolicy(f"{name}: {why}")
-    baselines = Baselines(tapes, instant=instant)
-    judge = PointBuilder([tape.prompt_id for tape in tapes.traces], baselines)
-    began = time.perf_counter()
-    played = sweep(names, tapes, instant=instant, workers=workers)
+        if (reason := _missing_data_reason(name, parse_policy(name).needs, dataset)) is not None:
+            raise BadPolicy(f"{name}: {reason}")
+    baselines = Baselines(dataset, instant=instant)
+    builder = PointBuilder([trace.prompt_id for trace in dataset.traces], baselines)
+    started_at = time.perf_counter()
+    outcomes_by_policy = sweep(names, dataset, instant=instant, workers=workers)
     points = [
-        judge.policy_point(name, outcomes)
+        builder.policy_point(name, outcomes)
         for name, outcomes in zip(
-            names, track(played, "replaying", len(names), console=console), strict=True
+            names, track(outcomes_by_policy, "replaying", len(names), console=console), strict=True
         )
     ]
-    rate = len(names) * len(tapes.traces) / (time.perf_counter() - began)
+    rate = len(names) * len(dataset.traces) / (time.perf_counter() - started_at)
     for point in points:
         _require_coverage(point)
-    marked = select_best(points, tolerance)
-    points = _baseline_points(judge, baselines, marked or points[0]) + sorted(
+    best_point = select_best(points, tolerance)
+    points = _baseline_points(builder, baselines, best_point or points[0]) + sorted(
         points, key=_net_tokens
     )
-    said = [*notes(tapes, points, instant=instant), _best_setting_note(marked, tolerance)]
-    console.print(comparison_table(_points_to_show(points, marked), marked))
-    console.print("\n".join(said), markup=False, highlight=False)
-    _write_files(out, tapes, points, baselines, marked, said)
-    console.print(f"{rate:.0f} traces a second; {out}/", markup=False, highlight=False)
+    note_lines = [
+        *notes(dataset, points, instant=instant),
+        _best_setting_note(best_point, tolerance),
+    ]
+    console.print(comparison_table(_points_to_show(points, best_point), best_point))
+    console.print("\n".join(note_lines), markup=False, highlight=False)
+    _write_files(out, dataset, points, baselines, best_point, note_lines)
+    console.print(
+        f"{rate:.0f} traces per second; results are in {out}/", markup=False, highlight=False
+    )
     return points
 
 
-def _missing_data_reason(name: str, needs: Needs, tapes: ReplayDataset) -> str | None:
-    """What a recording lacks of what a policy sees with its tokens or its probes."""
-    if needs.logprobs > tapes.logprob_count:
+def _missing_data_reason(name: str, needs: Needs, dataset: ReplayDataset) -> str | None:
+    """Why the recording cannot replay a policy with these needs; None if it can."""
+    if needs.logprobs > dataset.logprob_count:
         return f"log-probabilities were not recorded: record with --for '{name}'"
-    if needs.embeddings and not tapes.has_embeddings:
+    if needs.embeddings and not dataset.has_embeddings:
         return f"steps were not embedded: record with --for '{name}' --embeddings-url URL"
-    if others := needs.models - {tapes.header.model}:
-        return f"learned from {', '.join(others)}, and this is of {tapes.header.model}"
-    if lacking := sorted(needs.hidden_states - tapes.hidden_state_layers):
-        told = ", ".join(f"{number} (width {width})" for number, width in lacking)
-        return f"hidden states behind layer {told} were not recorded: record with --for lynx"
+    if others := needs.models - {dataset.header.model}:
+        return f"trained on {', '.join(others)}, but the recording is of {dataset.header.model}"
+    if lacking := sorted(needs.hidden_states - dataset.hidden_state_layers):
+        layers = ", ".join(f"{number} (width {width})" for number, width in lacking)
+        return f"hidden states after layer {layers} were not recorded: record with --for lynx"
     return None
 
 
 def _console() -> Console:
-    """Where nobody looks, as wide as the table."""
+    """If the output is not a terminal, as wide as the table."""
     console = Console()
     return console if console.is_terminal else Console(width=_CONSOLE_WIDTH)
 
@@ -107,59 +117,63 @@ def _net_tokens(point: Point) -> float:
     return point.net_tokens
 
 
-def _baseline_points(judge: PointBuilder, baselines: Baselines, marked: Point) -> list[Point]:
-    """The five of them; the budget and the random cue cost what the marked policy costs."""
-    rows = [
+def _baseline_points(builder: PointBuilder, baselines: Baselines, best_point: Point) -> list[Point]:
+    """All five; the budget and the random cue have the mean net tokens of ``best_point``."""
+    scores = [
         baselines.full_thinking(),
         baselines.no_thinking(),
-        *judge.equal_cost_baselines(marked.net_tokens),
+        *builder.equal_cost_baselines(best_point.net_tokens),
         baselines.oracle(),
     ]
-    return [judge.baseline_point(one) for one in rows]
+    return [builder.baseline_point(one) for one in scores]
 
 
 def _require_coverage(point: Point) -> None:
-    """A policy that asks for what was not recorded would be judged by its failures."""
+    """Raises BadPolicy if too many results were not recorded: the replay would measure failures of
+    probes, not the policy."""
     probes = sum(o.probe_count for o in point.outcomes)
     missing = sum(o.missing_probes for o in point.outcomes)
     if missing > _MAX_MISSING_SHARE * probes or point.inexact_share > _MAX_INEXACT_SHARE:
         raise BadPolicy(
             f"{point.name}: of {probes} probes {missing} were not recorded, and "
-            f"{100 * point.inexact_share:.0f} % not where it looks: "
+            f"{100 * point.inexact_share:.0f} % not at its checkpoints: "
             f"record with --for '{point.name}'"
         )
 
 
-def _best_setting_note(marked: Point | None, tolerance: float) -> str:
-    allowed = f"at most {100 * tolerance:g} points lost, at 95 % confidence"
-    if marked is None:
-        return f"No setting is shown to keep what was asked for: {allowed}."
+def _best_setting_note(best_point: Point | None, tolerance: float) -> str:
+    condition = f"at most {100 * tolerance:g} points lost, at 95 % confidence"
+    if best_point is None:
+        return f"No setting is shown to meet the tolerance: {condition}."
     return (
-        f"The best setting: {marked.name} ({allowed}), {100 * (1 - marked.crt.value):.1f} % fewer "
-        "tokens, net. It was chosen on these traces: replay it on others before you believe it."
+        f"The best setting: {best_point.name} ({condition}), "
+        f"{100 * (1 - best_point.crt.value):.1f} % fewer net tokens. "
+        "It was selected on these traces: replay it on others before you rely on it."
     )
 
 
-def _points_to_show(points: Sequence[Point], marked: Point | None) -> list[Point]:
-    """All, or of a large sweep the baselines and the front."""
+def _points_to_show(points: Sequence[Point], best_point: Point | None) -> list[Point]:
+    """All points; of a large sweep only the baselines, the front and the best."""
     if len(points) <= _MAX_TABLE_ROWS:
         return list(points)
-    kept = {id(point) for point in (*pareto_front(points), marked)}
-    return [point for point in points if point.is_baseline or id(point) in kept]
+    shown = {id(point) for point in (*pareto_front(points), best_point)}
+    return [point for point in points if point.is_baseline or id(point) in shown]
 
 
 def _write_files(
     out: Path,
-    tapes: ReplayDataset,
+    dataset: ReplayDataset,
     points: Sequence[Point],
     baselines: Baselines,
-    marked: Point | None,
-    said: Sequence[str],
+    best_point: Point | None,
+    note_lines: Sequence[str],
 ) -> None:
     out.mkdir(parents=True, exist_ok=True)
-    plot(points, baselines, marked, out / "pareto.png")
-    (out / "explore.html").write_text(render_page(tapes, points, baselines, marked, said), "utf-8")
-    numbers = {"notes": list(said), "points": [_point_to_json(point) for point in points]}
+    plot(points, baselines, best_point, out / "pareto.png")
+    (out / "explore.html").write_text(
+        render_page(dataset, points, baselines, best_point, note_lines), "utf-8"
+    )
+    numbers = {"notes": list(note_lines), "points": [_point_to_json(point) for point in points]}
     (out / "points.json").write_text(json.dumps(numbers, indent=1) + "\n", "utf-8")
 
 

@@ -1,6 +1,6 @@
 """Datasets of the Hugging Face hub, by name.
 
-It makes a Parquet copy of every one of them, and that is read, so that no dataset's own code runs.
+We read the Parquet copy that the hub makes of every dataset, so no code of a dataset is executed.
 """
 
 from __future__ import annotations
@@ -18,41 +18,41 @@ _DEFAULT_SPLITS = ("test", "validation", "train")
 
 
 class BadPrompts(ValueError):
-    """Prompts that cannot be read; the message says why, and what would be."""
+    """Prompts that cannot be read; the message says why and what to do."""
 
 
 def dataset_files(name: str, subset: str | None, split: str | None) -> tuple[str, list[Path]]:
-    """A split of ``OWNER/DATASET`` and its files, fetched where they are not cached.
+    """The name of a split of ``OWNER/DATASET``, and its files, downloaded unless they are cached.
 
-    Where no subset or split is named, the only one is taken, or the most usual. Raises BadPrompts.
+    A ``subset`` or ``split`` of None selects the only one, or the most usual. Raises BadPrompts.
     """
     with require_hub_extra():
         from huggingface_hub import HfApi, constants, hf_hub_download
         from huggingface_hub.errors import HfHubHTTPError, HFValidationError
     fetch = partial(hf_hub_download, name, repo_type="dataset", revision=_PARQUET_REVISION)
     try:
-        there = HfApi().dataset_info(name, revision=_PARQUET_REVISION).siblings or []
-        files = [PurePosixPath(file.rfilename) for file in there]
-        chosen, wanted = _select_files(name, files, subset, split)
-        return chosen, [Path(fetch(str(file))) for file in wanted]
+        siblings = HfApi().dataset_info(name, revision=_PARQUET_REVISION).siblings or []
+        files = [PurePosixPath(file.rfilename) for file in siblings]
+        split, selected = _select_files(name, files, subset, split)
+        return split, [Path(fetch(str(file))) for file in selected]
     except HFValidationError:
-        raise BadPrompts(f"{name!r} is no dataset's name: write hf:OWNER/DATASET") from None
+        raise BadPrompts(f"{name!r} is not the name of a dataset: write hf:OWNER/DATASET") from None
     except HfHubHTTPError as error:
-        told = str(error).strip().partition("\n")[0]
-        raise BadPrompts(f"hf:{name}: {told or type(error).__name__}") from None
+        reason = str(error).strip().partition("\n")[0]
+        raise BadPrompts(f"hf:{name}: {reason or type(error).__name__}") from None
     except BadPrompts:
         raise
-    except Exception as error:  # which HTTP client it is, and so its errors, changes
+    except Exception as error:  # the hub library has changed its HTTP client, and so its errors
         raise BadPrompts(
-            f"hf:{name}: the hub at {constants.ENDPOINT} can't be reached ({error}). HF_ENDPOINT "
-            "names a mirror of it; a JSONL, CSV or Parquet file needs no hub"
+            f"hf:{name}: the hub at {constants.ENDPOINT} can't be reached ({error}). Set "
+            "HF_ENDPOINT to a mirror, or give a JSONL, CSV or Parquet file"
         ) from None
 
 
 def _select_files(
     name: str, files: Sequence[PurePosixPath], subset: str | None, split: str | None
 ) -> tuple[str, list[PurePosixPath]]:
-    """Files lie at SUBSET/SPLIT/NUMBER.parquet."""
+    """The split and its files, whose paths are SUBSET/SPLIT/NUMBER.parquet."""
     tables = [file for file in files if file.suffix == ".parquet" and len(file.parts) == 3]
     subset = _select_name(
         f"hf:{name}", "subset", subset, _DEFAULT_SUBSETS, (file.parts[0] for file in tables)
@@ -67,21 +67,21 @@ def _select_files(
 def _select_name(
     where: str, kind: str, given: str | None, usual: Sequence[str], found: Iterator[str]
 ) -> str:
-    there = list(dict.fromkeys(found))
-    if given in there:
+    names = list(dict.fromkeys(found))
+    if given in names:
         return given
-    likely = [name for name in usual if name in there] or (there if len(there) == 1 else [])
+    likely = [name for name in usual if name in names] or (names if len(names) == 1 else [])
     if given is None and likely:
         return likely[0]
-    wrong = f"no {kind} {given!r}" if given else f"name a --{kind}"
-    raise BadPrompts(f"{where}: {wrong}: there are {', '.join(there) or 'none'}")
+    problem = f"no {kind} {given!r}" if given else f"name a --{kind}"
+    raise BadPrompts(f"{where}: {problem}: there are {', '.join(names) or 'none'}")
 
 
 @contextlib.contextmanager
 def require_hub_extra() -> Iterator[None]:
-    """What is imported within may not be installed: say what would bring it."""
+    """Imports in this block need the extra ``hub``: say how to install it if one fails."""
     try:
         yield
     except ModuleNotFoundError as error:
-        brings = "`pip install 'adjourn[hub]'` brings it"
-        raise BadPrompts(f"{error.name} is not installed: {brings}") from None
+        command = "pip install 'adjourn[hub]'"
+        raise BadPrompts(f"{error.name} is not installed: run `{command}`") from None

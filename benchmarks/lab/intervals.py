@@ -1,4 +1,5 @@
-"""Intervals by a paired bootstrap over prompts: all samples of a prompt are drawn together."""
+"""Confidence intervals by a paired bootstrap over prompts: all samples of a prompt are resampled
+together."""
 
 from __future__ import annotations
 
@@ -16,7 +17,7 @@ _QUANTILES = (0.025, 0.975)
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """A value with its 95 % interval."""
+    """A value with its 95 % confidence interval."""
 
     value: float
     low: float
@@ -24,34 +25,35 @@ class Estimate:
 
 
 class ClusterBootstrap:
-    """Which cluster each row belongs to, and how often each is drawn in each resample: the same
-    draws for every estimate, so that differences are paired."""
+    """Estimates over rows that belong to clusters. All estimates use the same resamples, so
+    differences are paired. ``row_clusters``: the cluster of each row."""
 
     def __init__(self, row_clusters: Sequence[Hashable], *, seed: int = 0) -> None:
-        places = {name: place for place, name in enumerate(dict.fromkeys(row_clusters))}
-        self._cluster_of_row = np.array([places[name] for name in row_clusters])
-        count = len(places)
-        draws = np.random.default_rng(seed).multinomial(count, [1 / count] * count, _RESAMPLES)
-        self._resample_counts = np.vstack([np.ones(count), draws])  # first the data as they are
+        indices = {name: index for index, name in enumerate(dict.fromkeys(row_clusters))}
+        self._cluster_of_row = np.array([indices[name] for name in row_clusters])
+        count = len(indices)
+        resamples = np.random.default_rng(seed).multinomial(count, [1 / count] * count, _RESAMPLES)
+        self._resample_counts = np.vstack([np.ones(count), resamples])  # row 0: the data themselves
         self._resample_sizes = self._resample_counts @ np.bincount(self._cluster_of_row)
 
     def _sums(self, rows: ArrayLike) -> NDArray[np.float64]:
         sums = np.bincount(self._cluster_of_row, weights=np.asarray(rows, dtype=float))
-        drawn: NDArray[np.float64] = self._resample_counts @ sums
-        return drawn
+        resampled: NDArray[np.float64] = self._resample_counts @ sums
+        return resampled
 
     def mean(self, rows: ArrayLike) -> Estimate:
         return _estimate(self._sums(rows) / self._resample_sizes)
 
     def difference(self, ours: ArrayLike, theirs: ArrayLike) -> Estimate:
-        """Of the means."""
+        """The difference of the means."""
         return _estimate((self._sums(ours) - self._sums(theirs)) / self._resample_sizes)
 
     def ratio(self, ours: ArrayLike, theirs: ArrayLike) -> Estimate:
-        """Of the sums."""
+        """The ratio of the sums."""
         return _estimate(self._sums(ours) / self._sums(theirs))
 
 
-def _estimate(drawn: NDArray[np.float64]) -> Estimate:
-    low, high = np.quantile(drawn[1:], _QUANTILES)
-    return Estimate(float(drawn[0]), float(low), float(high))
+def _estimate(resampled: NDArray[np.float64]) -> Estimate:
+    """From the value of the data, followed by those of the resamples."""
+    low, high = np.quantile(resampled[1:], _QUANTILES)
+    return Estimate(float(resampled[0]), float(low), float(high))

@@ -1,7 +1,7 @@
-"""The page to explore: one file that needs nothing else, made from ``page.html`` and data.
+"""The page to explore a comparison: one self-contained file, made of ``page.html`` and data.
 
-All that came from a user or a model is data: it goes into the page as JSON in which no ``<`` is
-left, and the page's script writes it as text and never as markup.
+Text from users and models is data: the page contains it as JSON without any ``<``, and its script
+inserts it as text, never as markup.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from adjourn.lab.replay_trace import ReplayDataset, ReplayTrace
 __all__ = ["render_page"]
 
 _MAX_WRONG_TRACES = 200
-"""Traces a point: more than anybody reads."""
+"""Shown for each point."""
 _CHARS_BEFORE_CUT, _CHARS_AFTER_CUT = 900, 500
-"""Characters shown of a trace before and behind the cut."""
+"""Characters of a trace that are shown before and after the cut."""
 
 
 def render_page(
@@ -33,39 +33,40 @@ def render_page(
     best_point: Point | None,
     notes: Sequence[str],
 ) -> str:
-    """The page's source."""
-    kept = {id(point) for point in pareto_front(points)}
+    """The HTML of the page; ``best_point`` is marked."""
+    front = {id(point) for point in pareto_front(points)}
     families = list(dict.fromkeys(policy_family(p.name) for p in points if not p.is_baseline))
     data = {
         "title": dataset.header.model,
         "notes": list(notes),
         "families": {name: COLOURS[i % len(COLOURS)] for i, name in enumerate(families)},
         "points": [
-            _point_to_json(p, dataset.traces) | {"front": id(p) in kept, "best": p is best_point}
+            _point_to_json(p, dataset.traces) | {"front": id(p) in front, "best": p is best_point}
             for p in points
         ],
         "budget": _budget_curve(baselines, points),
     }
     template = files("adjourn.lab").joinpath("page.html").read_text("utf-8")
-    # With every "<" written as an escape, nothing can end the element that holds the data.
-    written = json.dumps(data, ensure_ascii=True).replace("<", "\\u003c")
-    return template.replace("{{data}}", written)
+    # With every "<" escaped, no text can close the element that contains the data.
+    data_json = json.dumps(data, ensure_ascii=True).replace("<", "\\u003c")
+    return template.replace("{{data}}", data_json)
 
 
 def _budget_curve(baselines: Baselines, points: Sequence[Point]) -> list[list[float]]:
-    top = float(max(point.per_trace.position.max() for point in points))
-    rows = [baselines.budget(top * step / 40) for step in range(41)]
-    return [[round(float(r.net_tokens.mean()), 2), float(r.correct.mean())] for r in rows]
+    """[mean net tokens, accuracy] of budgets up to the longest trace."""
+    longest = float(max(point.per_trace.position.max() for point in points))
+    scores = [baselines.budget(longest * step / 40) for step in range(41)]
+    return [[round(float(s.net_tokens.mean()), 2), float(s.correct.mean())] for s in scores]
 
 
-def _point_to_json(point: Point, tapes: Sequence[ReplayTrace]) -> dict[str, Any]:
+def _point_to_json(point: Point, traces: Sequence[ReplayTrace]) -> dict[str, Any]:
     wrong = [
-        _wrong_trace_to_json(tape, outcome)
-        for tape, outcome in zip(tapes, point.outcomes, strict=False)
+        _wrong_trace_to_json(trace, outcome)
+        for trace, outcome in zip(traces, point.outcomes, strict=False)
         if not outcome.correct
     ]
-    # What the cut spoilt before what was wrong anyway.
-    wrong.sort(key=lambda one: not one["spoilt"])
+    # First the traces that full thinking answers correctly.
+    wrong.sort(key=lambda one: not one["broken_by_cut"])
     return {
         "name": point.name,
         "family": None if point.is_baseline else policy_family(point.name),
@@ -76,11 +77,11 @@ def _point_to_json(point: Point, tapes: Sequence[ReplayTrace]) -> dict[str, Any]
         "net": point.net_tokens,
         "probes": point.probes_per_trace,
         "stopped": point.stopped_share,
-        "place": point.stop_fraction,
+        "stopped_at": point.stop_fraction,
         "budget": _estimate_to_json(point.gain_over_budget),
         "random": _estimate_to_json(point.gain_over_random_cue),
         "wrong": wrong[:_MAX_WRONG_TRACES],
-        "more": max(len(wrong) - _MAX_WRONG_TRACES, 0),
+        "omitted": max(len(wrong) - _MAX_WRONG_TRACES, 0),
     }
 
 
@@ -88,18 +89,18 @@ def _estimate_to_json(estimate: Estimate | None) -> list[float] | None:
     return None if estimate is None else [estimate.value, estimate.low, estimate.high]
 
 
-def _wrong_trace_to_json(tape: ReplayTrace, outcome: Outcome) -> dict[str, Any]:
-    before, behind = _split_text_at(tape, outcome.kept_tokens)
+def _wrong_trace_to_json(trace: ReplayTrace, outcome: Outcome) -> dict[str, Any]:
+    before, after = _split_text_at(trace, outcome.kept_tokens)
     return {
-        "trace": f"{tape.prompt_id} / {tape.sample}",
-        "prompt": "\n".join(_message_text(message) for message in tape.messages),
-        "gold": tape.gold,
+        "trace": f"{trace.prompt_id} / {trace.sample}",
+        "prompt": "\n".join(_message_text(message) for message in trace.messages),
+        "gold": trace.gold,
         "answer": outcome.answer,
-        "whole": tape.answer,
-        "spoilt": tape.is_correct(tape.answer),
-        "why": _explain_wrong(tape, outcome),
+        "full_answer": trace.answer,
+        "broken_by_cut": trace.is_correct(trace.answer),
+        "why": _explain_wrong(trace, outcome),
         "before": before[-_CHARS_BEFORE_CUT:],
-        "behind": behind[:_CHARS_AFTER_CUT],
+        "after": after[:_CHARS_AFTER_CUT],
     }
 
 
@@ -108,28 +109,28 @@ def _message_text(message: dict[str, Any]) -> str:
     return content if isinstance(content, str) else json.dumps(content)
 
 
-def _split_text_at(tape: ReplayTrace, position: int) -> tuple[str, str]:
-    """The trace's text up to ``position`` tokens, and what followed."""
-    before, behind = list[str](), list[str]()
-    seen = -tape.opening_tokens
-    for text, ids, *_ in tape.feed_arguments:
+def _split_text_at(trace: ReplayTrace, position: int) -> tuple[str, str]:
+    """The trace's text before and after ``position`` tokens."""
+    before, after = list[str](), list[str]()
+    seen = -trace.opening_tokens
+    for text, ids, *_ in trace.feed_arguments:
         seen += len(ids)
-        (before if seen <= position else behind).append(text)
-    return "".join(before), "".join(behind)
+        (before if seen <= position else after).append(text)
+    return "".join(before), "".join(after)
 
 
-def _explain_wrong(tape: ReplayTrace, outcome: Outcome) -> str:
-    """In words, what went wrong here."""
+def _explain_wrong(trace: ReplayTrace, outcome: Outcome) -> str:
+    """A sentence on why the answer is wrong."""
     if not outcome.stopped:
-        return "It was not cut: the model itself came to this answer."
+        return "Not cut: the model reached this answer by itself."
     cut = f"Cut after {outcome.kept_tokens} of {outcome.full_tokens} tokens ({outcome.reason}"
     if outcome.confidence is not None:
         cut += f", confidence {outcome.confidence:.4f}"
     cut += "). "
-    if not tape.is_correct(tape.answer):
-        return cut + "With full thinking it is wrong as well."
-    settled = tape.settled_position()
+    if not trace.is_correct(trace.answer):
+        return cut + "Full thinking is wrong as well."
+    settled = trace.settled_position()
     if settled is None:
-        return cut + "With full thinking it is right, though its last trial answer was not."
-    left = max(settled - outcome.kept_tokens, 0)
-    return cut + f"Too early: {left} tokens later the trial answer was right, and stayed so."
+        return cut + "Full thinking is correct, but its last trial answer was not."
+    missing = max(settled - outcome.kept_tokens, 0)
+    return cut + f"Too early: {missing} tokens later the trial answer was correct and stayed so."

@@ -1,7 +1,7 @@
-"""What to record: where to look, and what to ask there.
+"""What to record: the checkpoints, and the probes to send there.
 
-What a policy looks at is in its ``needs``; what it asks, it shows when it is rehearsed. Both can
-be written by hand as well, in the words of the core's own dataclasses.
+A policy declares its checkpoints in ``needs``; its probes are found by simulating it. Both can also
+be written by hand, with the names of the dataclasses of ``adjourn.policies``.
 """
 
 from __future__ import annotations
@@ -36,7 +36,9 @@ __all__ = [
     "require_replayable",
 ]
 
-NOT_REPLAYABLE = "it makes the model think on, or otherwise: no recording tells what it would think"
+NOT_REPLAYABLE = (
+    "it changes the reasoning itself, and no recording shows what the model would generate then"
+)
 _CHECKPOINT_FIELDS = ("start", "cues", "sentences", "paragraphs", "steps", "interval")
 _REPEATED_STEP = "So it is what it was before."
 _MAX_CHECKPOINTS = 64
@@ -45,14 +47,14 @@ _POSITION_STEP = 1_000_000
 
 
 class BadPlan(ValueError):
-    """A place or probe that cannot be read; the message says what would be."""
+    """A checkpoint or probe that cannot be parsed; the message shows a valid one."""
 
 
 @dataclass(frozen=True, slots=True)
 class RecordingPlan:
-    """Where to look, what to ask there, and the fields of the requests.
+    """The checkpoints, the probes to send there, and the fields of the requests.
 
-    ``serve``: the share of places at which a cut is carried out for real, beside the trace.
+    ``cut_share``: the share of checkpoints at which a cut is also executed, in a second request.
     """
 
     needs: tuple[Needs, ...]
@@ -69,24 +71,24 @@ class RecordingPlan:
         body: dict[str, Any],
         cut_share: float = 0.0,
     ) -> RecordingPlan:
-        """All that these policies need, and these places and probes as well; where nothing is
-        asked for, every cue. A trial answer is always asked for: it is what a cut there would have
-        answered. Raises BadPolicy."""
+        """The union of what these policies need and of these checkpoints and probes. Without any,
+        every cue is a checkpoint. The plan always has a trial answer, since a replay takes it for
+        the answer after a cut. Raises BadPolicy."""
         policies = list(policies)
         for policy in policies:
             require_replayable(policy)
-        places = [policy.needs for policy in policies] + list(needs)
-        asked = [probe for policy in policies for probe in probes_of(policy)] + list(probes)
+        all_needs = [policy.needs for policy in policies] + list(needs)
+        all_probes = [probe for policy in policies for probe in probes_of(policy)] + list(probes)
         return cls(
-            tuple(dict.fromkeys(map(_checkpoint_needs, places or [Needs(cues=True)]))),
-            tuple(drop_covered_probes([*asked, Probe()])),
+            tuple(dict.fromkeys(map(_checkpoint_needs, all_needs or [Needs(cues=True)]))),
+            tuple(drop_covered_probes([*all_probes, Probe()])),
             body,
             cut_share,
         )
 
 
 def _checkpoint_needs(needs: Needs) -> Needs:
-    """Less what makes no difference to where is looked, and what is told there."""
+    """Without the fields that change neither the checkpoints nor the events at them."""
     return replace(
         needs,
         reasoning_chunks=False,
@@ -99,20 +101,20 @@ def _checkpoint_needs(needs: Needs) -> Needs:
 
 
 def parse_needs(text: str) -> Needs:
-    """A place to look, e.g. ``cues`` or ``interval=32``: a field of ``Needs``."""
+    """Checkpoints, written as a field of ``Needs``: ``cues`` or ``interval=32``. Raises BadPlan."""
     name, _, value = text.partition("=")
     hints = get_type_hints(Needs)
     if name not in _CHECKPOINT_FIELDS:
-        raise BadPlan(f"no place {name!r}: choose one of {', '.join(_CHECKPOINT_FIELDS)}")
+        raise BadPlan(f"no checkpoints {name!r}: choose one of {', '.join(_CHECKPOINT_FIELDS)}")
     with contextlib.suppress(SyntaxError, ValueError):
-        read: Any = ast.literal_eval(value) if value else True
-        if type(read) is hints[name]:
-            return Needs(**{name: read})
-    raise BadPlan(f"{text!r} is not a place: write e.g. 'cues' or 'interval=32'")
+        parsed: Any = ast.literal_eval(value) if value else True
+        if type(parsed) is hints[name]:
+            return Needs(**{name: parsed})
+    raise BadPlan(f"{text!r} is not a kind of checkpoint: write e.g. 'cues' or 'interval=32'")
 
 
 def parse_probe(text: str) -> Probe:
-    """A probe, written as a call: ``probe(inducer='answer', max_tokens=20)``."""
+    """A probe, written as a call: ``probe(inducer='answer', max_tokens=20)``. Raises BadPlan."""
     try:
         match ast.parse(text, mode="eval").body:
             case ast.Call(func=ast.Name(id="probe"), args=[], keywords=words):
@@ -123,14 +125,14 @@ def parse_probe(text: str) -> Probe:
 
 
 def probes_of(policy: Policy) -> list[Probe]:
-    """What ``policy`` asks at a checkpoint: it is shown one of each kind, far into a trace, and
-    each of its probes is answered with certainty, until it asks no more."""
-    asked: list[Probe] = []
+    """The probes that ``policy`` sends. We simulate it with checkpoints of each kind, far into a
+    trace, and answer its probes with full confidence until it sends no more."""
+    probes: list[Probe] = []
     for kind in get_args(CheckpointKind):
-        # What a policy makes of an answer that no engine gave is no matter.
+        # A policy may fail on simulated results; the probes that it sent before count.
         with contextlib.suppress(Exception):
-            asked += islice(_simulate_probes(policy.start(), kind), _MAX_PROBES)
-    return list(dict.fromkeys(asked))
+            probes += islice(_simulate_probes(policy.start(), kind), _MAX_PROBES)
+    return list(dict.fromkeys(probes))
 
 
 def _simulate_probes(stopper: Stopper, kind: CheckpointKind) -> Iterator[Probe]:
@@ -160,25 +162,25 @@ def _certain_result(probe: Probe, position: int) -> ProbeResult:
 
 
 def require_replayable(policy: Policy) -> None:
-    """Raises BadPolicy where no recording can tell what the model would do under this policy."""
+    """Raises BadPolicy if no recording can show what the model would do under this policy."""
     if policy.needs.trace_endings or policy.needs.end_bias:
         raise BadPolicy(f"{policy.name}: {NOT_REPLAYABLE}")
 
 
 def probe_kind(probe: Probe) -> Probe:
-    """A probe less its length: of those of one kind, a longer one answers a shorter as well, since
-    both are greedy. Where a single token is told by its id, or with what the model held before it,
-    it is of a kind of its own."""
-    alone = (
+    """The probe without its length: since probes are greedy, a longer result also answers a shorter
+    probe of the same kind. Probes that return a token by its id, a score or hidden states are each
+    a kind of their own."""
+    is_own_kind = (
         probe.score_end or probe.hidden_states or (probe.top_logprobs > 1 and probe.max_tokens == 1)
     )
-    return probe if alone else replace(probe, max_tokens=0)
+    return probe if is_own_kind else replace(probe, max_tokens=0)
 
 
 def drop_covered_probes(probes: Iterable[Probe]) -> list[Probe]:
-    """These probes, less those that a longer one answers as well."""
+    """The probes without those that a longer one of the same kind also answers."""
     longest: dict[Probe, Probe] = {}
     for probe in probes:
-        one = probe_kind(probe)
-        longest[one] = max(probe, longest.get(one, probe), key=lambda p: p.max_tokens)
+        kind = probe_kind(probe)
+        longest[kind] = max(probe, longest.get(kind, probe), key=lambda p: p.max_tokens)
     return list(longest.values())

@@ -1,4 +1,4 @@
-"""Policies as the laboratory reads them: what `adjourn learn` wrote is named by its path."""
+"""Parse policies; a readiness probe that `adjourn learn` wrote is named by its path."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def _read_probe(path: str) -> ReadinessClassifier:
 
 
 class _ProbeFiles(Mapping[str, ReadinessClassifier]):
-    """Any file; none at all is for recording what is yet to be learned from."""
+    """Readiness probes by path. The empty path is an untrained one, to record training data."""
 
     def __getitem__(self, path: str) -> ReadinessClassifier:
         return _read_probe(path) if path else UNTRAINED

@@ -1,6 +1,6 @@
 """The prompts to record, from a file or a dataset of the Hugging Face hub.
 
-A row becomes a conversation by its columns' names, which are known or given.
+Column names, known or given, decide how a row becomes a conversation.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ __all__ = [
 HUB_PREFIX = "hf:"
 QUESTION_COLUMNS = ("prompt", "question", "problem", "instruction", "query", "input")
 ANSWER_COLUMNS = ("answer", "final_answer", "solution", "target", "label", "output")
-"""Columns by which a question and its right answer are known, the first there is."""
+"""Columns of a question and of its gold answer; the first that a row has is used."""
 _CHOICE_COLUMNS = ("choices", "options")
 _LETTERS = "ABCDEFGHIJ"
 _FINAL_ANSWER_LINE = re.compile(r"\n\s*####\s*(.+?)\s*$")
@@ -41,7 +41,7 @@ _FINAL_ANSWER_LINE = re.compile(r"\n\s*####\s*(.+?)\s*$")
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """One conversation to record. ``gold``: its right answer, where that is known."""
+    """One conversation to record. ``gold``: its correct answer, if known."""
 
     id: str
     messages: list[dict[str, Any]]
@@ -50,12 +50,12 @@ class Prompt:
 
 @dataclass(frozen=True, slots=True)
 class PromptSource:
-    """Where rows are, and which of them.
+    """Where the rows are, and which of them to take.
 
-    ``name``: a file (JSONL, CSV, Parquet) or ``hf:OWNER/DATASET``. Of a dataset, ``subset`` and
-    ``split``: else the only one, or the most usual. ``question`` and ``answer`` name columns, else
-    known ones are looked for. ``limit``: the first so many, once ``shuffle``, a seed, has put all
-    in another order.
+    ``name``: a file (JSONL, CSV, Parquet) or ``hf:OWNER/DATASET``. ``subset`` and ``split`` of a
+    dataset: by default the only one or the most usual. ``question`` and ``answer``: names of
+    columns; by default the first known one. ``limit``: take the first so many prompts, after
+    ``shuffle_seed``, if given, has put all in a random order.
     """
 
     name: str
@@ -75,15 +75,15 @@ class _Row(msgspec.Struct):
 
 
 def read_prompts(source: PromptSource) -> list[Prompt]:
-    """The prompts, in their order. Raises BadPrompts, which names the row."""
+    """The prompts, in their order. Raises BadPrompts with the row in its message."""
     found: dict[str, Prompt] = {}
-    for place, row in _read_rows(source):
+    for row_name, row in _read_rows(source):
         try:
             prompt = _to_prompt(msgspec.convert(_standardize_columns(row, source), _Row))
         except (msgspec.ValidationError, BadPrompts) as error:
-            raise BadPrompts(f"{source.name}, {place}: {error}") from None
+            raise BadPrompts(f"{source.name}, {row_name}: {error}") from None
         if prompt.id in found:
-            raise BadPrompts(f"{source.name}, {place}: a second prompt {prompt.id!r}")
+            raise BadPrompts(f"{source.name}, {row_name}: a second prompt {prompt.id!r}")
         found[prompt.id] = prompt
     prompts = list(found.values())
     if source.shuffle_seed is not None:
@@ -92,12 +92,14 @@ def read_prompts(source: PromptSource) -> list[Prompt]:
 
 
 def _standardize_columns(row: dict[str, Any], source: PromptSource) -> dict[str, Any]:
-    """A row by the names that are ours."""
+    """The row with our names of columns. Raises BadPrompts."""
     question = _find_column(row, source.question, QUESTION_COLUMNS)
     answer = _find_column(row, source.answer, ANSWER_COLUMNS)
     known = {key: row[key] for key in ("id", "messages") if row.get(key) is not None}
     if question is None and "messages" not in known:
-        raise BadPrompts(f"no question in {', '.join(row) or 'it'}: name its column by --question")
+        raise BadPrompts(
+            f"no question in {', '.join(row) or 'the row'}: name its column with --question"
+        )
     prompt = None if question is None else row[question]
     gold = None if answer is None else row[answer]
     options: list[Any] = next(
@@ -117,9 +119,10 @@ def _find_column(row: dict[str, Any], given: str | None, known: Sequence[str]) -
 
 
 def _extract_answer(gold: Any) -> Any:
-    """A worked solution's last line, where that is set off, or the content of its last box."""
-    if isinstance(gold, str) and (marked := _FINAL_ANSWER_LINE.search(gold)):
-        return marked[1]
+    """Of a worked solution the final line after ``####``, or the content of its last box; any other
+    value as it is."""
+    if isinstance(gold, str) and (match := _FINAL_ANSWER_LINE.search(gold)):
+        return match[1]
     return extract_final_answer(gold) if isinstance(gold, str) and "\\boxed{" in gold else gold
 
 
@@ -133,17 +136,17 @@ def _to_prompt(row: _Row) -> Prompt:
 
 
 def _read_rows(source: PromptSource) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Each with the words for where it stands."""
+    """Each row with its place, for error messages."""
     if source.name.startswith(HUB_PREFIX):
         split, paths = hub.dataset_files(
             source.name.removeprefix(HUB_PREFIX), source.subset, source.split
         )
-        # A dataset may ask a thing twice, so a row is known by its place.
+        # A dataset may have one question twice, so the row number is the id.
         for number, row in enumerate(chain.from_iterable(map(_read_parquet, paths))):
             yield f"row {number}", {"id": f"{split}-{number}", **row}
         return
     if source.subset or source.split:
-        raise BadPrompts(f"{source.name} is a file: only a dataset has subsets and splits")
+        raise BadPrompts(f"{source.name} is a file: --subset and --split are for datasets")
     path = Path(source.name)
     try:
         if path.suffix == ".csv":

@@ -1,8 +1,8 @@
-"""Play policies over recorded traces: the gateway's own session, and no engine.
+"""Replay policies over recorded traces: with the session of the gateway, and without an engine.
 
-A probe's result comes when it came: as many seconds behind its checkpoint as it took when it was
-recorded, so that what the stream brought meanwhile is wasted at a cut, as in the gateway.
-``instant`` brings it at once, which is what a perfect engine would do.
+The result of a probe arrives as many seconds after its checkpoint as it took when it was recorded.
+Tokens that the stream delivered meanwhile are wasted by a cut, as in the gateway. With ``instant``
+results arrive at once, as from an infinitely fast engine.
 """
 
 from __future__ import annotations
@@ -31,15 +31,16 @@ from adjourn.policies.text.dialect import TokenizedDialect
 __all__ = ["Outcome", "replay_all", "replay_trace", "sweep"]
 
 _MIN_PARALLEL_REPLAYS = 20_000
-"""Traces times policies under which processes cost more than they bring."""
+"""Traces times policies. Below, starting processes takes longer than it saves."""
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What became of one trace under a policy. Counts in tokens, as in the session's ledger.
+    """The result of one trace under a policy. Token counts are those of the session's ledger.
 
-    ``of``: tokens of the whole trace; ``position``: where it ended. ``near`` and ``missing``:
-    probes answered from a place close by, and not at all.
+    ``kept_tokens``: reasoning tokens before the cut, or all. ``full_tokens``: reasoning tokens of
+    the uncut trace. ``inexact_probes``: probes whose result was recorded a few tokens earlier;
+    ``missing_probes``: those without a recorded result.
     """
 
     stopped: bool
@@ -59,7 +60,7 @@ class Outcome:
 
 @dataclass(slots=True)
 class _Pending:
-    """Something that is under way until ``at``."""
+    """A command that is in progress until ``due_at``, with its recorded result if it has one."""
 
     due_at: float
     command: SendProbe | RequestEmbedding | Cut
@@ -67,7 +68,10 @@ class _Pending:
 
 
 class _Replayer:
-    """Drives one session over one tape, as the relay drives it over a stream."""
+    """Drives one session over one recorded trace, as the relay drives it over a stream.
+
+    State: the pending command, at most one; the counts of inexact and missing probes.
+    """
 
     def __init__(
         self, session: Session, trace: ReplayTrace, resume_seconds: float, *, instant: bool
@@ -79,47 +83,48 @@ class _Replayer:
         self._instant = instant
         needs = session.policy.needs
         self._spans = trace.boundary_spans if needs.boundary_kinds else trace.spans
-        # Whether it looks at nothing but the trace's places, whatever is asked there.
+        # Allowed if the policy observes nothing but checkpoints in the text and their results.
         self._can_merge_chunks = not (
             needs.start or needs.reasoning_chunks or needs.trace_endings or needs.logprobs
         )
         self._pending: _Pending | None = None
 
     def run(self) -> None:
-        session, tape = self.session, self._trace
-        session.on_prompt(tape.prompt_token_ids)
-        for run in self._spans:
-            self._feed_span(run)
+        session, trace = self.session, self._trace
+        session.on_prompt(trace.prompt_token_ids)
+        for span in self._spans:
+            self._feed_span(span)
             if session.stopped:
                 break
-        # A log that breaks off (a gateway's own, at its cut) says no more of the stream's end.
+        # A log without a finish reason was recorded by a gateway that cut the stream, so what was
+        # pending then was completed.
         while self._pending is not None and (
-            session.is_switching_stream or tape.finish_reason is None
+            session.is_switching_stream or trace.finish_reason is None
         ):
             self._complete_command(self._pending)
         session.on_stream_end()
 
-    def _feed_span(self, run: ChunkSpan) -> None:
-        """Nearly every piece concerns nobody, so where nothing is due many go in as one."""
+    def _feed_span(self, span: ChunkSpan) -> None:
+        """Nearly all chunks have no checkpoint, so many are fed as one while nothing is pending."""
         session, index = self.session, 0
-        while index < len(run.feed_arguments) and not session.stopped:
+        while index < len(span.feed_arguments) and not session.stopped:
             end = index + 1
-            if self._can_merge_chunks and run.is_mergeable and self._pending is None:
-                end = max(run.end_before(index, session.next_interval_position or math.inf), end)
-            text, ids, at, answering, ending, logprobs = run.merge(index, end)
+            if self._can_merge_chunks and span.is_mergeable and self._pending is None:
+                end = max(span.end_before(index, session.next_interval_position or math.inf), end)
+            text, ids, at, answering, finish_reason, logprobs = span.merge(index, end)
             index = end
             while self._pending is not None and self._pending.due_at <= at:
                 self._complete_command(self._pending)
             if session.stopped:
                 return
             command = session.feed(
-                text, ids, at, answering=answering, finish_reason=ending, logprobs=logprobs
+                text, ids, at, answering=answering, finish_reason=finish_reason, logprobs=logprobs
             )
             if command is not None:
                 self._start_command(command, at)
 
     def _start_command(self, command: Order, at: float) -> None:
-        """Put a command under way. With nothing to wait for, it is done before the next piece."""
+        """Start a command. With ``instant`` it is completed before the next chunk."""
         if isinstance(command, Cut):
             if self._pending is not None and self._pending.result is not None:
                 self._charge_probe(self._pending.result)
@@ -132,51 +137,52 @@ class _Replayer:
                 found = self._trace.results.find_probe(command.probe, kept, position)
             else:
                 found = self._trace.results.find_embedding(command.embed, kept, position)
-            after = 0.0 if self._instant or found is None else found.delay_seconds
-            self._pending = _Pending(at + after, command, found)
+            delay = 0.0 if self._instant or found is None else found.delay_seconds
+            self._pending = _Pending(at + delay, command, found)
         if self._instant:
             self._complete_command(self._pending)
 
     def _charge_probe(self, found: ReplayedResult) -> None:
-        """A probe that a cut did not wait for was sent all the same."""
+        """Count the tokens of a probe that was still in progress at a cut."""
         if isinstance(found.result, ProbeResult):
             self.session.on_probe_result(found.result, decoded=found.decoded_tokens)
 
-    def _complete_command(self, due: _Pending) -> None:
+    def _complete_command(self, pending: _Pending) -> None:
         self._pending = None
-        if isinstance(due.command, Cut):
+        if isinstance(pending.command, Cut):
             self.session.on_resumed()
             self.session.on_answer_tokens(self._trace.answer_tokens)
-        elif (command := self._deliver_result(due.command, due)) is not None:
-            self._start_command(command, due.due_at)
+        elif (command := self._deliver_result(pending.command, pending)) is not None:
+            self._start_command(command, pending.due_at)
 
-    def _deliver_result(self, asked: SendProbe | RequestEmbedding, due: _Pending) -> Order | None:
-        if due.result is None:
+    def _deliver_result(
+        self, order: SendProbe | RequestEmbedding, pending: _Pending
+    ) -> Order | None:
+        if pending.result is None:
             self.missing_probes += 1
         else:
-            self.inexact_probes += not due.result.is_exact
-        if isinstance(asked, RequestEmbedding):
-            return self._deliver_embedding(asked, due)
-        return self._deliver_probe(asked, due)
+            self.inexact_probes += not pending.result.is_exact
+        if isinstance(order, RequestEmbedding):
+            return self._deliver_embedding(order, pending)
+        return self._deliver_probe(order, pending)
 
-    def _deliver_probe(self, ask: SendProbe, due: _Pending) -> Order | None:
-        match due.result:
+    def _deliver_probe(self, order: SendProbe, pending: _Pending) -> Order | None:
+        match pending.result:
             case ReplayedResult(result=ProbeResult() as result, decoded_tokens=decoded):
                 seconds = 0.0 if self._instant else result.seconds
-                told = replace(result, seconds=seconds, at=due.due_at)
-                return self.session.on_probe_result(told, decoded=decoded)
+                result = replace(result, seconds=seconds, at=pending.due_at)
+                return self.session.on_probe_result(result, decoded=decoded)
             case ReplayedResult(result=ProbeFailed(reason=reason)):
-                return self.session.on_probe_failed(reason, ask, due.due_at)
-        return self.session.on_probe_failed("not-recorded", ask, due.due_at)
+                return self.session.on_probe_failed(reason, order, pending.due_at)
+        return self.session.on_probe_failed("not-recorded", order, pending.due_at)
 
-    def _deliver_embedding(self, represent: RequestEmbedding, due: _Pending) -> Order | None:
-        if due.result is not None and isinstance(
-            told := due.result.result, EmbeddingResult | EmbeddingFailed
+    def _deliver_embedding(self, order: RequestEmbedding, pending: _Pending) -> Order | None:
+        if pending.result is not None and isinstance(
+            result := pending.result.result, EmbeddingResult | EmbeddingFailed
         ):
-            return self.session.on_embedding(replace(told, at=due.due_at))
-        embed, position = represent.embed, represent.position
+            return self.session.on_embedding(replace(result, at=pending.due_at))
         return self.session.on_embedding(
-            EmbeddingFailed(embed, position, "not-recorded", due.due_at)
+            EmbeddingFailed(order.embed, order.position, "not-recorded", pending.due_at)
         )
 
 
@@ -189,11 +195,11 @@ def replay_trace(
     resume_seconds: float = 0.0,
     instant: bool = False,
 ) -> Outcome:
-    """One trace under one policy. ``appraiser`` holds what the policy's earlier traces taught;
-    ``resume``: seconds from a cut to its answer's first token."""
+    """One trace under one policy. ``cost_model`` carries what it learned from the policy's earlier
+    traces. ``resume_seconds``: from a cut to the first token of its answer."""
     session = Session(policy, dialect, cost_model)
-    player = _Replayer(session, trace, resume_seconds, instant=instant)
-    player.run()
+    replayer = _Replayer(session, trace, resume_seconds, instant=instant)
+    replayer.run()
     ledger, trigger = session.ledger, session.trigger
     answer = trace.answer
     if session.stopped and trigger:
@@ -210,17 +216,19 @@ def replay_trace(
         probe_tokens=ledger.probe,
         wasted_tokens=ledger.wasted,
         probe_count=session.probe_count,
-        inexact_probes=player.inexact_probes,
-        missing_probes=player.missing_probes,
+        inexact_probes=replayer.inexact_probes,
+        missing_probes=replayer.missing_probes,
     )
 
 
 def replay_all(policy: Policy, dataset: ReplayDataset, *, instant: bool = False) -> list[Outcome]:
-    """Every trace in the order of the file, as one gateway would have served them."""
-    marks, appraiser, resume = dataset.dialect, ProbeCostModel(), dataset.resume_seconds
+    """Every trace in the order of the file, as one gateway would serve them."""
+    dialect, cost_model, resume_seconds = dataset.dialect, ProbeCostModel(), dataset.resume_seconds
     return [
-        replay_trace(policy, tape, marks, appraiser, resume_seconds=resume, instant=instant)
-        for tape in dataset.traces
+        replay_trace(
+            policy, trace, dialect, cost_model, resume_seconds=resume_seconds, instant=instant
+        )
+        for trace in dataset.traces
     ]
 
 
@@ -231,7 +239,7 @@ def sweep(
     instant: bool = False,
     workers: int | None = None,
 ) -> Iterator[list[Outcome]]:
-    """The outcomes of each policy, in order, by as many processes as there are cores."""
+    """The outcomes of each policy, in order. ``workers``: processes; by default one per core."""
     workers = min(workers or os.cpu_count() or 1, len(policies))
     if workers == 1 or len(policies) * len(dataset.traces) < _MIN_PARALLEL_REPLAYS:
         yield from (
@@ -245,7 +253,8 @@ def sweep(
 
 
 _worker_state: tuple[ReplayDataset, bool]
-"""What this process plays: read once by each, so that nothing big is sent between them."""
+"""The dataset of this worker process and ``instant``. Each worker reads the file by itself, since a
+dataset is too large to send."""
 
 
 def _init_worker(path: Path, instant: bool) -> None:
@@ -254,5 +263,5 @@ def _init_worker(path: Path, instant: bool) -> None:
 
 
 def _replay_in_worker(policy: str) -> list[Outcome]:
-    tapes, instant = _worker_state
-    return replay_all(parse_policy(policy), tapes, instant=instant)
+    dataset, instant = _worker_state
+    return replay_all(parse_policy(policy), dataset, instant=instant)

@@ -1,4 +1,4 @@
-"""The table, and what it rests on."""
+"""The comparison table, and the notes on how its numbers were computed."""
 
 from __future__ import annotations
 
@@ -20,26 +20,27 @@ __all__ = ["agreement", "comparison_table", "notes"]
 
 _HIGH_CONFIDENCE = 0.95
 _COLUMNS = (
-    "policy", "right, %", "± full, points", "CR", "CRT", "net", "probes", "stopped", "place",
-    "± budget", "± random cue",
+    "policy", "correct, %", "± full, points", "CR", "CRT", "net", "probes", "stopped",
+    "stopped at", "± budget", "± random cue",
 )  # fmt: skip
 
 
 def comparison_table(points: Sequence[Point], best_point: Point | None) -> RenderableType:
-    """A row a point; ``marked`` is the best setting."""
-    made = Table(box=SIMPLE_HEAD, pad_edge=False)
-    made.add_column(_COLUMNS[0], overflow="fold", min_width=32)
+    """One row for each point; ``best_point`` is marked."""
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    table.add_column(_COLUMNS[0], overflow="fold", min_width=32)
     for name in _COLUMNS[1:]:
-        made.add_column(name, justify="right", overflow="fold")
+        table.add_column(name, justify="right", overflow="fold")
     for point in points:
         style = "bold green" if point is best_point else "dim" if point.is_baseline else ""
-        made.add_row(*_row_cells(point), style=style)
+        table.add_row(*_row_cells(point), style=style)
     caption = (
-        "In brackets: 95 % intervals by a paired bootstrap over prompts. CR, CRT: net tokens over "
-        "full thinking's, without and with probes. place: median share of the trace that was kept. "
-        "± budget, ± random cue: points gained over rivals of the same mean net tokens."
+        "In brackets: 95 % intervals by a paired bootstrap over prompts. CR, CRT: net tokens "
+        "divided by those of full thinking, without and with probes. stopped at: median share of "
+        "the trace before the cut. ± budget, ± random cue: points gained over baselines with the "
+        "same mean net tokens."
     )
-    return Group(made, Text(caption, style="dim"))
+    return Group(table, Text(caption, style="dim"))
 
 
 def _row_cells(point: Point) -> tuple[str, ...]:
@@ -69,55 +70,52 @@ def _format_gain(gain: Estimate | None) -> str:
 
 
 def notes(dataset: ReplayDataset, points: Sequence[Point], *, instant: bool) -> list[str]:
-    """What a reader must know of these numbers."""
-    prompts = len({tape.prompt_id for tape in dataset.traces})
-    gold = sum(tape.gold is not None for tape in dataset.traces)
-    said = [
+    """How the numbers were computed, one sentence or two in each line."""
+    prompts = len({trace.prompt_id for trace in dataset.traces})
+    gold = sum(trace.gold is not None for trace in dataset.traces)
+    lines = [
         f"{len(dataset.traces)} traces of {prompts} prompts, {dataset.header.model}; "
-        f"{dataset.truncated_count} truncated ones left out.",
-        "An answer behind a cut is taken to be the trial answer recorded there or last before it"
+        f"{dataset.truncated_count} truncated traces left out.",
+        "The answer after a cut is assumed to be the trial answer recorded there or last before it"
         + (
-            f". Served for real it was so {_format_agreement(dataset)} times, "
-            "the latter where it was at least "
-            f"{_HIGH_CONFIDENCE} sure."
+            f". Executed cuts gave that answer in {_format_agreement(dataset)} cases, "
+            f"the latter where its confidence was at least {_HIGH_CONFIDENCE}."
             if agreement(dataset)[1]
             else "."
         ),
-        "Probes come at once." if instant else "Probes come as late as they came when recorded.",
+        "Probes return at once." if instant else "Probes take the time that was recorded.",
     ]
     if gold < len(dataset.traces):
-        said.append(
+        lines.append(
             f"{len(dataset.traces) - gold} traces have no gold answer: "
-            "right means equal to their own."
+            "correct means equal to their own answer."
         )
     if any(point.inexact_share for point in points):
         worst = max(points, key=lambda point: point.inexact_share)
-        said.append(
-            f"Up to {100 * worst.inexact_share:.1f} % of a policy's probes "
-            f"({worst.name}) were answered "
-            "from a place a few tokens before."
+        lines.append(
+            f"Up to {100 * worst.inexact_share:.1f} % of a policy's probes ({worst.name}) got a "
+            "result that was recorded a few tokens earlier."
         )
-    return said
+    return lines
 
 
 def agreement(dataset: ReplayDataset, min_confidence: float = 0.0) -> tuple[int, int]:
-    """How many of the cuts that were carried out for real were answered with the trial answer
-    recorded at the same place, of how many; only where that had at least this confidence."""
+    """How many of the executed cuts gave the trial answer that was recorded at the same place, and
+    the number of these cuts. Counts only cuts whose trial answer has at least
+    ``min_confidence``."""
     pairs = [
-        (served, tape.trial_answer_at(served.position))
-        for tape in dataset.traces
-        for served in tape.executed_cuts
-        if served.finish_reason == "stop"
+        (cut, trace.trial_answer_at(cut.position))
+        for trace in dataset.traces
+        for cut in trace.executed_cuts
+        if cut.finish_reason == "stop"
     ]
-    pairs = [(served, trial) for served, trial in pairs if trial.confidence >= min_confidence]
-    agreed = sum(
-        math_equal(extract_final_answer(served.answer), trial.answer) for served, trial in pairs
-    )
+    pairs = [(cut, trial) for cut, trial in pairs if trial.confidence >= min_confidence]
+    agreed = sum(math_equal(extract_final_answer(cut.answer), trial.answer) for cut, trial in pairs)
     return agreed, len(pairs)
 
 
-def _format_agreement(tapes: ReplayDataset) -> str:
+def _format_agreement(dataset: ReplayDataset) -> str:
     return " and ".join(
-        f"{agreed} of {tried} ({100 * agreed / max(tried, 1):.1f} %)"
-        for agreed, tried in (agreement(tapes), agreement(tapes, _HIGH_CONFIDENCE))
+        f"{agreed} of {total} ({100 * agreed / max(total, 1):.1f} %)"
+        for agreed, total in (agreement(dataset), agreement(dataset, _HIGH_CONFIDENCE))
     )

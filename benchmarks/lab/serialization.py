@@ -1,7 +1,7 @@
-"""Frozen values as JSON and back: one canonical form for every dataclass of the core.
+"""Serialize the dataclasses of ``adjourn.policies`` as JSON values, and read them back.
 
-A value is written as an object of its fields under its class's name, so that a new kind of probe,
-checkpoint or result needs no line here.
+A dataclass is an object of its fields with its class name in ``type``, so a new kind of probe,
+checkpoint or result needs no code here.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ __all__ = ["BadValue", "from_json_value", "to_json_value"]
 
 
 class BadValue(ValueError):
-    """A document that describes no value that is known here."""
+    """A document with an unknown class or field; the message names it."""
 
 
 def _dataclasses_in(*modules: ModuleType) -> dict[str, type]:
@@ -37,12 +37,12 @@ _KNOWN_CLASSES = _dataclasses_in(events, dialect, hidden_states, policy)
 
 
 def to_json_value(value: Any) -> Any:
-    """What JSON can hold of ``value``."""
+    """``value`` in types that JSON has."""
     if is_dataclass(value):
-        written = {field.name: to_json_value(getattr(value, field.name)) for field in fields(value)}
-        return {"type": type(value).__name__, **written}
+        parts = {field.name: to_json_value(getattr(value, field.name)) for field in fields(value)}
+        return {"type": type(value).__name__, **parts}
     if isinstance(value, MarkerMatcher):
-        return {"markers": [[list(ids), mark.value] for ids, mark in value.markers.items()]}
+        return {"markers": [[list(ids), kind.value] for ids, kind in value.markers.items()]}
     if isinstance(value, Mapping):
         return {key: to_json_value(part) for key, part in value.items()}
     if isinstance(value, list | tuple):
@@ -55,8 +55,8 @@ def to_json_value(value: Any) -> Any:
 
 
 def from_json_value(document: Any) -> Any:
-    """The value that ``write`` wrote. Raises BadValue; a field that was not yet there takes its
-    default."""
+    """The value that ``to_json_value`` serialized; missing fields get their defaults. Raises
+    BadValue."""
     if isinstance(document, list):
         return tuple(map(from_json_value, document))
     if not isinstance(document, dict):
@@ -67,13 +67,13 @@ def from_json_value(document: Any) -> Any:
     if parts.keys() == {"bytes"}:
         return base64.b64decode(parts["bytes"])
     if parts.keys() == {"markers"}:
-        return MarkerMatcher({ids: MarkerKind(mark) for ids, mark in parts["markers"]})
+        return MarkerMatcher({ids: MarkerKind(kind) for ids, kind in parts["markers"]})
     if "type" not in parts:
         return parts
-    kind = _KNOWN_CLASSES.get(name := str(parts.pop("type")))
-    if kind is None:
-        raise BadValue(f"{name!r} is no value of this version")
+    value_class = _KNOWN_CLASSES.get(name := str(parts.pop("type")))
+    if value_class is None:
+        raise BadValue(f"this version of adjourn has no class {name!r}")
     try:
-        return kind(**parts)
+        return value_class(**parts)
     except TypeError as error:
         raise BadValue(f"{name}: {error}") from None

@@ -1,9 +1,9 @@
 """The log of recorded traces: JSON lines, each trace a list of typed events.
 
 The first line is a ``RecordingHeader``, which applies to all traces; every other line is a
-``Trace``. docs/laboratory.md describes each field. A place in a trace has two coordinates: ``kept``,
-the generated ids before it (with the opening marker if the model wrote it), and ``position``, the
-tokens of the trace before it. Times are seconds since the request was sent.
+``Trace``. docs/laboratory.md describes each field. A place in a trace has two coordinates:
+``kept``, the generated ids before it (with the opening marker if the model wrote it), and
+``position``, the tokens of the trace before it. Times are seconds since the request was sent.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ class CheckpointReached(_EventBase, tag="checkpoint", frozen=True):
 
 
 class ProbeCompleted(_EventBase, tag="probe", frozen=True):
-    """A probe returned. ``result``: a serialized ``ProbeResult`` or ``ProbeFailed``, with its probe.
+    """A probe returned. ``result``: a serialized ``ProbeResult`` or ``ProbeFailed`` with its probe.
     ``decoded_tokens``: that it cost, if those are more than the result shows."""
 
     sent_at: float

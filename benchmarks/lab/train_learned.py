@@ -1,9 +1,9 @@
-"""Learn the weights of ``learned`` from recorded traces, and say what they are worth elsewhere.
+"""Fit the weights of ``learned`` to recorded traces, and evaluate them out of sample.
 
-What is learned is whether a trial answer is the one that the trace ends with: no gold answer is
-needed, and what is promised is that answers stay. Prompts are dealt into folds; what is told of a
-fold, and the threshold, come from weights that never saw its prompts. What is written was learned
-from all.
+The label of a trial answer is whether the trace ends with it, so no gold answers are needed:
+the policy is trained to keep the answer as it would be, not to make it correct. Prompts are split
+into folds. The threshold and all reported numbers of a fold come from weights that were fitted
+without its prompts; the weights that are written are fitted to all prompts.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import astuple, dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 from rich.box import SIMPLE_HEAD
@@ -29,13 +29,14 @@ from adjourn.lab import serialization
 from adjourn.lab.baselines import Baselines, FloatArray
 from adjourn.lab.plan import probe_kind
 from adjourn.lab.points import Point, PointBuilder, select_best
+from adjourn.lab.probe_examples import collect_at_probes
 from adjourn.lab.replay import Outcome, replay_trace
 from adjourn.lab.replay_trace import ReplayDataset, ReplayTrace
 from adjourn.lab.trace_log import BadTraces
-from adjourn.policies.events import Command, Event, ProbeResult
+from adjourn.policies.events import ProbeResult
 from adjourn.policies.evidence.answers import extract_trial_answer
 from adjourn.policies.evidence.mathematics import math_equal
-from adjourn.policies.policy import Needs, Policy, Stopper
+from adjourn.policies.policy import Policy
 from adjourn.policies.session.probe_cost import ProbeCostModel
 from adjourn.policies.stopping.deer import Deer
 from adjourn.policies.stopping.learned import FEATURE_NAMES, Learned, LearnedStopper, ProbeFeatures
@@ -50,169 +51,146 @@ _WEIGHT_DIGITS = 4
 
 @dataclass(frozen=True, slots=True)
 class ProbeExample:
-    """A probe of a trace, by its place among the tapes: what was seen there, and whether the
-    trial answer was the trace's own in the end."""
+    """A trial answer of the trace with this index in the dataset: its features, and whether it
+    equals the final answer of the trace."""
 
     trace_index: int
     features: ProbeFeatures
     is_final: bool
 
 
-@dataclass(frozen=True, slots=True)
-class _FeatureCollector:
-    """``learned`` as it looks, which never stops: what it sees goes to ``seen``."""
-
-    name: ClassVar[str] = "learned"
-    policy: Learned
-    collected: list[tuple[ProbeFeatures, ProbeResult]]
-
-    @property
-    def needs(self) -> Needs:
-        return self.policy.needs
-
-    def start(self) -> Stopper:
-        return _CollectingStopper(self.policy.start(), self.collected)
-
-
-class _CollectingStopper:
-    def __init__(
-        self, stopper: LearnedStopper, collected: list[tuple[ProbeFeatures, ProbeResult]]
-    ) -> None:
-        self._stopper = stopper
-        self._collected = collected
-
-    def observe(self, event: Event) -> Command | None:
-        command = self._stopper.observe(event)
-        if isinstance(event, ProbeResult) and self._stopper.last_features is not None:
-            self._collected.append((self._stopper.last_features, event))
-        return command
-
-
 def collect_examples(policy: Learned, dataset: ReplayDataset) -> Iterator[ProbeExample]:
-    """All that ``policy`` would look at in each trace, were it never to stop."""
+    """The examples of all trial answers that ``policy`` would see if it never stopped."""
     unstopping = replace(policy, threshold=1.0, bias=-1e9)
-    for index, tape in enumerate(dataset.traces):
-        seen: list[tuple[ProbeFeatures, ProbeResult]] = []
-        replay_trace(
-            _FeatureCollector(unstopping, seen),
-            tape,
-            dataset.dialect,
-            ProbeCostModel(),
-            instant=True,
-        )
-        for look, result in seen:
-            yield ProbeExample(
-                index, look, math_equal(extract_trial_answer(result.text), tape.answer)
-            )
+    for index, trace, (features, result) in collect_at_probes(unstopping, dataset, _features_of):
+        is_final = math_equal(extract_trial_answer(result.text), trace.answer)
+        yield ProbeExample(index, features, is_final)
+
+
+def _features_of(
+    stopper: LearnedStopper, result: ProbeResult
+) -> tuple[ProbeFeatures, ProbeResult] | None:
+    features = stopper.last_features
+    return None if features is None else (features, result)
 
 
 def fit(policy: Learned, examples: Sequence[ProbeExample]) -> Learned:
-    """``policy`` with the weights that these teach, in the features' own units."""
-    rows, final = _to_arrays(examples)
+    """``policy`` with weights fitted to the examples, in the units of the features."""
+    features, is_final = _to_arrays(examples)
     scaler, model = StandardScaler(), LogisticRegression(max_iter=1000)
-    make_pipeline(scaler, model).fit(rows, final)
+    make_pipeline(scaler, model).fit(features, is_final)
     weights = model.coef_[0] / scaler.scale_
     bias = float(model.intercept_[0] - weights @ scaler.mean_)
-    named: dict[str, Any] = dict(
+    by_name: dict[str, Any] = dict(
         zip(FEATURE_NAMES, (round(float(w), _WEIGHT_DIGITS) for w in weights), strict=True)
     )
-    return replace(policy, bias=round(bias, _WEIGHT_DIGITS), **named)
+    return replace(policy, bias=round(bias, _WEIGHT_DIGITS), **by_name)
 
 
 def train(
     traces: Path, policy: Learned, out: Path, tolerance: float, console: Console | None = None
 ) -> Learned:
-    """Learn from ``traces``, write ``out`` and print what was found. ``tolerance`` is a share of
-    the traces. Raises BadTraces where there is too little to learn from."""
+    """Fit ``policy`` to the recording ``traces``, write ``out`` and print the results.
+
+    ``tolerance``: the accuracy that the threshold may lose, in [0, 1]. Raises BadTraces if there
+    are too few examples.
+    """
     console = console or Console()
-    tapes = ReplayDataset(traces)
-    policy = _with_recorded_entropy(policy, tapes)
-    looked = list(collect_examples(policy, tapes))
-    kinds = {one.is_final for one in looked}
-    if len(looked) < _MIN_EXAMPLES or len(kinds) < 2:
+    dataset = ReplayDataset(traces)
+    policy = _with_recorded_entropy(policy, dataset)
+    examples = list(collect_examples(policy, dataset))
+    labels = {one.is_final for one in examples}
+    if len(examples) < _MIN_EXAMPLES or len(labels) < 2:
         raise BadTraces(
-            f"{traces}: {len(looked)} trial answers, "
-            f"{sum(one.is_final for one in looked)} of them final: too few to learn from"
+            f"{traces}: {len(examples)} trial answers, "
+            f"{sum(one.is_final for one in examples)} of them final: too few; "
+            "record more prompts"
         )
-    prompts = [tape.prompt_id for tape in tapes.traces]
+    prompts = [trace.prompt_id for trace in dataset.traces]
     folds = _assign_folds(prompts)
-    by_fold = [
-        fit(policy, [one for one in looked if folds[one.trace_index] != fold])
+    policy_of_fold = [
+        fit(policy, [one for one in examples if folds[one.trace_index] != fold])
         for fold in track(range(max(folds) + 1), "learning", console=console)
     ]
-    told = np.array([by_fold[folds[one.trace_index]].probability(one.features) for one in looked])
-    judge = PointBuilder(prompts, Baselines(tapes, instant=True))
+    probabilities = np.array(
+        [policy_of_fold[folds[one.trace_index]].probability(one.features) for one in examples]
+    )
+    builder = PointBuilder(prompts, Baselines(dataset, instant=True))
     points = [
-        judge.policy_point(
+        builder.policy_point(
             f"learned, {t:g}",
-            _replay_folds([replace(p, threshold=t) for p in by_fold], folds, tapes),
+            _replay_folds([replace(p, threshold=t) for p in policy_of_fold], folds, dataset),
         )
         for t in THRESHOLDS
     ]
-    rivals = [
-        judge.policy_point(
-            f"deer, {t:g}", _replay_folds([Deer(threshold=t, gate=0)], [0] * len(folds), tapes)
+    deer_points = [
+        builder.policy_point(
+            f"deer, {t:g}", _replay_folds([Deer(threshold=t, gate=0)], [0] * len(folds), dataset)
         )
         for t in THRESHOLDS
     ]
-    chosen = select_best(points, tolerance)
-    threshold = THRESHOLDS[points.index(chosen)] if chosen else THRESHOLDS[-1]
-    learned = replace(fit(policy, looked), threshold=threshold)
-    quality = _quality(looked, told)
-    _write_policy(out, learned, tapes, quality, chosen)
-    console.print(out_of_sample_table([*points, *rivals], chosen))
-    console.print(_summary(learned, quality, chosen, tolerance, out), markup=False, highlight=False)
+    best_point = select_best(points, tolerance)
+    threshold = THRESHOLDS[points.index(best_point)] if best_point else THRESHOLDS[-1]
+    learned = replace(fit(policy, examples), threshold=threshold)
+    quality = _quality(examples, probabilities)
+    _write_policy(out, learned, dataset, quality, best_point)
+    console.print(out_of_sample_table([*points, *deer_points], best_point))
+    console.print(
+        _summary(learned, quality, best_point, tolerance, out), markup=False, highlight=False
+    )
     return learned
 
 
-def _with_recorded_entropy(policy: Learned, tapes: ReplayDataset) -> Learned:
-    """``policy``, with an eye for entropy where these traces tell of it."""
-    attentive = replace(policy, entropy=1.0)
-    asked = map(serialization.from_json_value, tapes.header.probes)
-    return attentive if probe_kind(attentive.probe) in map(probe_kind, asked) else policy
+def _with_recorded_entropy(policy: Learned, dataset: ReplayDataset) -> Learned:
+    """``policy`` with the entropy feature if the traces were recorded with it."""
+    with_entropy = replace(policy, entropy=1.0)
+    recorded = map(serialization.from_json_value, dataset.header.probes)
+    return with_entropy if probe_kind(with_entropy.probe) in map(probe_kind, recorded) else policy
 
 
-def _to_arrays(looked: Sequence[ProbeExample]) -> tuple[FloatArray, FloatArray]:
-    rows = np.array([astuple(one.features) for one in looked], dtype=float)
-    return rows, np.array([one.is_final for one in looked], dtype=float)
+def _to_arrays(examples: Sequence[ProbeExample]) -> tuple[FloatArray, FloatArray]:
+    """Features (examples x features), and whether each trial answer is final."""
+    features = np.array([astuple(one.features) for one in examples], dtype=float)
+    return features, np.array([one.is_final for one in examples], dtype=float)
 
 
 def _assign_folds(prompts: Sequence[str]) -> list[int]:
-    """The fold of each trace; all samples of a prompt are in one."""
+    """The fold of each trace; all samples of a prompt are in one fold."""
     count = min(FOLDS, len(set(prompts)))
     if count < 2:
-        raise BadTraces("traces of one prompt: what they teach cannot be tried on another")
-    dealt = [0] * len(prompts)
+        raise BadTraces("all traces are of one prompt: record more prompts, to evaluate on others")
+    fold_of_trace = [0] * len(prompts)
     splits = GroupKFold(count).split(prompts, groups=prompts)
-    for fold, (_, held) in enumerate(splits):
-        for index in held:
-            dealt[index] = fold
-    return dealt
+    for fold, (_, held_out) in enumerate(splits):
+        for index in held_out:
+            fold_of_trace[index] = fold
+    return fold_of_trace
 
 
 def _replay_folds(
-    policies: Sequence[Policy], folds: Sequence[int], tapes: ReplayDataset
+    policies: Sequence[Policy], folds: Sequence[int], dataset: ReplayDataset
 ) -> list[Outcome]:
-    """Each trace under its fold's policy."""
-    appraisers = [ProbeCostModel() for _ in policies]
+    """Each trace under the policy of its fold."""
+    cost_models = [ProbeCostModel() for _ in policies]
 
-    def one(fold: int, tape: ReplayTrace) -> Outcome:
-        return replay_trace(policies[fold], tape, tapes.dialect, appraisers[fold], instant=True)
+    def replay_one(fold: int, trace: ReplayTrace) -> Outcome:
+        return replay_trace(policies[fold], trace, dataset.dialect, cost_models[fold], instant=True)
 
-    return [one(fold, tape) for fold, tape in zip(folds, tapes.traces, strict=True)]
+    return [replay_one(fold, trace) for fold, trace in zip(folds, dataset.traces, strict=True)]
 
 
-def _quality(looked: Sequence[ProbeExample], told: FloatArray) -> dict[str, float]:
-    """How well p tells final answers from others, on prompts that it was not learned from."""
-    rows, final = _to_arrays(looked)
-    alone = 1 / (1 + np.exp(-rows[:, FEATURE_NAMES.index("confidence")]))
+def _quality(examples: Sequence[ProbeExample], probabilities: FloatArray) -> dict[str, float]:
+    """How well the out-of-sample probabilities separate final answers from others, and how well the
+    confidence alone does."""
+    features, is_final = _to_arrays(examples)
+    confidence = 1 / (1 + np.exp(-features[:, FEATURE_NAMES.index("confidence")]))
     return {
-        "probes": len(looked),
-        "final": float(final.mean()),
-        "auroc": float(roc_auc_score(final, told)),
-        "auroc_of_confidence": float(roc_auc_score(final, alone)),
-        "brier": float(brier_score_loss(final, told)),
-        "brier_of_confidence": float(brier_score_loss(final, alone)),
+        "probes": len(examples),
+        "final": float(is_final.mean()),
+        "auroc": float(roc_auc_score(is_final, probabilities)),
+        "auroc_of_confidence": float(roc_auc_score(is_final, confidence)),
+        "brier": float(brier_score_loss(is_final, probabilities)),
+        "brier_of_confidence": float(brier_score_loss(is_final, confidence)),
     }
 
 
@@ -229,34 +207,35 @@ def _specification(learned: Learned) -> str:
 def _write_policy(
     out: Path,
     learned: Learned,
-    tapes: ReplayDataset,
+    dataset: ReplayDataset,
     quality: dict[str, float],
-    chosen: Point | None,
+    best_point: Point | None,
 ) -> None:
     document: dict[str, Any] = {
         "adjourn": {"policy": "learned", **_learned_options(learned)},
         "learned_from": {
-            "model": tapes.header.model,
-            "traces": len(tapes.traces),
-            "prompts": len({tape.prompt_id for tape in tapes.traces}),
+            "model": dataset.header.model,
+            "traces": len(dataset.traces),
+            "prompts": len({trace.prompt_id for trace in dataset.traces}),
         },
         "out_of_sample": quality
         | (
             {}
-            if chosen is None
-            else {"crt": chosen.crt.value, "difference": chosen.difference.value}
+            if best_point is None
+            else {"crt": best_point.crt.value, "difference": best_point.difference.value}
         ),
     }
     out.write_text(json.dumps(document, indent=1) + "\n", "utf-8")
 
 
 def out_of_sample_table(points: Sequence[Point], best_point: Point | None) -> Table:
-    made = Table(box=SIMPLE_HEAD, caption="Out of sample, probes at once; 95 % intervals.")
-    for name in ("policy, threshold", "right, %", "± full, points", "CRT", "probes", "stopped"):
-        made.add_column(name, justify="left" if name.startswith("policy") else "right")
+    """One row for each point; ``best_point`` is marked."""
+    table = Table(box=SIMPLE_HEAD, caption="Out of sample; probes return at once; 95 % intervals.")
+    for name in ("policy, threshold", "correct, %", "± full, points", "CRT", "probes", "stopped"):
+        table.add_column(name, justify="left" if name.startswith("policy") else "right")
     for point in points:
         change, crt = point.difference, point.crt
-        made.add_row(
+        table.add_row(
             point.name,
             f"{100 * point.accuracy.value:.1f}",
             f"{100 * change.value:+.1f} ({100 * change.low:+.1f} to {100 * change.high:+.1f})",
@@ -265,21 +244,25 @@ def out_of_sample_table(points: Sequence[Point], best_point: Point | None) -> Ta
             f"{100 * point.stopped_share:.0f} %",
             style="bold green" if point is best_point else "",
         )
-    return made
+    return table
 
 
 def _summary(
-    learned: Learned, quality: dict[str, float], chosen: Point | None, tolerance: float, out: Path
+    learned: Learned,
+    quality: dict[str, float],
+    best_point: Point | None,
+    tolerance: float,
+    out: Path,
 ) -> str:
-    lost = f"lose at most {100 * tolerance:g} points"
-    kept = (
-        f"threshold {learned.threshold:g} is the cheapest shown to {lost}"
-        if chosen
-        else f"no threshold is shown to {lost}; the highest was taken"
+    condition = f"lose at most {100 * tolerance:g} points"
+    choice = (
+        f"Threshold {learned.threshold:g} is the cheapest that is shown to {condition}"
+        if best_point
+        else f"No threshold is shown to {condition}; the highest was taken"
     )
     return (
         f"{quality['probes']:.0f} trial answers, {100 * quality['final']:.1f} % of them final. "
         f"AUROC {quality['auroc']:.3f} (confidence alone {quality['auroc_of_confidence']:.3f}), "
         f"Brier {quality['brier']:.4f} ({quality['brier_of_confidence']:.4f}).\n"
-        f"{kept}.\n{out}, or as a policy:\n{_specification(learned)}"
+        f"{choice}.\nWritten to {out}. The same as a policy:\n{_specification(learned)}"
     )

@@ -1,4 +1,4 @@
-"""Probes through vLLM's ``/v1/completions``: build the request, read its reply, score an end marker.
+"""Probes through vLLM's ``/v1/completions``: request, reply, and the score of an end marker.
 
 The gateway and the recorder of the laboratory both probe through this module, each with an HTTP
 client of its own, so a recording holds what the gateway would have seen.

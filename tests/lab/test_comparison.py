@@ -111,7 +111,7 @@ def test_nothing_in_a_trace_becomes_markup(done: tuple[Path, str]) -> None:
     data = json.loads(page.data)
     wrong = next(p for p in data["points"] if p["wrong"])["wrong"]
     assert EVIL in wrong[0]["trace"]
-    assert EVIL in wrong[0]["behind"]
+    assert EVIL in wrong[0]["after"]
     for sink in ("innerHTML", "outerHTML", "insertAdjacentHTML", "document.write", "eval("):
         assert sink not in source
 
@@ -123,10 +123,10 @@ def test_why_a_trace_is_wrong(done: tuple[Path, str]) -> None:
     points = {p["name"]: p for p in json.loads(page.data)["points"]}
     wrong = points["deer(threshold=0.9, gate=0)"]["wrong"]
     assert len(wrong) == 4
-    assert wrong[0]["spoilt"]
+    assert wrong[0]["broken_by_cut"]
     assert wrong[0]["why"].startswith("Cut after 3 of 46 tokens (confident, confidence 0.97")
     assert wrong[0]["before"] == "one two three"
-    assert wrong[0]["behind"].startswith(" Wait,")
+    assert wrong[0]["after"].startswith(" Wait,")
 
 
 @pytest.mark.parametrize(
@@ -137,9 +137,9 @@ def test_why_a_trace_is_wrong(done: tuple[Path, str]) -> None:
         ("deer(threshold=0.9..0.1)", "goes down"),
         ("deer-pro", "record with --for 'deer-pro'"),
         ("cusum", "log-probabilities were not recorded: record with --for 'cusum'"),
-        ("tilt", "no recording tells what it would think"),
-        ("tilt(bias=0, slope=100, every=4)", "no recording tells what it would think"),
-        ("budget(min=20)", "no recording tells what it would think"),
+        ("tilt", "no recording shows what the model would generate"),
+        ("tilt(bias=0, slope=100, every=4)", "no recording shows what the model would generate"),
+        ("budget(min=20)", "no recording shows what the model would generate"),
     ],
 )
 def test_what_cannot_be_replayed_is_said(tmp_path: Path, policies: str, told: str) -> None:

@@ -62,7 +62,7 @@ def test_a_token_told_by_its_id_stands_alone() -> None:
 @pytest.mark.parametrize("policy", ["tilt", "budget(min=20)", "any_of(deer, tilt)"])
 def test_what_leads_the_model_elsewhere_is_refused(policy: str) -> None:
     """Before an engine is asked for anything."""
-    with pytest.raises(BadPolicy, match="no recording tells"):
+    with pytest.raises(BadPolicy, match="no recording shows"):
         RecordingPlan.build([parse(policy)], [], [], {})
 
 

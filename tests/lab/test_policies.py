@@ -130,7 +130,7 @@ def test_first_try() -> None:
 def test_budget() -> None:
     """A maximum is replayed, a minimum is not."""
     assert played("budget(max=8)", SENTENCE * 4).kept_tokens == 11
-    with pytest.raises(BadPolicy, match="no recording tells"):
+    with pytest.raises(BadPolicy, match="no recording shows"):
         played("budget(max=90, min=50)", SENTENCE * 4)
 
 

@@ -115,8 +115,8 @@ def test_a_table(tmp_path: Path, name: str) -> None:
     ("fields", "told"),
     [
         ({"question": "nothing"}, "no column 'nothing': there are asked, reply"),
-        ({}, "name its column by --question"),
-        ({"split": "test"}, "only a dataset has subsets and splits"),
+        ({}, "name its column with --question"),
+        ({"split": "test"}, "are for datasets"),
     ],
 )
 def test_a_table_that_is_not_understood(tmp_path: Path, fields: dict[str, Any], told: str) -> None:

@@ -101,7 +101,7 @@ def test_an_engine_that_fails_is_told(tmp_path: Path, standin: str, fault: str) 
     ("options", "told"),
     [
         (["--model", "other"], "choose a model that is served: standin"),
-        (["--at", "nowhere"], "no place 'nowhere'"),
+        (["--at", "nowhere"], "no checkpoints 'nowhere'"),
         (["--probe", "ask()"], "is not a probe"),
         (["--for", "nothing"], "unknown policy"),
         (["--body", "[]"], "Expected `object`"),

@@ -129,8 +129,8 @@ def test_too_little_to_learn_from(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({}, "learned from small, and this is of made"),
-        ({"model": "made", "layers": [2, 4]}, r"behind layer 4 \(width 2\) were not recorded"),
+        ({}, "trained on small, but the recording is of made"),
+        ({"model": "made", "layers": [2, 4]}, r"after layer 4 \(width 2\) were not recorded"),
         ({"version": 0}, "version is 0"),
         (None, "No such file"),
     ],
