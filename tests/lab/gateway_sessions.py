@@ -1,6 +1,6 @@
-"""What a gateway's own session was told, kept as a trace, and the decisions that it took.
+"""Record the inputs of a gateway's sessions as traces, with the decisions that the sessions took.
 
-The gateway runs in this process, on whatever engine; its sessions write down what they are fed.
+The gateway runs in this process, in front of any engine.
 """
 
 from __future__ import annotations
@@ -42,19 +42,19 @@ _NEVER = 1e9
 
 
 class RecordingSession(Session):
-    """A session that keeps what it is told and what it commands."""
+    """A session that records its inputs as log events, and its orders."""
 
     instances: list[RecordingSession] = []  # noqa: RUF012
 
     def __init__(self, *values: Any, **options: Any) -> None:
         super().__init__(*values, **options)
         self.events: list[LogEvent] = []
-        self.commands: list[Order] = []
+        self.orders: list[Order] = []
         self.pending_probe: SendProbe | None = None
-        self.probe_sent_at = self.commanded_at = (
-            0.0  # when the last ask, the last command was given
-        )
-        self.late_probe_tokens = 0  # tokens of probes that the trace's end did not wait for: a race
+        self.probe_sent_at = self.ordered_at = 0.0  # times of the last probe, of the last order
+        # Tokens of probes whose result came after the end of the trace. Whether it does is a race,
+        # so they are not compared.
+        self.late_probe_tokens = 0
         self.instances.append(self)
 
     def on_prompt(self, prompt: Sequence[int]) -> None:
@@ -71,12 +71,16 @@ class RecordingSession(Session):
         finish_reason: str | None = None,
         logprobs: Sequence[Sequence[float]] = (),
     ) -> Order | None:
-        said, told = "." if answering else "", tuple(map(tuple, logprobs))
-        piece = StreamedChunk(
-            at, reasoning, tuple(token_ids), said, finish_reason=finish_reason, logprobs=told
+        chunk = StreamedChunk(
+            at,
+            reasoning,
+            tuple(token_ids),
+            "." if answering else "",
+            finish_reason=finish_reason,
+            logprobs=tuple(map(tuple, logprobs)),
         )
-        self.events.append(piece)
-        command = super().feed(
+        self.events.append(chunk)
+        order = super().feed(
             reasoning,
             token_ids,
             at,
@@ -84,55 +88,61 @@ class RecordingSession(Session):
             finish_reason=finish_reason,
             logprobs=logprobs,
         )
-        return self._record_command(command, at)
+        return self._record_order(order, at)
 
     def on_probe_result(
         self, result: ProbeResult, *, prefilled: int = 0, decoded: int = 0
     ) -> Order | None:
-        ask, written = self.pending_probe, serialization.to_json_value(result)
-        assert ask is not None
+        probe, written = self.pending_probe, serialization.to_json_value(result)
+        assert probe is not None
         self.pending_probe = None
         if self.trigger is None and self.state not in (State.THINKING, State.PROBING):
             self.late_probe_tokens += max(len(result.tokens), decoded)
         self.events.append(
             ProbeCompleted(
-                result.at, self.probe_sent_at, ask.kept, ask.position, written, prefilled, decoded
+                result.at,
+                self.probe_sent_at,
+                probe.kept,
+                probe.position,
+                written,
+                prefilled,
+                decoded,
             )
         )
-        command = super().on_probe_result(result, prefilled=prefilled, decoded=decoded)
-        return self._record_command(command, result.at)
+        order = super().on_probe_result(result, prefilled=prefilled, decoded=decoded)
+        return self._record_order(order, result.at)
 
     def on_resumed(self) -> None:
-        cut, now = self.commands[-1], time.perf_counter()
-        began = now - self.commanded_at
+        cut, now = self.orders[-1], time.perf_counter()
+        seconds = now - self.ordered_at
         self.events.append(
-            CutExecuted(now, self.commanded_at, began, cut.kept, cut.position, "", 0)
+            CutExecuted(now, self.ordered_at, seconds, cut.kept, cut.position, "", 0)
         )
         super().on_resumed()
 
     def close(self) -> None:
-        """A probe that never came back is in the log as one that comes too late."""
-        ask = self.pending_probe
-        if ask is not None:
-            failed = ProbeFailed(ask.probe, ask.position, "timeout", _NEVER)
+        """Log a probe that never returned as one that fails after the end."""
+        probe = self.pending_probe
+        if probe is not None:
+            failed = ProbeFailed(probe.probe, probe.position, "timeout", _NEVER)
             written = serialization.to_json_value(failed)
             self.events.append(
-                ProbeCompleted(_NEVER, self.probe_sent_at, ask.kept, ask.position, written)
+                ProbeCompleted(_NEVER, self.probe_sent_at, probe.kept, probe.position, written)
             )
 
-    def _record_command(self, command: Order | None, at: float) -> Order | None:
-        if command is not None:
-            self.commands.append(command)
-            self.commanded_at = at
-        if isinstance(command, SendProbe):
-            self.pending_probe, self.probe_sent_at = command, at
-        return command
+    def _record_order(self, order: Order | None, at: float) -> Order | None:
+        if order is not None:
+            self.orders.append(order)
+            self.ordered_at = at
+        if isinstance(order, SendProbe):
+            self.pending_probe, self.probe_sent_at = order, at
+        return order
 
 
 def run_through_gateway(
     upstream: str, policy: str, bodies: Sequence[dict[str, Any]]
 ) -> list[RecordingSession]:
-    """The sessions of a gateway that served these requests, one after the other."""
+    """The sessions of a gateway after it has served these requests, one after the other."""
     RecordingSession.instances = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("adjourn.server.responses.policy_response.Session", RecordingSession)
@@ -158,10 +168,10 @@ async def _serve(upstream: str, policy: str, bodies: Sequence[dict[str, Any]]) -
 
 
 def decisions(session: Any) -> dict[str, Any]:
-    """Each command with its place, and what became of the trigger."""
+    """The orders with their positions, the trigger and the token counts."""
     commands = [
         [type(c).__name__, c.kept, c.position, getattr(getattr(c, "probe", None), "max_tokens", 0)]
-        for c in session.commands
+        for c in session.orders
     ]
     trigger = session.trigger
     return {
@@ -174,15 +184,17 @@ def decisions(session: Any) -> dict[str, Any]:
 
 
 def replay_decisions(
-    policy: str, marks: TokenizedDialect, traces: Sequence[list[LogEvent]]
+    policy: str, dialect: TokenizedDialect, traces: Sequence[list[LogEvent]]
 ) -> list[dict[str, Any]]:
-    """The decisions of the laboratory's player on these events, in their order."""
+    """The decisions of a replay of these traces, in their order."""
     RecordingSession.instances = []
-    appraiser = ProbeCostModel()
+    cost_model = ProbeCostModel()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(replay, "Session", RecordingSession)
         for events in traces:
-            tape = ReplayTrace(Trace("p", 0, [], None, events), marks)
-            resume = tape.executed_cuts[0].first_chunk_seconds if tape.executed_cuts else 0.0
-            replay_trace(parse(policy), tape, marks, appraiser, resume_seconds=resume)
+            trace = ReplayTrace(Trace("p", 0, [], None, events), dialect)
+            resume_seconds = (
+                trace.executed_cuts[0].first_chunk_seconds if trace.executed_cuts else 0.0
+            )
+            replay_trace(parse(policy), trace, dialect, cost_model, resume_seconds=resume_seconds)
     return [decisions(session) for session in RecordingSession.instances]

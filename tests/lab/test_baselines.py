@@ -1,4 +1,4 @@
-"""Baselines, intervals, and what is chosen by them."""
+"""Baselines, intervals, and the selection of the best setting."""
 
 from __future__ import annotations
 
@@ -23,66 +23,68 @@ RESUME = 1.5 * SECONDS_PER_TOKEN
 
 
 @pytest.fixture
-def tapes(tmp_path: Path) -> ReplayDataset:
-    """Four traces of 100 tokens with cues at 20, 40 and 60; the answers settle at different ones,
-    and one trace is wrong in the end."""
+def dataset(tmp_path: Path) -> ReplayDataset:
+    """Four traces of 100 tokens with cues at 20, 40 and 60. Their answers settle at different cues,
+    and the last trace is wrong."""
     answers = ["777", "677", "667", "665"]
     traces = [
         trace(
             LONG,
             [
                 probe_completed(0, "0"),
-                *(probe_completed(20 * (i + 1), said) for i, said in enumerate(row)),
+                *(probe_completed(20 * (i + 1), answer) for i, answer in enumerate(row)),
             ],
             prompt=str(number),
             answer=f"\\boxed{{{row[-1]}}}",
         )
         for number, row in enumerate(answers)
     ]
-    made = ReplayDataset(write_log(tmp_path / "t.jsonl", traces))
-    made.resume_seconds = RESUME
-    return made
+    dataset = ReplayDataset(write_log(tmp_path / "t.jsonl", traces))
+    dataset.resume_seconds = RESUME
+    return dataset
 
 
-def test_the_five_baselines(tapes: ReplayDataset) -> None:
-    """Each at what it costs: thought, closing, answer, and what comes until the answer begins."""
-    made = Baselines(tapes)
-    tail = len(CLOSING) + 2 + RESUME / SECONDS_PER_TOKEN
-    full, none, oracle = made.full_thinking(), made.no_thinking(), made.oracle()
+def test_scores_of_the_five_baselines(dataset: ReplayDataset) -> None:
+    """Net tokens are reasoning, closing, answer, and the tokens until the answer begins."""
+    baselines = Baselines(dataset)
+    tokens_after_cut = len(CLOSING) + 2 + RESUME / SECONDS_PER_TOKEN
+    full, none, oracle = baselines.full_thinking(), baselines.no_thinking(), baselines.oracle()
     assert full.correct.tolist() == [1, 1, 1, 0]
     assert full.net_tokens.tolist() == [100 + 1 + 2] * 4
     assert none.correct.tolist() == [0] * 4
-    assert none.net_tokens == pytest.approx([tail] * 4)
+    assert none.net_tokens == pytest.approx([tokens_after_cut] * 4)
     assert oracle.correct.tolist() == [1, 1, 1, 0]
     assert oracle.position.tolist() == [20, 40, 60, 60]
-    budget = made.budget(45)
+    budget = baselines.budget(45)
     assert budget.correct.tolist() == [1, 1, 0, 0]
-    assert budget.net_tokens == pytest.approx([45 + tail] * 4)
+    assert budget.net_tokens == pytest.approx([45 + tokens_after_cut] * 4)
 
 
-def test_a_random_cue_is_an_expectation(tapes: ReplayDataset) -> None:
-    """Certain at the first cue, the mean over all of them, or never."""
-    made = Baselines(tapes)
-    assert made.random_cue(1.0).correct.tolist() == [1, 0, 0, 0]
-    assert made.random_cue(1.0).position == pytest.approx([20] * 4)
-    assert made.random_cue(0.0).net_tokens == pytest.approx(made.full_thinking().net_tokens)
-    assert made.random_cue(0.5).stopped == pytest.approx([1 - 0.5**3] * 4)
-    assert made.random_cue(0.5).correct == pytest.approx([1, 0.5, 0.25, 0])
+def test_a_random_cue_is_an_expectation(dataset: ReplayDataset) -> None:
+    """With q = 1 a cut at the first cue, with q = 0 none, otherwise a weighted mean."""
+    baselines = Baselines(dataset)
+    assert baselines.random_cue(1.0).correct.tolist() == [1, 0, 0, 0]
+    assert baselines.random_cue(1.0).position == pytest.approx([20] * 4)
+    assert baselines.random_cue(0.0).net_tokens == pytest.approx(
+        baselines.full_thinking().net_tokens
+    )
+    assert baselines.random_cue(0.5).stopped == pytest.approx([1 - 0.5**3] * 4)
+    assert baselines.random_cue(0.5).correct == pytest.approx([1, 0.5, 0.25, 0])
 
 
 @given(st.floats(0, 120))
-def test_rivals_cost_no_more(net: float) -> None:
-    """The budget and the random cue are the dearest that cost at most as much, where any does."""
-    made = MADE
+def test_equal_cost_baselines_cost_no_more(net: float) -> None:
+    """The budget and the random cue cost at most the given net tokens, if any setting does."""
+    baselines = BASELINES
     for rows, cheapest in (
-        (made.budget_at_cost(net), made.budget(0)),
-        (made.random_cue_at_cost(net), None),
+        (baselines.budget_at_cost(net), baselines.budget(0)),
+        (baselines.random_cue_at_cost(net), None),
     ):
-        least = (made.random_cue(1.0) if cheapest is None else cheapest).net_tokens.mean()
+        least = (baselines.random_cue(1.0) if cheapest is None else cheapest).net_tokens.mean()
         assert rows.net_tokens.mean() <= max(net, least) + 1e-6
 
 
-def _made() -> Baselines:
+def _make_baselines() -> Baselines:
     import tempfile
 
     with tempfile.TemporaryDirectory() as folder:
@@ -92,24 +94,24 @@ def _made() -> Baselines:
         return Baselines(ReplayDataset(write_log(Path(folder) / "t.jsonl", traces)))
 
 
-MADE = _made()
+BASELINES = _make_baselines()
 
 
-def test_samples_of_a_prompt_are_no_new_prompts() -> None:
-    """Ten copies of each row leave the interval as wide as it was."""
+def test_more_samples_of_a_prompt_do_not_narrow_an_interval() -> None:
+    """Ten copies of each row keep the width, unless each copy is a cluster of its own."""
     rows = np.array([0.0, 1, 1, 0, 1, 1, 1, 1] * 5)
     names = [str(index) for index in range(len(rows))]
     once = ClusterBootstrap(names).mean(rows)
     often = ClusterBootstrap(names * 10).mean(np.tile(rows, 10))
-    alone = ClusterBootstrap([str(index) for index in range(len(rows) * 10)]).mean(
+    independent = ClusterBootstrap([str(index) for index in range(len(rows) * 10)]).mean(
         np.tile(rows, 10)
     )
     assert once == often
-    assert alone.high - alone.low < (once.high - once.low) / 2
+    assert independent.high - independent.low < (once.high - once.low) / 2
 
 
 def test_intervals_are_paired() -> None:
-    """Rows that move together differ by a constant, surely."""
+    """A constant difference between rows has an interval of width zero."""
     rows = np.random.default_rng(1).normal(size=50)
     names = [str(index) for index in range(50)]
     gain = ClusterBootstrap(names).difference(rows + 0.5, rows)
@@ -118,8 +120,8 @@ def test_intervals_are_paired() -> None:
     assert (ratio.low, ratio.high) == pytest.approx((2, 2))
 
 
-def test_an_interval_covers_as_often_as_it_says() -> None:
-    """Over 300 samples of 60 clusters, about 95 % hold the truth."""
+def test_intervals_cover_the_truth_as_often_as_they_claim() -> None:
+    """About 95 % of 300 intervals over 60 clusters."""
     rng = np.random.default_rng(2)
     names = [str(index // 2) for index in range(120)]
     hits = 0
@@ -130,23 +132,23 @@ def test_an_interval_covers_as_often_as_it_says() -> None:
     assert 0.90 <= hits / 300 <= 0.99
 
 
-def outcomes(rights: Sequence[bool], net: int) -> list[Outcome]:
+def outcomes(correct: Sequence[bool], net: int) -> list[Outcome]:
     return [
-        Outcome(True, 50, 100, "7", right, "confident", 0.99, net, 4, 2, 1, 0, 0)
-        for right in rights
+        Outcome(True, 50, 100, "7", is_correct, "confident", 0.99, net, 4, 2, 1, 0, 0)
+        for is_correct in correct
     ]
 
 
-def test_the_best_is_the_cheapest_that_loses_little(tapes: ReplayDataset) -> None:
-    """The whole interval counts, not its middle; a baseline is no setting."""
-    judge = PointBuilder(["a", "b", "c", "d"], Baselines(tapes))
-    cheap = judge.policy_point("cheap", outcomes([True, False, True, False], 40))
-    good = judge.policy_point("good", outcomes([True, True, True, False], 60))
-    dear = judge.policy_point("dear", outcomes([True, True, True, True], 90))
-    free = judge.baseline_point(Baselines(tapes).oracle())
-    points = [dear, cheap, good, free]
+def test_the_best_setting_is_the_cheapest_within_the_tolerance(dataset: ReplayDataset) -> None:
+    """The whole interval counts, not its middle; a baseline is never selected."""
+    builder = PointBuilder(["a", "b", "c", "d"], Baselines(dataset))
+    cheap = builder.policy_point("cheap", outcomes([True, False, True, False], 40))
+    good = builder.policy_point("good", outcomes([True, True, True, False], 60))
+    expensive = builder.policy_point("expensive", outcomes([True, True, True, True], 90))
+    oracle_point = builder.baseline_point(Baselines(dataset).oracle())
+    points = [expensive, cheap, good, oracle_point]
     assert select_best(points, 0.01) is good
     assert select_best(points, 1.0) is cheap
     assert select_best([cheap], 0.01) is None
-    assert [point.name for point in pareto_front(points)] == ["cheap", "good", "dear"]
+    assert [point.name for point in pareto_front(points)] == ["cheap", "good", "expensive"]
     assert (good.crt.value, good.cr) == pytest.approx((60 / 103, 56 / 103))

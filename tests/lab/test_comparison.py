@@ -1,4 +1,4 @@
-"""``adjourn replay`` as a user calls it, and the files that it leaves."""
+"""``adjourn replay`` as a user calls it, and the files that it writes."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from benchmarks.services import ROOT
 from tests.lab.trace_factory import probe_completed, trace, write_log
 
 ADJOURN = Path(sys.executable).with_name("adjourn")
-EVIL = "</script><img src=x onerror=alert(1)><!-- ${x} {{data}} \u2028"
-TEXTS = ["one", " two", " three", " Wait", ",", EVIL, *[" more"] * 40]
+HOSTILE = "</script><img src=x onerror=alert(1)><!-- ${x} {{data}} \u2028"
+TEXTS = ["one", " two", " three", " Wait", ",", HOSTILE, *[" more"] * 40]
 
 
 def traces(count: int = 12) -> list[Any]:
     return [
         trace(
             TEXTS,
-            [probe_completed(0, "1"), probe_completed(3, "7" if number % 3 else EVIL, 0.97)],
-            prompt=f"{EVIL}{number}",
+            [probe_completed(0, "1"), probe_completed(3, "7" if number % 3 else HOSTILE, 0.97)],
+            prompt=f"{HOSTILE}{number}",
             gold="7",
         )
         for number in range(count)
@@ -46,17 +46,17 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     return folder / "traces.replay", ran.stdout
 
 
-def test_the_table_has_every_baseline(done: tuple[Path, str]) -> None:
-    """Beside the policies, whatever was asked for."""
-    _, said = done
+def test_the_table_has_all_baselines_and_policies(done: tuple[Path, str]) -> None:
+    """And names the best setting."""
+    _, output = done
     for name in ("full thinking", "no thinking", "budget of", "random cue", "oracle", "never"):
-        assert name in said
-    assert "deer(threshold=0.9, gate=0)" in said
-    assert "The best setting: never" in said
+        assert name in output
+    assert "deer(threshold=0.9, gate=0)" in output
+    assert "The best setting: never" in output
 
 
-def test_the_files_that_are_left(done: tuple[Path, str]) -> None:
-    """A picture, a page, and the numbers of the table."""
+def test_replay_writes_plot_page_and_numbers(done: tuple[Path, str]) -> None:
+    """The numbers are those of the table."""
     out, _ = done
     assert (out / "pareto.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
     points = json.loads((out / "points.json").read_text())["points"]
@@ -69,7 +69,7 @@ def test_the_files_that_are_left(done: tuple[Path, str]) -> None:
 
 
 class Elements(HTMLParser):
-    """Every element's name and attributes, and the text within the data's element."""
+    """The name and attributes of every element, and the text of the data element."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -89,8 +89,8 @@ class Elements(HTMLParser):
         self._inside = False
 
 
-def test_the_page_needs_nothing_else(done: tuple[Path, str]) -> None:
-    """No address outside it, and a policy that would forbid one."""
+def test_the_page_is_self_contained(done: tuple[Path, str]) -> None:
+    """It has no external links, and its Content-Security-Policy forbids them."""
     source = (done[0] / "explore.html").read_text("utf-8")
     page = Elements()
     page.feed(source)
@@ -101,8 +101,8 @@ def test_the_page_needs_nothing_else(done: tuple[Path, str]) -> None:
     assert "default-src 'none'" in source
 
 
-def test_nothing_in_a_trace_becomes_markup(done: tuple[Path, str]) -> None:
-    """Prompts, thoughts and answers are data to the page, and written by it as text only."""
+def test_text_of_a_trace_never_becomes_markup(done: tuple[Path, str]) -> None:
+    """Prompts, reasoning and answers are data, and the page inserts them as text only."""
     source = (done[0] / "explore.html").read_text("utf-8")
     page = Elements()
     page.feed(source)
@@ -110,14 +110,14 @@ def test_nothing_in_a_trace_becomes_markup(done: tuple[Path, str]) -> None:
     assert [tag for tag, _ in page.found].count("script") == 2
     data = json.loads(page.data)
     wrong = next(p for p in data["points"] if p["wrong"])["wrong"]
-    assert EVIL in wrong[0]["trace"]
-    assert EVIL in wrong[0]["after"]
+    assert HOSTILE in wrong[0]["trace"]
+    assert HOSTILE in wrong[0]["after"]
     for sink in ("innerHTML", "outerHTML", "insertAdjacentHTML", "document.write", "eval("):
         assert sink not in source
 
 
-def test_why_a_trace_is_wrong(done: tuple[Path, str]) -> None:
-    """What the cut spoilt comes first, with where and why it fell."""
+def test_the_page_explains_wrong_traces(done: tuple[Path, str]) -> None:
+    """Traces that the cut made wrong come first, with the place and the reason of the cut."""
     page = Elements()
     page.feed((done[0] / "explore.html").read_text("utf-8"))
     points = {p["name"]: p for p in json.loads(page.data)["points"]}
@@ -130,7 +130,7 @@ def test_why_a_trace_is_wrong(done: tuple[Path, str]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("policies", "told"),
+    ("policies", "message"),
     [
         ("nonsense", "unknown policy 'nonsense'"),
         ("convergence(every=4)", "were not recorded"),
@@ -142,26 +142,28 @@ def test_why_a_trace_is_wrong(done: tuple[Path, str]) -> None:
         ("budget(min=20)", "no recording shows what the model would generate"),
     ],
 )
-def test_what_cannot_be_replayed_is_said(tmp_path: Path, policies: str, told: str) -> None:
-    """One line and a status, no traceback."""
+def test_a_policy_that_cannot_be_replayed_is_refused(
+    tmp_path: Path, policies: str, message: str
+) -> None:
+    """With one line, status 2 and no traceback."""
     many = [trace(TEXTS, [probe_completed(3)], prompt=str(number)) for number in range(4)]
     ran = replay(write_log(tmp_path / "t.jsonl", many), "--policies", policies)
     assert ran.returncode == 2
-    assert told in ran.stderr
+    assert message in ran.stderr
     assert "Traceback" not in ran.stderr
 
 
-def test_a_file_that_is_no_recording(tmp_path: Path) -> None:
-    """Nor is one that is not there."""
+def test_a_file_without_a_recording_is_refused(tmp_path: Path) -> None:
+    """So is a missing file."""
     (tmp_path / "t.jsonl").write_text('{"prompt": "1"}\n')
-    for name, told in (("t.jsonl", "header of a recording"), ("none.jsonl", "No such file")):
+    for name, message in (("t.jsonl", "header of a recording"), ("none.jsonl", "No such file")):
         ran = replay(tmp_path / name, "--policies", "never")
         assert (ran.returncode, "Traceback" in ran.stderr) == (2, False)
-        assert told in ran.stderr
+        assert message in ran.stderr
 
 
-def test_a_missing_library_is_named(tmp_path: Path) -> None:
-    """Where the extra is not installed, what would bring it."""
+def test_a_missing_library_is_reported(tmp_path: Path) -> None:
+    """The message names the extra to install."""
     write_log(tmp_path / "t.jsonl", traces(1))
     code = (
         "import sys; sys.modules['numpy'] = None\n"
@@ -174,7 +176,7 @@ def test_a_missing_library_is_named(tmp_path: Path) -> None:
 
 
 def test_a_policy_over_several_traces_is_refused(tmp_path: Path) -> None:
-    """Each trace is replayed by itself, and would pass for a race of one."""
-    said = replay(write_log(tmp_path / "traces.jsonl", traces(2)), "--policies", "first-finish")
-    assert said.returncode != 0
-    assert "over several traces" in re.sub(r"\s+", " ", said.stderr + said.stdout)
+    """Traces are replayed one by one, so it would run as a race of one trace."""
+    ran = replay(write_log(tmp_path / "traces.jsonl", traces(2)), "--policies", "first-finish")
+    assert ran.returncode != 0
+    assert "over several traces" in re.sub(r"\s+", " ", ran.stderr + ran.stdout)

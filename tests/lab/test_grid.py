@@ -1,4 +1,4 @@
-"""Many settings from one line."""
+"""Expansion of policy grids."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ from adjourn.policies.registry import BadPolicy
         ("budget(max={10,20..22})", [f"budget(max={n})" for n in (10, 20, 21, 22)]),
     ],
 )
-def test_a_line_stands_for_many(line: str, expected: list[str]) -> None:
-    """Alternatives and ranges, all combinations, in their order."""
+def test_a_grid_expands_to_all_combinations(line: str, expected: list[str]) -> None:
+    """Of alternatives and ranges, in the order of the grid."""
     assert expected == expand(line)
 
 
 def test_a_range_has_at_most_ten_numbers() -> None:
-    """Evenly spaced, both ends among them, written as a person would."""
+    """Evenly spaced, including both ends, without trailing zeros."""
     assert expand("deer(threshold=0.9..0.99)") == [
         f"deer(threshold=0.9{n or ''})" for n in range(10)
     ]
@@ -43,7 +43,7 @@ def test_a_range_has_at_most_ten_numbers() -> None:
 
 
 @pytest.mark.parametrize("line", ["deer(threshold=0.9..0.1)", "deer(a={1,2,3,4}" + ",b=0..9" * 5])
-def test_what_cannot_be_meant_is_refused(line: str) -> None:
-    """A range that goes down, and more settings than anybody waits for."""
+def test_a_bad_grid_is_refused(line: str) -> None:
+    """A descending range, and more than MAX_POLICIES policies."""
     with pytest.raises(BadPolicy):
         expand(line)

@@ -1,4 +1,4 @@
-"""A replay takes the decisions that the gateway took, at the same tokens."""
+"""A replay takes the same decisions as the gateway, at the same tokens."""
 
 from __future__ import annotations
 
@@ -36,17 +36,17 @@ POLICIES = (
 
 
 @pytest.mark.parametrize("policy", POLICIES)
-def test_a_replay_decides_as_the_gateway_did(standin: str, policy: str) -> None:
-    """Every probe, every cut and every wasted token, over requests whose probes come soon, late,
-    and later than the next cue; what the gateway learned of prices on the way included."""
+def test_a_replay_takes_the_decisions_of_the_gateway(standin: str, policy: str) -> None:
+    """Every probe, cut and wasted token, over requests whose probes return early, late, and after
+    the next cue; with the probe costs that the gateway learned from earlier requests."""
     sessions = run_through_gateway(standin, policy, [body(standin=scene) for scene in SCENES])
     assert len(sessions) == len(SCENES)
     expected = [decisions(session) for session in sessions]
     assert expected == replay_decisions(policy, sessions[0].dialect, [s.events for s in sessions])
 
 
-def test_something_was_decided(standin: str) -> None:
-    """Of what is compared above: probes are asked and cuts are made."""
+def test_the_scenes_lead_to_decisions(standin: str) -> None:
+    """The test above compares probes and cuts, not only empty lists."""
     sessions = run_through_gateway(
         standin, POLICIES[1], [body(standin=scene) for scene in SCENES[:4]]
     )
@@ -55,20 +55,22 @@ def test_something_was_decided(standin: str) -> None:
 
 
 @pytest.mark.parametrize("path", sorted(FOLDER.glob("*.json")), ids=lambda path: path.stem)
-def test_a_golden_recording(path: Any) -> None:
-    """What a gateway did before a real vLLM, kept on disk."""
+def test_a_replay_matches_a_golden_recording(path: Any) -> None:
+    """The decisions of a gateway in front of a real vLLM, stored in a file."""
     recording = json.loads(path.read_text("utf-8"))
-    marks = serialization.from_json_value(recording["dialect"])
+    dialect = serialization.from_json_value(recording["dialect"])
     traces = [read(one["events"]) for one in recording["requests"]]
     expected = [one["decisions"] for one in recording["requests"]]
-    assert expected == json.loads(json.dumps(replay_decisions(recording["policy"], marks, traces)))
+    assert expected == json.loads(
+        json.dumps(replay_decisions(recording["policy"], dialect, traces))
+    )
 
 
-def test_there_are_golden_recordings() -> None:
-    """With cuts among them."""
-    decided = [
+def test_the_golden_recordings_have_cuts() -> None:
+    """Otherwise they would test little."""
+    triggers = [
         one["decisions"]["trigger"]
         for path in FOLDER.glob("*.json")
         for one in json.loads(path.read_text("utf-8"))["requests"]
     ]
-    assert any(decided)
+    assert any(triggers)

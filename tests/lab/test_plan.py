@@ -1,4 +1,4 @@
-"""What to record, from prompts, policies and a user's own words."""
+"""Recording plans from policies, checkpoints and probes."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ from adjourn.policies.registry import BadPolicy, parse
         ("never", []),
     ],
 )
-def test_a_rehearsed_policy_shows_what_it_asks(policy: str, expected: list[Probe]) -> None:
-    """Every kind of probe that it sends to an engine, found without one."""
+def test_simulation_finds_the_probes_of_a_policy(policy: str, expected: list[Probe]) -> None:
+    """Every kind of probe that it sends, without an engine."""
     assert set(expected) == set(probes_of(parse(policy)))
 
 
-def test_the_longest_probe_stands_for_the_shorter() -> None:
-    """Greedy probes with one inducer are one another's beginnings; others are not."""
+def test_a_longer_probe_covers_a_shorter_one() -> None:
+    """Only if they differ in nothing but ``max_tokens``."""
     probes = [Probe(max_tokens=1), Probe(max_tokens=20), Probe("other", 5), Probe(top_logprobs=20)]
     assert drop_covered_probes(probes) == [
         Probe(max_tokens=20),
@@ -49,8 +49,8 @@ def test_the_longest_probe_stands_for_the_shorter() -> None:
     ]
 
 
-def test_a_token_told_by_its_id_stands_alone() -> None:
-    """It is no beginning of a longer probe's texts; nor are other ways to ask."""
+def test_a_probe_that_returns_token_ids_is_not_covered() -> None:
+    """A longer probe returns texts; a score is not part of any other probe's result."""
     probes = [
         Probe(top_logprobs=20),
         Probe(max_tokens=1, top_logprobs=20),
@@ -60,20 +60,20 @@ def test_a_token_told_by_its_id_stands_alone() -> None:
 
 
 @pytest.mark.parametrize("policy", ["tilt", "budget(min=20)", "any_of(deer, tilt)"])
-def test_what_leads_the_model_elsewhere_is_refused(policy: str) -> None:
-    """Before an engine is asked for anything."""
+def test_a_policy_that_changes_the_reasoning_is_refused(policy: str) -> None:
+    """When the plan is built, before any request."""
     with pytest.raises(BadPolicy, match="no recording shows"):
         RecordingPlan.build([parse(policy)], [], [], {})
 
 
-def test_nothing_asked_for_is_a_trial_answer_at_every_cue() -> None:
-    """The plan that serves most policies."""
+def test_the_default_plan_is_a_trial_answer_at_every_cue() -> None:
+    """It is enough for most policies."""
     plan = RecordingPlan.build([], [], [], {})
     assert (plan.needs, plan.probes) == ((Needs(cues=True),), (Probe(),))
 
 
-def test_a_plan_holds_all_that_is_asked_for_once() -> None:
-    """Needs stay apart, since a place depends on what else is looked for."""
+def test_a_plan_has_no_duplicates() -> None:
+    """Needs are not merged, since the checkpoints of one kind depend on the other kinds."""
     policies = [parse("deer"), parse("convergence"), parse("deer(threshold=0.9)")]
     plan = RecordingPlan.build(
         policies, [parse_needs("interval=16")], [parse_probe("probe(max_tokens=50)")], {}
@@ -87,19 +87,19 @@ def test_a_plan_holds_all_that_is_asked_for_once() -> None:
 
 
 @pytest.mark.parametrize(
-    "written", ["cue", "interval", "cues=5", "interval=x(", "interval=os.getcwd()", ""]
+    "text", ["cue", "interval", "cues=5", "interval=x(", "interval=os.getcwd()", ""]
 )
-def test_a_place_that_is_none(written: str) -> None:
-    """Refused with what would be one; nothing is evaluated."""
+def test_bad_checkpoints_are_refused(text: str) -> None:
+    """No expression in the text is evaluated."""
     with pytest.raises(BadPlan):
-        parse_needs(written)
+        parse_needs(text)
 
 
 @pytest.mark.parametrize(
-    "written",
+    "text",
     ["probe", "stop(reason='x')", "probe(20)", "probe(colour=1)", "probe(max_tokens=f())"],
 )
-def test_a_probe_that_is_none(written: str) -> None:
-    """Only a call of a probe's class with plain values is one."""
+def test_a_bad_probe_is_refused(text: str) -> None:
+    """A probe is a call of `probe` with literals as keyword arguments."""
     with pytest.raises(BadPlan):
-        parse_probe(written)
+        parse_probe(text)

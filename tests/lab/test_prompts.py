@@ -1,4 +1,4 @@
-"""Prompts from files of three kinds and from a hub, by the columns that they have."""
+"""Prompts from JSONL, CSV and Parquet files and from a hub."""
 
 from __future__ import annotations
 
@@ -32,16 +32,19 @@ ROWS = [
 FILES = ("main/train/0000.parquet", "main/test/0000.parquet", "socratic/test/0000.parquet")
 
 
-def lines(path: Path, *rows: dict[str, Any] | str) -> PromptSource:
-    written = (row if isinstance(row, str) else json.dumps(row) for row in rows)
-    path.write_text("".join(line + "\n" for line in written))
+def jsonl(path: Path, *rows: dict[str, Any] | str) -> PromptSource:
+    lines = (row if isinstance(row, str) else json.dumps(row) for row in rows)
+    path.write_text("".join(line + "\n" for line in lines))
     return PromptSource(str(path))
 
 
-def test_prompts_are_read(tmp_path: Path) -> None:
-    """Texts and conversations, with or without ids and answers; empty lines are none."""
-    text, talk = {"prompt": "1+1?", "answer": 2, "id": 5}, {"messages": [{"role": "user"}], "x": 1}
-    source = lines(tmp_path / "p.jsonl", text, "", talk)
+def test_texts_and_conversations_are_read(tmp_path: Path) -> None:
+    """With or without ids and answers; empty lines are skipped."""
+    text, conversation = (
+        {"prompt": "1+1?", "answer": 2, "id": 5},
+        {"messages": [{"role": "user"}], "x": 1},
+    )
+    source = jsonl(tmp_path / "p.jsonl", text, "", conversation)
     first, second = read_prompts(source)
     assert first == Prompt("5", [{"role": "user", "content": "1+1?"}], "2")
     assert second.gold is None
@@ -55,9 +58,9 @@ def test_prompts_are_read(tmp_path: Path) -> None:
         *('{"prompt": 5}', '{"answer": "5"}'),
     ],
 )
-def test_a_prompt_that_is_none(tmp_path: Path, line: str) -> None:
-    """The line is named; so is a second prompt of one id."""
-    source = lines(tmp_path / "p.jsonl", {"prompt": "0", "id": "x"}, line)
+def test_a_bad_prompt_is_named_by_its_line(tmp_path: Path, line: str) -> None:
+    """So is a second prompt with the same id."""
+    source = jsonl(tmp_path / "p.jsonl", {"prompt": "0", "id": "x"}, line)
     with pytest.raises(BadPrompts, match="line 2"):
         read_prompts(source)
 
@@ -75,11 +78,11 @@ def test_a_prompt_that_is_none(tmp_path: Path, line: str) -> None:
         ({"question": "Q"}, ("Q", None)),
     ],
 )
-def test_known_columns(
+def test_known_columns_are_found(
     tmp_path: Path, row: dict[str, Any], expected: tuple[str, str | None] | None
 ) -> None:
-    """Of a worked solution only the answer is kept, of an option its letter."""
-    (prompt,) = read_prompts(lines(tmp_path / "p.jsonl", row))
+    """A worked solution becomes its answer, the index of an option its letter."""
+    (prompt,) = read_prompts(jsonl(tmp_path / "p.jsonl", row))
     expected = expected or (row["input"], row["target"])
     assert (prompt.messages[0]["content"], prompt.gold) == expected
 
@@ -97,48 +100,50 @@ def table(path: Path, rows: list[dict[str, Any]]) -> Path:
 
 
 @pytest.mark.parametrize("name", ["p.csv", "p.parquet"])
-def test_a_table(tmp_path: Path, name: str) -> None:
-    """Columns by any name, a part in a random order that is the same each time."""
-    rows = [{"asked": f'"{n}",\nwhat?', "reply": n} for n in range(9)]
+def test_columns_can_be_named(tmp_path: Path, name: str) -> None:
+    """And a seed selects the same random prompts each time."""
+    rows = [{"query_text": f'"{n}",\nwhat?', "result": n} for n in range(9)]
     path = str(table(tmp_path / name, rows))
-    every = read_prompts(PromptSource(path, question="asked", answer="reply"))
+    every = read_prompts(PromptSource(path, question="query_text", answer="result"))
     assert [(p.messages[0]["content"], p.gold) for p in every] == [
-        (row["asked"], str(row["reply"])) for row in rows
+        (row["query_text"], str(row["result"])) for row in rows
     ]
-    some = PromptSource(path, question="asked", answer="reply", limit=4, shuffle_seed=3)
+    some = PromptSource(path, question="query_text", answer="result", limit=4, shuffle_seed=3)
     assert read_prompts(some) == read_prompts(some)
     assert read_prompts(some) != every[:4]
     assert {p.id for p in read_prompts(some)} < {p.id for p in every}
 
 
 @pytest.mark.parametrize(
-    ("fields", "told"),
+    ("fields", "message"),
     [
-        ({"question": "nothing"}, "no column 'nothing': there are asked, reply"),
+        ({"question": "nothing"}, "no column 'nothing': there are query_text, result"),
         ({}, "name its column with --question"),
         ({"split": "test"}, "are for datasets"),
     ],
 )
-def test_a_table_that_is_not_understood(tmp_path: Path, fields: dict[str, Any], told: str) -> None:
-    path = table(tmp_path / "p.csv", [{"asked": "1", "reply": "2"}])
-    with pytest.raises(BadPrompts, match=told):
+def test_a_bad_selection_from_a_table_is_refused(
+    tmp_path: Path, fields: dict[str, Any], message: str
+) -> None:
+    path = table(tmp_path / "p.csv", [{"query_text": "1", "result": "2"}])
+    with pytest.raises(BadPrompts, match=message):
         read_prompts(PromptSource(str(path), **fields))
 
 
 @pytest.mark.parametrize("name", ["none.jsonl", "none.csv", "none.parquet"])
-def test_a_file_that_is_not_there(tmp_path: Path, name: str) -> None:
+def test_a_missing_file_is_reported(tmp_path: Path, name: str) -> None:
     with pytest.raises(BadPrompts, match="none"):
         read_prompts(PromptSource(str(tmp_path / name)))
 
 
-def test_a_file_that_is_no_table(tmp_path: Path) -> None:
+def test_a_broken_parquet_file_is_reported(tmp_path: Path) -> None:
     (tmp_path / "p.parquet").write_text("no table")
     with pytest.raises(BadPrompts, match=r"p\.parquet"):
         read_prompts(PromptSource(str(tmp_path / "p.parquet")))
 
 
 class Hub(BaseHTTPRequestHandler):
-    """As much of a hub as is asked: what a dataset holds, and its files."""
+    """The routes of a hub that we use: the list of a dataset's files, and the files."""
 
     folder: Path
 
@@ -173,7 +178,7 @@ class Hub(BaseHTTPRequestHandler):
 
 @pytest.fixture(scope="module")
 def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A hub with one dataset, on this machine."""
+    """A local hub with one dataset."""
     folder = tmp_path_factory.mktemp("hub")
     for file in FILES:
         rows = [{**row, "question": f"{file}: {row['question']}"} for row in ROWS]
@@ -185,9 +190,7 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         server.shutdown()
 
 
-def recorded(
-    standin: str, folder: Path, hub: str, *options: str
-) -> subprocess.CompletedProcess[str]:
+def record(standin: str, folder: Path, hub: str, *options: str) -> subprocess.CompletedProcess[str]:
     line = [
         str(ADJOURN), "record", *options, "--upstream", standin, "--out",
         str(folder / "traces.jsonl"), "--body", json.dumps(BODY),
@@ -196,21 +199,21 @@ def recorded(
     return subprocess.run(line, cwd=ROOT, capture_output=True, text=True, timeout=120, env=env)
 
 
-def test_a_dataset_by_its_name(standin: str, tmp_path: Path, hub: str) -> None:
-    """Its usual subset and its test split, of which some are recorded with their answers."""
-    ran = recorded(standin, tmp_path, hub, "hf:owner/sums", "--limit", "3")
+def test_a_dataset_is_recorded_by_name(standin: str, tmp_path: Path, hub: str) -> None:
+    """Its default subset and its test split, with gold answers."""
+    ran = record(standin, tmp_path, hub, "hf:owner/sums", "--limit", "3")
     assert ran.returncode == 0, ran.stderr
     _, traces = load(tmp_path / "traces.jsonl")
-    taken = {trace.prompt_id: trace for trace in traces}
-    assert {name: trace.gold for name, trace in taken.items()} == {
+    recorded = {trace.prompt_id: trace for trace in traces}
+    assert {name: trace.gold for name, trace in recorded.items()} == {
         "test-0": "0", "test-1": "2", "test-2": "4",
     }  # fmt: skip
-    asked = taken["test-2"].messages[0]["content"]
-    assert asked == "main/test/0000.parquet: What is 2 + 2?"
+    question = recorded["test-2"].messages[0]["content"]
+    assert question == "main/test/0000.parquet: What is 2 + 2?"
 
 
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "message"),
     [
         (("hf:owner/sums", "--subset", "other"), "no subset 'other': there are main, socratic"),
         (("hf:owner/sums", "--split", "dev"), "no split 'dev': there are train, test"),
@@ -219,20 +222,20 @@ def test_a_dataset_by_its_name(standin: str, tmp_path: Path, hub: str) -> None:
         (("hf:a/b/c",), "write hf:OWNER/DATASET"),
     ],
 )
-def test_a_dataset_that_is_not_understood(
-    standin: str, tmp_path: Path, hub: str, options: tuple[str, ...], told: str
+def test_a_bad_selection_from_a_dataset_is_refused(
+    standin: str, tmp_path: Path, hub: str, options: tuple[str, ...], message: str
 ) -> None:
-    """What there is instead is told; no engine is asked for anything."""
-    ran = recorded(standin, tmp_path, hub, *options)
+    """The message lists the choices; no request is sent to the engine."""
+    ran = record(standin, tmp_path, hub, *options)
     assert ran.returncode == 2
-    assert told in ran.stderr
+    assert message in ran.stderr
     assert not (tmp_path / "traces.jsonl").exists()
 
 
-def test_a_hub_that_cannot_be_reached(standin: str, tmp_path: Path) -> None:
-    """At once, and with what may be done."""
+def test_an_unreachable_hub_is_reported(standin: str, tmp_path: Path) -> None:
+    """The message names the hub and the setting to change."""
     hub = f"http://127.0.0.1:{free_port()}"
-    ran = recorded(standin, tmp_path, hub, "hf:owner/sums")
+    ran = record(standin, tmp_path, hub, "hf:owner/sums")
     assert ran.returncode == 2
     assert f"the hub at {hub} can't be reached" in ran.stderr
     assert "HF_ENDPOINT" in ran.stderr

@@ -1,4 +1,4 @@
-"""Playing: what is due when, what it costs, and that leaps change nothing."""
+"""Replays: when results arrive, what they cost, and that merging chunks changes nothing."""
 
 from __future__ import annotations
 
@@ -28,49 +28,53 @@ from tests.lab.trace_factory import (
 from tests.policies.session_driver import VOCABULARY
 from tests.policies.session_helpers import CLOSING, DIALECT, END, START, AlwaysProbe
 
-FIVE = [" a", " b", " c", " Wait", ",", " d", " e", " f", " g", " h", " i"]
+SHORT_TRACE = [" a", " b", " c", " Wait", ",", " d", " e", " f", " g", " h", " i"]
 
 
-def played(policy: str, on: ReplayTrace, **options: Any) -> Outcome:
+def replay_policy(policy: str, trace: ReplayTrace, **options: Any) -> Outcome:
     return replay_trace(
-        parse(policy), on, DIALECT, options.pop("appraiser", AlwaysProbe()), **options
+        parse(policy), trace, DIALECT, options.pop("cost_model", AlwaysProbe()), **options
     )
 
 
-def test_an_instant_probe_wastes_what_shows_the_cue() -> None:
-    """The cue is certain with the token behind it; both are behind the cut."""
-    outcome = played("deer(gate=0)", make_replay_trace(FIVE, [probe_completed(3)]), instant=True)
+def test_an_instant_probe_wastes_the_cue_and_the_next_token() -> None:
+    """A cue is recognised with the token after it; both are after the cut."""
+    outcome = replay_policy(
+        "deer(gate=0)", make_replay_trace(SHORT_TRACE, [probe_completed(3)]), instant=True
+    )
     assert (outcome.stopped, outcome.kept_tokens, outcome.wasted_tokens) == (True, 3, 2)
     assert (outcome.answer, outcome.correct, outcome.reason) == ("7", True, "confident")
     assert outcome.net_tokens == 3 + len(CLOSING) + 2 + 2 + outcome.probe_tokens
 
 
 @pytest.mark.parametrize(("late", "more"), [(0.5, 0), (1.5, 1), (3.5, 3)])
-def test_a_late_probe_wastes_what_came_meanwhile(late: float, more: int) -> None:
-    """As many tokens as the stream brought until the result, and until the answer began."""
-    on = make_replay_trace(FIVE, [probe_completed(3, delay_seconds=late * SECONDS_PER_TOKEN)])
-    assert played("deer(gate=0)", on).wasted_tokens == 2 + more
+def test_a_late_probe_wastes_the_tokens_until_its_result(late: float, more: int) -> None:
+    """And those until the answer begins."""
+    trace = make_replay_trace(
+        SHORT_TRACE, [probe_completed(3, delay_seconds=late * SECONDS_PER_TOKEN)]
+    )
+    assert replay_policy("deer(gate=0)", trace).wasted_tokens == 2 + more
     assert (
-        played("deer(gate=0)", on, resume_seconds=2 * SECONDS_PER_TOKEN).wasted_tokens
+        replay_policy("deer(gate=0)", trace, resume_seconds=2 * SECONDS_PER_TOKEN).wasted_tokens
         == 2 + more + 2
     )
 
 
-def test_a_probe_later_than_the_end_stops_nothing() -> None:
-    """The model was faster; the probe's tokens were not there to count."""
-    outcome = played(
-        "deer(gate=0)", make_replay_trace(FIVE, [probe_completed(3, delay_seconds=99.0)])
+def test_a_result_after_the_end_of_the_trace_stops_nothing() -> None:
+    """The model ended its reasoning first."""
+    outcome = replay_policy(
+        "deer(gate=0)", make_replay_trace(SHORT_TRACE, [probe_completed(3, delay_seconds=99.0)])
     )
     assert not outcome.stopped
-    assert (outcome.kept_tokens, outcome.answer) == (len(FIVE), "7")
+    assert (outcome.kept_tokens, outcome.answer) == (len(SHORT_TRACE), "7")
 
 
-def test_a_gate_is_the_beginning_of_what_was_drawn() -> None:
-    """deer's one-token question is answered from the longer probe, in a share of its time."""
-    on = make_replay_trace(FIVE, [probe_completed(3)])
-    outcome = played("deer", on, instant=True)
+def test_a_gate_probe_is_answered_from_a_longer_probe() -> None:
+    """deer's one-token probe gets the first token of the longer one, in a share of its time."""
+    trace = make_replay_trace(SHORT_TRACE, [probe_completed(3)])
+    outcome = replay_policy("deer", trace, instant=True)
     assert (outcome.stopped, outcome.probe_count, outcome.probe_tokens) == (True, 2, 1 + 2)
-    gate = on.results.find_probe(Probe(max_tokens=1), 3, 3)
+    gate = trace.results.find_probe(Probe(max_tokens=1), 3, 3)
     assert gate is not None
     assert isinstance(gate.result, ProbeResult)
     assert (gate.result.tokens, gate.result.text, gate.result.finished) == (("7",), "7", False)
@@ -78,9 +82,8 @@ def test_a_gate_is_the_beginning_of_what_was_drawn() -> None:
 
 
 @given(st.integers(1, 30), st.text("0123456789", min_size=1, max_size=12), st.integers(1, 14))
-def test_a_shorter_probe_is_a_beginning(asked: int, answer: str, recorded: int) -> None:
-    """Never more tokens than asked for, always a beginning, and none where more would have been
-    drawn than was."""
+def test_a_shorter_probe_gets_a_prefix(max_tokens: int, answer: str, recorded: int) -> None:
+    """At most ``max_tokens`` tokens; no result if the recorded probe generated too few."""
     full = (*answer, "}")
     cut = full[:recorded]
     result = ProbeResult(
@@ -88,14 +91,16 @@ def test_a_shorter_probe_is_a_beginning(asked: int, answer: str, recorded: int) 
         len(full) <= recorded, 0.1, 0.1,
     )  # fmt: skip
     event = replace_result(probe_completed(3), result)
-    found = make_replay_trace(FIVE, [event]).results.find_probe(Probe(max_tokens=asked), 3, 3)
-    if asked > recorded and len(full) > recorded:
+    found = make_replay_trace(SHORT_TRACE, [event]).results.find_probe(
+        Probe(max_tokens=max_tokens), 3, 3
+    )
+    if max_tokens > recorded and len(full) > recorded:
         assert found is None
         return
     assert found is not None
     assert isinstance(found.result, ProbeResult)
-    assert found.result.tokens == full[:asked]
-    assert found.result.finished == (len(full) <= asked)
+    assert found.result.tokens == full[:max_tokens]
+    assert found.result.finished == (len(full) <= max_tokens)
     assert len(found.result.logprobs) == len(found.result.tokens)
 
 
@@ -107,43 +112,51 @@ def replace_result(event: ProbeCompleted, result: ProbeResult | ProbeFailed) -> 
     )
 
 
-@pytest.mark.parametrize(("kept", "near"), [(3, True), (3 + MAX_PROBE_OFFSET, False), (2, None)])
-def test_what_was_drawn_a_little_before_stands_in(kept: int, near: bool | None) -> None:
-    """Never what was drawn behind the place, and told from what was drawn at it."""
-    found = make_replay_trace(FIVE, [probe_completed(3)]).results.find_probe(Probe(), kept, kept)
-    assert (None if found is None else found.is_exact) == near
+@pytest.mark.parametrize(
+    ("kept", "is_exact"), [(3, True), (3 + MAX_PROBE_OFFSET, False), (2, None)]
+)
+def test_a_result_from_a_few_tokens_before_is_used(kept: int, is_exact: bool | None) -> None:
+    """Never one from after the place; ``is_exact`` tells it from one at the place."""
+    found = make_replay_trace(SHORT_TRACE, [probe_completed(3)]).results.find_probe(
+        Probe(), kept, kept
+    )
+    assert (None if found is None else found.is_exact) == is_exact
     assert found is None or found.result.position == kept
     assert (
-        make_replay_trace(FIVE, [probe_completed(3)]).results.find_probe(
+        make_replay_trace(SHORT_TRACE, [probe_completed(3)]).results.find_probe(
             Probe(), 4 + MAX_PROBE_OFFSET, 4 + MAX_PROBE_OFFSET
         )
         is None
     )
     assert (
-        make_replay_trace(FIVE, [probe_completed(3)]).results.find_probe(Probe("other"), 3, 3)
+        make_replay_trace(SHORT_TRACE, [probe_completed(3)]).results.find_probe(
+            Probe("other"), 3, 3
+        )
         is None
     )
 
 
-def test_a_probe_that_failed_when_recorded_fails() -> None:
-    """The policy is told, and goes on."""
+def test_a_recorded_failure_is_replayed() -> None:
+    """The policy receives it and continues."""
     failed = replace_result(probe_completed(3), ProbeFailed(Probe(), 3, "timeout", 0.1))
-    outcome = played("deer(gate=0)", make_replay_trace(FIVE, [failed]))
+    outcome = replay_policy("deer(gate=0)", make_replay_trace(SHORT_TRACE, [failed]))
     assert (outcome.stopped, outcome.probe_count, outcome.missing_probes) == (False, 1, 0)
 
 
-def test_what_was_not_recorded_is_counted() -> None:
-    """A policy that asks for it gets nothing, and its report says so."""
-    outcome = played("deer(gate=0)", make_replay_trace(FIVE, []))
+def test_a_missing_result_is_counted() -> None:
+    """The policy receives a failure."""
+    outcome = replay_policy("deer(gate=0)", make_replay_trace(SHORT_TRACE, []))
     assert (outcome.stopped, outcome.probe_count, outcome.missing_probes) == (False, 1, 1)
 
 
-def test_the_answer_at_a_cut_is_the_last_one_drawn() -> None:
-    """A budget stops where nobody asked; what was drawn before it is the best that is known."""
-    on = make_replay_trace([*FIVE, *FIVE], [probe_completed(3, "6"), probe_completed(14, "7")])
-    outcome = played("budget(max=8, grace=0)", on)
+def test_the_answer_after_a_cut_is_the_last_trial_answer() -> None:
+    """A budget stops between two checkpoints, so the trial answer before it is used."""
+    trace = make_replay_trace(
+        [*SHORT_TRACE, *SHORT_TRACE], [probe_completed(3, "6"), probe_completed(14, "7")]
+    )
+    outcome = replay_policy("budget(max=8, grace=0)", trace)
     assert (outcome.kept_tokens, outcome.answer, outcome.correct) == (8, "6", False)
-    assert on.settled_position() == 14
+    assert trace.settled_position() == 14
 
 
 @pytest.mark.parametrize(
@@ -154,21 +167,21 @@ def test_the_answer_at_a_cut_is_the_last_one_drawn() -> None:
         (" B\n", "B"),
     ],
 )
-def test_an_answer_is_its_last_box(text: str, answer: str) -> None:
-    """Else all that was said."""
+def test_the_final_answer_is_the_last_box(text: str, answer: str) -> None:
+    """Without a box, the whole text."""
     assert extract_final_answer(text) == answer
 
 
-def test_a_truncated_trace_is_not_whole() -> None:
-    """A token limit tells nothing of the trace; nor does a stream that broke."""
-    whole = stream_events(FIVE)
+def test_a_truncated_trace_is_not_complete() -> None:
+    """By a token limit or by a broken stream."""
+    whole = stream_events(SHORT_TRACE)
     assert ReplayTrace(Trace("p", 0, [], None, whole), DIALECT).is_complete
     limited = [*whole[:-1], StreamedChunk(1.0, "", (99,), finish_reason="length")]
     assert not ReplayTrace(Trace("p", 0, [], None, limited), DIALECT).is_complete
     assert not ReplayTrace(Trace("p", 0, [], None, whole[:5]), DIALECT).is_complete
 
 
-# -- leaps -----------------------------------------------------------------------------------
+# -- merged chunks ---------------------------------------------------------------------------
 
 POLICIES = (
     "deer(gate=0, gap=0)",
@@ -188,7 +201,7 @@ TEXTS = st.sampled_from(sorted({*VOCABULARY.values(), *ENDS, " x", " y", "7", " 
 
 
 @st.composite
-def tapes(draw: st.DrawFn) -> ReplayTrace:
+def traces(draw: st.DrawFn) -> ReplayTrace:
     """Traces in chunks of several tokens, with and without a marker, probed at random places."""
     texts = draw(st.lists(TEXTS, min_size=1, max_size=60))
     sizes = draw(st.lists(st.integers(1, 4), min_size=len(texts), max_size=len(texts)))
@@ -221,8 +234,8 @@ def replace_prompt(event: Any) -> Any:
     return type(event)(event.at, (5, 6))
 
 
-class Logged(Session):
-    """Keeps what it asked and where it was cut."""
+class LoggedSession(Session):
+    """Logs its orders."""
 
     logs: list[list[Any]] = []  # noqa: RUF012
 
@@ -244,43 +257,49 @@ class Logged(Session):
 
 
 @given(
-    tapes(),
+    traces(),
     st.sampled_from(POLICIES),
     st.booleans(),
     st.sampled_from([0.0, 2.5 * SECONDS_PER_TOKEN]),
 )
-def test_leaps_change_nothing(on: ReplayTrace, policy: str, instant: bool, resume: float) -> None:
-    """Pieces put together lead to the same probes and cuts at the same tokens as one by one."""
+def test_merging_chunks_changes_nothing(
+    trace: ReplayTrace, policy: str, instant: bool, resume: float
+) -> None:
+    """Merged chunks lead to the same orders at the same tokens as single chunks."""
     outcomes = []
-    Logged.logs = []
+    LoggedSession.logs = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(replay, "Session", Logged)
-        for alone in (False, True):
-            if alone:
-                on.spans = on.boundary_spans = [run for whole in on.spans for run in apart(whole)]
-            options = {"resume_seconds": resume, "instant": instant, "appraiser": ProbeCostModel()}
-            outcomes.append(played(policy, on, **options))
-    leapt, walked = Logged.logs
-    assert walked == leapt
+        patch.setattr(replay, "Session", LoggedSession)
+        for split in (False, True):
+            if split:
+                trace.spans = trace.boundary_spans = [
+                    single for span in trace.spans for single in split_span(span)
+                ]
+            options = {"resume_seconds": resume, "instant": instant, "cost_model": ProbeCostModel()}
+            outcomes.append(replay_policy(policy, trace, **options))
+    merged, single = LoggedSession.logs
+    assert single == merged
     assert outcomes[1] == outcomes[0]
 
 
-def apart(run: ChunkSpan) -> list[ChunkSpan]:
-    begins = [run.end_positions[0] - len(run.feed_arguments[0][1]), *run.end_positions]
+def split_span(span: ChunkSpan) -> list[ChunkSpan]:
+    starts = [span.end_positions[0] - len(span.feed_arguments[0][1]), *span.end_positions]
     return [
-        ChunkSpan([feed], before) for feed, before in zip(run.feed_arguments, begins, strict=False)
+        ChunkSpan([feed], before) for feed, before in zip(span.feed_arguments, starts, strict=False)
     ]
 
 
-@given(tapes())
-def test_runs_are_the_pieces(on: ReplayTrace) -> None:
-    """Put together or not, every piece is there once, in order, and ends where it is said to."""
-    assert [feed for run in on.spans for feed in run.feed_arguments] == on.feed_arguments
-    assert [feed for run in on.boundary_spans for feed in run.feed_arguments] == on.feed_arguments
-    for run in [*on.spans, *on.boundary_spans]:
-        text, ids, at, answering, ending, _ = run.merge(0, len(run.feed_arguments))
-        assert text == "".join(feed[0] for feed in run.feed_arguments)
-        assert len(ids) == run.end_positions[-1] - run.end_positions[0] + len(
-            run.feed_arguments[0][1]
+@given(traces())
+def test_spans_have_all_chunks_in_order(trace: ReplayTrace) -> None:
+    """Merged or not, each chunk once, with the right end positions."""
+    assert [feed for span in trace.spans for feed in span.feed_arguments] == trace.feed_arguments
+    assert [
+        feed for span in trace.boundary_spans for feed in span.feed_arguments
+    ] == trace.feed_arguments
+    for span in [*trace.spans, *trace.boundary_spans]:
+        text, ids, at, answering, finish_reason, _ = span.merge(0, len(span.feed_arguments))
+        assert text == "".join(feed[0] for feed in span.feed_arguments)
+        assert len(ids) == span.end_positions[-1] - span.end_positions[0] + len(
+            span.feed_arguments[0][1]
         )
-        assert (at, answering, ending) == run.feed_arguments[-1][2:5]
+        assert (at, answering, finish_reason) == span.feed_arguments[-1][2:5]

@@ -1,4 +1,4 @@
-"""The log on disk: what is whole is kept, what is torn is mended, what is strange is refused."""
+"""The log file: complete traces are kept, a torn end is repaired, other files are refused."""
 
 from __future__ import annotations
 
@@ -23,33 +23,33 @@ TRACES = [
     trace([" a", " b\n", "Wait"], [probe_completed(2)], prompt="p", sample=number, gold=gold)
     for number, gold in enumerate(["7", None, "é\n{"])
 ]
-WHOLE = b"".join(msgspec.json.encode(line) + b"\n" for line in (HEADER, *TRACES))
+CONTENT = b"".join(msgspec.json.encode(line) + b"\n" for line in (HEADER, *TRACES))
 
 
-@given(st.integers(0, len(WHOLE)))
-def test_a_file_that_was_torn_anywhere_goes_on(torn: int) -> None:
-    """Whole traces stay, the torn one is taken again, and the file ends as if nothing had been."""
+@given(st.integers(0, len(CONTENT)))
+def test_recording_continues_in_a_file_torn_anywhere(torn: int) -> None:
+    """Complete traces stay, the torn one is recorded again, and the file equals an untorn one."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "traces.jsonl"
-        path.write_bytes(WHOLE[:torn])
+        path.write_bytes(CONTENT[:torn])
         appender = TraceAppender(path, HEADER)
-        # A line that lacks nothing but its end is whole; the first is no trace.
-        ends = [index for index, byte in enumerate(WHOLE) if byte == ord("\n")]
+        # A line that lacks only its newline is complete. The first line is the header.
+        ends = [index for index, byte in enumerate(CONTENT) if byte == ord("\n")]
         assert len(appender.recorded_samples) == sum(torn >= end for end in ends[1:])
         for one in TRACES:
             if (one.prompt_id, one.sample_index) not in appender.recorded_samples:
                 appender.add(one)
         appender.close()
-        assert path.read_bytes() == WHOLE
+        assert path.read_bytes() == CONTENT
 
 
-@given(st.integers(0, len(WHOLE)))
-def test_a_torn_file_can_be_read(torn: int) -> None:
-    """While somebody records, or after a kill, the whole traces are there."""
+@given(st.integers(0, len(CONTENT)))
+def test_a_torn_file_is_readable(torn: int) -> None:
+    """All complete traces are read, also during a recording or after a kill."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "traces.jsonl"
-        path.write_bytes(WHOLE[:torn])
-        if torn < WHOLE.index(b"\n"):
+        path.write_bytes(CONTENT[:torn])
+        if torn < CONTENT.index(b"\n"):
             with pytest.raises(BadTraces):
                 load(path)
             return
@@ -57,15 +57,15 @@ def test_a_torn_file_can_be_read(torn: int) -> None:
         assert list(traces) == TRACES[: len(list(load(path)[1]))]
 
 
-def test_what_was_written_is_read(tmp_path: Path) -> None:
-    """Every field of every event comes back."""
+def test_traces_round_trip(tmp_path: Path) -> None:
+    """With every field of every event."""
     recording, traces = load(write_log(tmp_path / "t.jsonl", TRACES))
     assert recording == HEADER
     assert list(traces) == TRACES
 
 
-def test_damage_in_the_middle_is_named(tmp_path: Path) -> None:
-    """A line that was not torn but broken is no trace to pass over."""
+def test_a_broken_line_in_the_middle_is_named(tmp_path: Path) -> None:
+    """Only an incomplete last line may be skipped."""
     path = write_log(tmp_path / "t.jsonl", TRACES)
     lines = path.read_bytes().splitlines(keepends=True)
     path.write_bytes(b"".join([*lines[:2], b"{}\n", *lines[2:]]))
@@ -75,15 +75,15 @@ def test_damage_in_the_middle_is_named(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("version", [0, 1, 99])
 def test_an_unknown_version_is_refused(tmp_path: Path, version: int) -> None:
-    """It says which version it is and which are read, whatever else the line holds."""
+    """The message has this version and the readable ones, whatever else the line has."""
     path = tmp_path / "t.jsonl"
     path.write_text(f'{{"type":"recording","version":{version},"new":[]}}\n')
     with pytest.raises(BadTraces, match=f"has log version {version}, but .* reads 2 and 3"):
         load(path)
 
 
-def test_another_recording_is_not_added_to(tmp_path: Path) -> None:
-    """The message names what differs, and the file stays as it is."""
+def test_a_file_with_another_header_is_not_appended_to(tmp_path: Path) -> None:
+    """The message names the field that differs, and the file is not changed."""
     path = write_log(tmp_path / "t.jsonl", TRACES)
     before = path.read_bytes()
     other = msgspec.structs.replace(HEADER, body={"temperature": 1.0})
@@ -92,8 +92,8 @@ def test_another_recording_is_not_added_to(tmp_path: Path) -> None:
     assert before == path.read_bytes()
 
 
-def test_two_do_not_write_at_once(tmp_path: Path) -> None:
-    """The second is told so, and may begin when the first has ended."""
+def test_two_processes_cannot_append_at_once(tmp_path: Path) -> None:
+    """The second is refused until the first has closed the file."""
     path = tmp_path / "t.jsonl"
     first = TraceAppender(path, HEADER)
     with pytest.raises(BadTraces, match="another process"):
@@ -120,15 +120,15 @@ def test_two_do_not_write_at_once(tmp_path: Path) -> None:
     ],
     ids=lambda value: type(value).__name__,
 )
-def test_a_value_comes_back(value: object) -> None:
-    """Through JSON, equal to what it was."""
-    written = msgspec.json.decode(msgspec.json.encode(serialization.to_json_value(value)))
-    assert value == serialization.from_json_value(written)
+def test_a_serialized_value_round_trips(value: object) -> None:
+    """Through JSON, to an equal value."""
+    document = msgspec.json.decode(msgspec.json.encode(serialization.to_json_value(value)))
+    assert value == serialization.from_json_value(document)
 
 
 @pytest.mark.parametrize("ids", [(5, 1, 9), (5, 6), (1, 2), ()])
-def test_marks_come_back(ids: tuple[int, ...]) -> None:
-    """With markers that find what they found."""
+def test_a_tokenized_dialect_round_trips(ids: tuple[int, ...]) -> None:
+    """Its matcher finds the same markers."""
     read = serialization.from_json_value(
         msgspec.json.decode(msgspec.json.encode(serialization.to_json_value(DIALECT)))
     )
@@ -138,7 +138,7 @@ def test_marks_come_back(ids: tuple[int, ...]) -> None:
 
 
 @pytest.mark.parametrize("document", [{"type": "Nothing"}, {"type": "Probe", "colour": "red"}])
-def test_a_value_that_nobody_knows(document: object) -> None:
-    """A class or a field of another version is an error that names it."""
+def test_an_unknown_class_or_field_is_refused(document: object) -> None:
+    """With an error that names it."""
     with pytest.raises(serialization.BadValue, match=r"Nothing|colour"):
         serialization.from_json_value(document)

@@ -1,4 +1,4 @@
-"""``adjourn learn`` finds what makes a trial answer the final one, and says so of other prompts."""
+"""``adjourn learn`` fits `learned` to a recording and evaluates it on held-out prompts."""
 
 from __future__ import annotations
 
@@ -24,67 +24,71 @@ TEXTS = [*[" a"] * 30, " Wait", *[" b"] * 30, " Wait", *[" c"] * 30, " Wait", *[
 CUES = (30, 61, 92)
 
 
-def made(number: int) -> list[Trace]:
-    """Traces in which confidence says nothing, and the second of two equal answers is final."""
+def make_traces(number: int) -> list[Trace]:
+    """Traces in which confidence means nothing, and a changed answer is final."""
     rng, traces = random.Random(number), []
     for index in range(number):
-        said = ["5", "5", "7"] if index % 3 == 0 else ["5", "7", "7"]
-        draws = [
+        answers = ["5", "5", "7"] if index % 3 == 0 else ["5", "7", "7"]
+        probes = [
             probe_completed(at, answer, rng.choice([0.6, 0.9]))
-            for at, answer in zip(CUES, said, strict=True)
+            for at, answer in zip(CUES, answers, strict=True)
         ]
-        traces.append(trace(TEXTS, draws, prompt=f"p{index}", answer="\\boxed{7}"))
+        traces.append(trace(TEXTS, probes, prompt=f"p{index}", answer="\\boxed{7}"))
     return traces
 
 
 @pytest.fixture
 def recorded(tmp_path: Path) -> Path:
-    return write_log(tmp_path / "traces.jsonl", made(60))
+    return write_log(tmp_path / "traces.jsonl", make_traces(60))
 
 
-def test_it_sees_what_the_policy_would_see(recorded: Path) -> None:
-    """Every place, and whether its answer is the trace's own in the end."""
-    looked = list(collect_examples(Learned(gap=0), ReplayDataset(recorded)))
-    assert len(looked) == 60 * len(CUES)
-    assert [one.is_final for one in looked[:6]] == [False, False, True, False, True, True]
-    assert [one.features.agreement for one in looked[:3]] == [0.0, 1.0, 0.0]
+def test_examples_are_what_the_policy_would_observe(recorded: Path) -> None:
+    """Every trial answer, labelled by whether it is the final answer of the trace."""
+    examples = list(collect_examples(Learned(gap=0), ReplayDataset(recorded)))
+    assert len(examples) == 60 * len(CUES)
+    assert [one.is_final for one in examples[:6]] == [False, False, True, False, True, True]
+    assert [one.features.agreement for one in examples[:3]] == [0.0, 1.0, 0.0]
 
 
-def test_it_learns_what_matters(recorded: Path) -> None:
-    """Here a change of the answer makes it final, and confidence means little."""
+def test_weights_fit_the_recording(recorded: Path) -> None:
+    """In these traces changed answers are final, and confidence means nothing."""
     learned = fit(Learned(gap=0), list(collect_examples(Learned(gap=0), ReplayDataset(recorded))))
     assert learned.changes > 1
     assert abs(learned.confidence) < 0.5
 
 
-def test_entropy_is_learned_where_it_was_recorded(tmp_path: Path) -> None:
-    """The final answers are those of which the model was sure of every token; traces that do not
-    tell of it give it no weight."""
-    attentive = Learned(entropy=1.0)
-    traces = made(60)
+def test_entropy_gets_a_weight_if_it_was_recorded(tmp_path: Path) -> None:
+    """Here final answers have a low entropy in every token. Without recorded entropies the weight
+    is zero."""
+    policy_with_entropy = Learned(entropy=1.0)
+    traces = make_traces(60)
     for one in traces:
-        for place, draw in enumerate([e for e in one.events if isinstance(e, ProbeCompleted)]):
-            final = draw.result["text"].startswith("7")
-            top = [[-0.1 if final else -0.7, -0.7 - (place % 2) / 10]] * 2
-            result = draw.result | {
-                "probe": serialization.to_json_value(attentive.probe),
+        for number, probe in enumerate([e for e in one.events if isinstance(e, ProbeCompleted)]):
+            final = probe.result["text"].startswith("7")
+            top = [[-0.1 if final else -0.7, -0.7 - (number % 2) / 10]] * 2
+            result = probe.result | {
+                "probe": serialization.to_json_value(policy_with_entropy.probe),
                 "top_logprobs": top,
             }
-            one.events.append(msgspec.structs.replace(draw, result=result))
-    probes = serialization.to_json_value([Probe(), attentive.probe])
+            one.events.append(msgspec.structs.replace(probe, result=result))
+    probes = serialization.to_json_value([Probe(), policy_with_entropy.probe])
     recording = msgspec.structs.replace(HEADER, probes=probes)
-    told = ReplayDataset(write_log(tmp_path / "told.jsonl", traces, recording))
-    policy = _with_recorded_entropy(Learned(gap=0), told)
-    looked = list(collect_examples(policy, told))
-    assert {one.features.entropy < 0.6 for one in looked if one.is_final} == {True}
-    assert fit(policy, looked).entropy < -1
-    untold = ReplayDataset(write_log(tmp_path / "untold.jsonl", made(60)))
-    policy = _with_recorded_entropy(Learned(gap=0), untold)
-    assert policy.entropy == fit(policy, list(collect_examples(policy, untold))).entropy == 0.0
+    with_entropy = ReplayDataset(write_log(tmp_path / "with_entropy.jsonl", traces, recording))
+    policy = _with_recorded_entropy(Learned(gap=0), with_entropy)
+    examples = list(collect_examples(policy, with_entropy))
+    assert {one.features.entropy < 0.6 for one in examples if one.is_final} == {True}
+    assert fit(policy, examples).entropy < -1
+    without_entropy = ReplayDataset(write_log(tmp_path / "without_entropy.jsonl", make_traces(60)))
+    policy = _with_recorded_entropy(Learned(gap=0), without_entropy)
+    assert (
+        policy.entropy
+        == fit(policy, list(collect_examples(policy, without_entropy))).entropy
+        == 0.0
+    )
 
 
-def test_the_command(recorded: Path, tmp_path: Path) -> None:
-    """What it writes is a request's own field, and it says how good that is on other prompts."""
+def test_the_command_writes_a_policy(recorded: Path, tmp_path: Path) -> None:
+    """As the ``adjourn`` field of a request, with its quality on held-out prompts."""
     add_commands()
     out = tmp_path / "learned.json"
     done = CliRunner().invoke(app, ["learn", str(recorded), "--out", str(out), "--tolerance", "5"])
@@ -98,8 +102,8 @@ def test_the_command(recorded: Path, tmp_path: Path) -> None:
     assert "learned(threshold=" in done.output
 
 
-def test_too_little_to_learn_from(tmp_path: Path) -> None:
-    few = write_log(tmp_path / "few.jsonl", made(5))
+def test_too_few_examples_are_refused(tmp_path: Path) -> None:
+    few = write_log(tmp_path / "few.jsonl", make_traces(5))
     add_commands()
     done = CliRunner().invoke(app, ["learn", str(few), "--out", str(tmp_path / "o.json")])
     assert done.exit_code == 2

@@ -1,5 +1,4 @@
-"""``adjourn learn --policy lynx`` finds what hidden states say of readiness, calibrates it, and
-says what it is worth on prompts that taught nothing."""
+"""``adjourn learn --policy lynx`` trains a probe on hidden states, calibrates and evaluates it."""
 
 from __future__ import annotations
 
@@ -26,79 +25,81 @@ from tests.policies.session_helpers import probe_result
 
 TEXTS = [*[" a"] * 30, " Wait", *[" b"] * 30, " Wait", *[" c"] * 30, " Wait", *[" d"] * 9]
 CUES = (30, 61, 92)
-ASKED = Probe(inducer="", max_tokens=1, close_trace=False, hidden_states=True)
+STATE_PROBE = Probe(inducer="", max_tokens=1, close_trace=False, hidden_states=True)
 
 
-def seen(position: int, *numbers: float) -> ProbeCompleted:
-    """Hidden states at a cue; they come before the trial answer does."""
-    asked, told = SECONDS_PER_TOKEN * (position + 1), make_hidden_states(*numbers)
-    made = probe_result(position, "W", probe=ASKED, finished=False, at=asked, hidden_states=told)
-    return ProbeCompleted(asked, asked, position, position, serialization.to_json_value(made))
+def states_completed(position: int, *numbers: float) -> ProbeCompleted:
+    """A probe for hidden states at a cue; it returns before the trial answer."""
+    sent_at, states = SECONDS_PER_TOKEN * (position + 1), make_hidden_states(*numbers)
+    result = probe_result(
+        position, "W", probe=STATE_PROBE, finished=False, at=sent_at, hidden_states=states
+    )
+    return ProbeCompleted(sent_at, sent_at, position, position, serialization.to_json_value(result))
 
 
-def made(count: int) -> list[Trace]:
-    """Traces whose third number is high where the answer is there; all else is chance."""
+def make_traces(count: int) -> list[Trace]:
+    """Traces in which the third number of the states is high at ready cues; all else is random."""
     rng, traces = random.Random(count), []
     for index in range(count):
         ready_from = rng.randrange(4)
-        draws = []
-        for turn, at in enumerate(CUES):
-            ready = turn >= ready_from
+        probes = []
+        for index_of_cue, at in enumerate(CUES):
+            ready = index_of_cue >= ready_from
             signal = rng.gauss(1.5 if ready else -1.5, 1)
             noise = (rng.gauss(0, 1) for _ in range(3))
-            draws.append(seen(at, next(noise), next(noise), signal, next(noise)))
-            draws.append(probe_completed(at, "7" if ready else "5", rng.choice([0.6, 0.9])))
-        traces.append(trace(TEXTS, draws, prompt=f"p{index}", answer="\\boxed{7}"))
+            probes.append(states_completed(at, next(noise), next(noise), signal, next(noise)))
+            probes.append(probe_completed(at, "7" if ready else "5", rng.choice([0.6, 0.9])))
+        traces.append(trace(TEXTS, probes, prompt=f"p{index}", answer="\\boxed{7}"))
     return traces
 
 
 @pytest.fixture(scope="module")
 def recorded(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_log(tmp_path_factory.mktemp("lynx") / "traces.jsonl", made(240))
+    return write_log(tmp_path_factory.mktemp("lynx") / "traces.jsonl", make_traces(240))
 
 
-def test_what_is_seen_comes_back_from_the_log(recorded: Path) -> None:
-    """States, place and label of every cue."""
-    tapes = ReplayDataset(recorded)
-    looked = list(collect_cues(tapes))
-    assert len(looked) == 240 * len(CUES)
-    assert looked[0].states.layers == (2, 5)
+def test_cues_are_read_from_the_log(recorded: Path) -> None:
+    """With the hidden states and the label of each."""
+    dataset = ReplayDataset(recorded)
+    examples = list(collect_cues(dataset))
+    assert len(examples) == 240 * len(CUES)
+    assert examples[0].states.layers == (2, 5)
     rng = random.Random(240)
-    assert looked[0].is_ready == (rng.randrange(4) == 0)
-    assert {layer.number for layer in tapes.hidden_state_layers} == {2, 5}
+    assert examples[0].is_ready == (rng.randrange(4) == 0)
+    assert {layer.number for layer in dataset.hidden_state_layers} == {2, 5}
 
 
-def test_it_learns_what_matters(recorded: Path) -> None:
-    """The third number, and nothing of the others."""
+def test_weights_fit_the_recording(recorded: Path) -> None:
+    """Only the third number gets a large weight."""
     probe = fit_probe("made", list(collect_cues(ReplayDataset(recorded))))
     assert probe.weights[2] > 1
     assert max(abs(probe.weights[n]) for n in (0, 1, 3)) < 0.3
 
 
-def test_the_sets_hold_on_prompts_that_taught_nothing(recorded: Path, tmp_path: Path) -> None:
+def test_prediction_sets_cover_held_out_cues(recorded: Path, tmp_path: Path) -> None:
     """At δ = 0.1, within four standard errors."""
-    every = list(collect_cues(ReplayDataset(recorded)))
-    probe = ReadinessClassifier.parse(calibrate(fit_probe("made", every[:200]), every[200:500], {}))
-    rest = every[500:]
+    cues = list(collect_cues(ReplayDataset(recorded)))
+    probe = ReadinessClassifier.parse(calibrate(fit_probe("made", cues[:200]), cues[200:500], {}))
+    held_out = cues[500:]
     for ready, label in ((True, READY), (False, NOT_READY)):
         sets = [
             probe.prediction_set(probe.probability(c.states), 0.1)
-            for c in rest
+            for c in held_out
             if c.is_ready is ready
         ]
-        held = sum(label in labels for labels in sets) / len(sets)
-        assert held >= 0.9 - 4 * (0.09 / len(sets)) ** 0.5
+        covered = sum(label in labels for labels in sets) / len(sets)
+        assert covered >= 0.9 - 4 * (0.09 / len(sets)) ** 0.5
 
 
-def ran(*arguments: Any) -> Any:
+def run(*arguments: Any) -> Any:
     add_commands()
     return CliRunner().invoke(app, [str(argument) for argument in arguments])
 
 
-def test_the_command_and_a_replay_of_what_it_wrote(recorded: Path, tmp_path: Path) -> None:
-    """The document says of what it was made, and `adjourn replay` takes it by its path."""
+def test_the_command_writes_a_probe_that_can_be_replayed(recorded: Path, tmp_path: Path) -> None:
+    """The document names its training data; `adjourn replay` takes its path."""
     out = tmp_path / "lynx.json"
-    done = ran("learn", recorded, "--policy", "lynx", "--out", out)
+    done = run("learn", recorded, "--policy", "lynx", "--out", out)
     assert done.exit_code == 0, done.output
     assert "AUROC 0.9" in done.output
     assert "policy: lynx(probe='mine')" in done.output
@@ -117,30 +118,33 @@ def test_the_command_and_a_replay_of_what_it_wrote(recorded: Path, tmp_path: Pat
     assert stopped["lynx"] == 0 < stopped["a=0.02)"] < stopped["ta=0.2)"]
 
 
-def test_too_little_to_learn_from(tmp_path: Path) -> None:
-    few = write_log(tmp_path / "few.jsonl", made(8))
+def test_too_few_cues_are_refused(tmp_path: Path) -> None:
+    few = write_log(tmp_path / "few.jsonl", make_traces(8))
     out = tmp_path / "lynx.json"
-    done = ran("learn", few, "--policy", "lynx", "--out", out)
+    done = run("learn", few, "--policy", "lynx", "--out", out)
     assert done.exit_code == 2
     assert "too few; record more prompts" in " ".join(done.output.split())
     assert not out.exists()
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
         ({}, "trained on small, but the recording is of made"),
-        ({"model": "made", "layers": [2, 4]}, r"after layer 4 \(width 2\) were not recorded"),
+        (
+            {"model": "made", "layers": [2, 4]},
+            r"after layer 4 \(width 2\) were not recorded",
+        ),
         ({"version": 0}, "version is 0"),
         (None, "No such file"),
     ],
 )
-def test_a_probe_that_does_not_fit_is_refused(
-    recorded: Path, tmp_path: Path, changes: dict[str, Any] | None, said: str
+def test_a_probe_that_does_not_fit_the_recording_is_refused(
+    recorded: Path, tmp_path: Path, changes: dict[str, Any] | None, message: str
 ) -> None:
-    """Of another model, of layers that were not recorded, broken, or not there."""
+    """Another model, layers that were not recorded, a broken file, or none."""
     path = tmp_path / "lynx.json"
     if changes is not None:
         path.write_bytes(classifier_document(**changes))
-    with pytest.raises(BadPolicy, match=said):
+    with pytest.raises(BadPolicy, match=message):
         compare(recorded, [f"lynx(probe='{path}')"], tmp_path / "replay", 0.01, instant=True)

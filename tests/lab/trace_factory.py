@@ -1,4 +1,4 @@
-"""Recordings made up for the laboratory's tests, in the core tests' small dialect."""
+"""Hand-made recordings for the tests, in the small dialect of the policy tests."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ __all__ = [
 ]
 
 SECONDS_PER_TOKEN = 0.01
-"""Seconds a token."""
+"""Of the main stream."""
 HEADER = RecordingHeader(
     version=VERSION,
     model="made",
@@ -46,7 +46,7 @@ HEADER = RecordingHeader(
 
 
 def stream_events(texts: Sequence[str], answer: str = "\\boxed{7}") -> list[LogEvent]:
-    """The prompt, a token a text, the end of the trace, the answer."""
+    """The prompt, one token for each text, the end marker, the answer."""
     events: list[LogEvent] = [PromptReceived(0.0, PROMPT)]
     events += [
         StreamedChunk(SECONDS_PER_TOKEN * i, text, (30 + i,))
@@ -67,13 +67,17 @@ def probe_completed(
     delay_seconds: float = SECONDS_PER_TOKEN / 2,
     probe: Probe | None = None,
 ) -> ProbeCompleted:
-    """A probe at ``position`` of a trace of a token a piece, sent as soon as it could be."""
-    asked = SECONDS_PER_TOKEN * (position + 1)
-    made = probe_result(
-        position, answer, probability, probe, seconds=delay_seconds, at=asked + delay_seconds
+    """A probe at ``position`` of a trace with one token per chunk, sent with the next token."""
+    sent_at = SECONDS_PER_TOKEN * (position + 1)
+    result = probe_result(
+        position, answer, probability, probe, seconds=delay_seconds, at=sent_at + delay_seconds
     )
     return ProbeCompleted(
-        asked + delay_seconds, asked, position, position, serialization.to_json_value(made)
+        sent_at + delay_seconds,
+        sent_at,
+        position,
+        position,
+        serialization.to_json_value(result),
     )
 
 
@@ -86,18 +90,20 @@ def trace(
     gold: str | None = "7",
     **answer: Any,
 ) -> Trace:
-    places = [
-        CheckpointReached(d.sent_at, "cue" if d.position else "start", d.kept, d.position)
-        for d in probes
+    checkpoints = [
+        CheckpointReached(p.sent_at, "cue" if p.position else "start", p.kept, p.position)
+        for p in probes
     ]
-    events = sorted([*stream_events(texts, **answer), *probes, *places], key=lambda event: event.at)
+    events = sorted(
+        [*stream_events(texts, **answer), *probes, *checkpoints], key=lambda event: event.at
+    )
     return Trace(prompt, sample, [{"role": "user", "content": "?"}], gold, events)
 
 
 def make_replay_trace(
-    texts: Sequence[str], draws: Sequence[ProbeCompleted] = (), **options: Any
+    texts: Sequence[str], probes: Sequence[ProbeCompleted] = (), **options: Any
 ) -> ReplayTrace:
-    return ReplayTrace(trace(texts, draws, **options), DIALECT)
+    return ReplayTrace(trace(texts, probes, **options), DIALECT)
 
 
 def write_log(path: Path, traces: Sequence[Trace], recording: RecordingHeader = HEADER) -> Path:

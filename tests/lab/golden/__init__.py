@@ -1,6 +1,6 @@
-"""Requests that a gateway served before a real vLLM: what its sessions were told, and decided.
+"""Golden recordings: the inputs and decisions of a gateway's sessions in front of a real vLLM.
 
-``python -m tests.lab.golden URL [NAME …]`` takes them anew from an engine that serves the pocket
+``python -m tests.lab.golden URL [NAME …]`` records them again, on an engine that serves the pocket
 model.
 """
 

@@ -1,4 +1,4 @@
-"""Take the golden recordings anew: ``python -m tests.lab.golden URL [NAME …]``."""
+"""Record the golden recordings again: ``python -m tests.lab.golden URL [NAME …]``."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ POLICIES = {
 
 for name in sys.argv[2:] or POLICIES:
     policy = POLICIES[name]
-    asked = [
+    bodies = [
         {
             "model": "pocket",
             "messages": [{"role": "user", "content": problem.prompt}],
@@ -28,7 +28,7 @@ for name in sys.argv[2:] or POLICIES:
         }
         for problem in CHAINS.held_out_problems(5, 3)
     ]
-    sessions = run_through_gateway(sys.argv[1], policy, asked)
+    sessions = run_through_gateway(sys.argv[1], policy, bodies)
     document = {
         "policy": policy,
         "dialect": serialization.to_json_value(sessions[0].dialect),
