@@ -1,4 +1,4 @@
-"""The stream behind a cut: an answer, and what is known of it while it comes."""
+"""The stream of an answer after a cut, watched for a start marker that opens a trace again."""
 
 from __future__ import annotations
 
@@ -12,8 +12,18 @@ __all__ = ["AnswerContinuation"]
 
 
 class AnswerContinuation(Continuation):
-    """``ids`` are what the client got of it. ``held``: events that may be the beginning of a
-    trace that is opened again, with what they say; ``marker``: the ids that opened it."""
+    """An answer being read.
+
+    state            content                                                  changed by
+    ---------------  -------------------------------------------------------  ----------------------
+    sent_ids         the ids of the answer that the client got                AnswerStream
+    held_events      events, with their chunks, that may be the beginning     AnswerStream,
+                     of a start marker                                        release_held
+    closing_pending  the client has not seen the closing sequence yet         AnswerStream
+    is_scanning      start markers are still looked for                       AnswerStream
+    start_marker     the ids of a start marker that was found; else ()        scan_for_start_marker
+    _matcher_state   the marker automaton's state after the latest id         scan_for_start_marker
+    """
 
     def __init__(self, response: httpx.Response, prompt: list[int]) -> None:
         super().__init__(response, prompt)
@@ -26,11 +36,15 @@ class AnswerContinuation(Continuation):
 
     @property
     def held_ids(self) -> list[int]:
+        """The token ids of the held events."""
         return [token for _, chunk in self.held_events for token in _token_ids(chunk)]
 
     def scan_for_start_marker(self, chunk: Chunk, matcher: MarkerMatcher) -> int:
-        """How many of the latest ids may open a trace, now that ``chunk`` is held; where
-        ``marker`` is set, they do."""
+        """Read the ids of ``chunk``, the latest held event.
+
+        Returns how many of the latest ids may begin a start marker. Sets ``start_marker`` if one is
+        complete.
+        """
         ids = self.held_ids
         for end in range(len(ids) - len(_token_ids(chunk)) + 1, len(ids) + 1):
             self._matcher_state = matcher.advance(self._matcher_state, ids[end - 1])
@@ -42,7 +56,7 @@ class AnswerContinuation(Continuation):
         return matcher.partial_length(self._matcher_state)
 
     def release_held(self, hold_ids: int) -> list[tuple[bytes, Chunk | None]]:
-        """The events that hold none of the latest ids; they are held no longer."""
+        """Remove and return the held events that have none of the latest ``hold_ids`` ids."""
         count = len(self.held_events)
         while hold_ids > 0 and count:
             count -= 1

@@ -1,4 +1,4 @@
-"""A stream that the engine goes on with from ids that were given to it."""
+"""A stream of the engine that continues given token ids."""
 
 from __future__ import annotations
 
@@ -14,9 +14,12 @@ __all__ = ["Continuation"]
 
 
 class Continuation:
-    """``begun`` makes one from the engine's response. ``prompt`` is what it goes on from;
-    ``events`` came with its first chunk, the rest comes from ``reads`` through ``splitter``;
-    ``rename`` makes an event of it one of the response that it is a part of."""
+    """An engine's response of which the first chunk may have been read already.
+
+    ``prompt``: the token ids that it continues. ``first_events``: the events that came with its
+    first chunk; ``byte_stream`` has the rest, to be read through ``splitter``. ``rewrite_id`` gives
+    its events the id and the time of the response that it is a part of.
+    """
 
     def __init__(self, response: httpx.Response, prompt: list[int]) -> None:
         self.response = response
@@ -34,10 +37,10 @@ class Continuation:
         decode: Callable[[bytes], Chunk],
         main_chunk: Chunk,
     ) -> Self | None:
-        """Read up to the first chunk, which tells whether the engine took our ids; None where it
-        did not. ``first`` is the main stream's: its id and time are this one's too.
+        """Read up to the first chunk, in which the engine echoes the prompt's ids.
 
-        Raises msgspec.MsgspecError where the first chunk is none.
+        None if the engine refused, or echoes other ids than ``prompt``. ``main_chunk``: the first
+        chunk of the main stream. Raises msgspec.MsgspecError if the first chunk cannot be read.
         """
         if response.status_code != 200:
             return None
@@ -52,13 +55,13 @@ class Continuation:
                 if chunk.prompt_token_ids != prompt:
                     return None
                 made.rewrite_id = IdRewriter(main_chunk, chunk)
-                # A chunk without tokens is the role, which the client has.
+                # A chunk without tokens has the role only, which the client has already.
                 del made.first_events[: index + (not any(c.token_ids for c in chunk.choices))]
                 return made
         return None
 
     async def iter_event_batches(self) -> AsyncIterator[list[bytes]]:
-        """Events as they come, those of one read together. Raises what reading raises."""
+        """The events, those of one read in one list. Raises the transport's errors."""
         yield self.first_events
         async for data in self.byte_stream:
             yield self.splitter.feed(data)

@@ -1,4 +1,4 @@
-"""What a client is to get of one choice, in order, as far as its session has released it."""
+"""The events of one choice that wait for their release to the client, in order."""
 
 from __future__ import annotations
 
@@ -18,11 +18,22 @@ __all__ = ["Outbox"]
 
 
 class Outbox:
-    """``put`` takes events in order, each with the number of the piece that must be released first
-    (0: none); ``flush`` sends. An event is made what the client sees when it is released, once.
+    """``put`` takes events in order; ``flush`` sends those that the session has released.
 
-    ``explicit``: the client is told what was done even where nothing was. ``merged``: the stream
-    is one of several, so that its usage is not the response's.
+    state                 content                                            changed by
+    --------------------  -------------------------------------------------  --------------------
+    should_rewrite_usage  the stream is one of several of this response: its  Relay, AnswerStream
+                          usage must be replaced by the response's
+    _pending              (chunk number, event, chunk) not released yet      put, withdraw,
+                                                                             queue_released
+    _outgoing             events as the client gets them, not written yet    put, queue_released,
+                                                                             flush
+    _sending              a write is under way                               flush
+    _write_done           for tasks that wait for that write                 flush
+
+    Invariants: an event is rendered for the client exactly once, when it is released. A write that
+    is cancelled has written nothing, and its events stay in ``_outgoing``.
+    ``always_summarize``: add the summary even if the policy did nothing.
     """
 
     def __init__(
@@ -37,17 +48,20 @@ class Outbox:
         self._pending: deque[tuple[int, bytes, Chunk | None]] = deque()
         self._outgoing: list[bytes] = []
         self._sending = False
-        self._write_done: asyncio.Future[None] | None = None  # for who waits until it is
+        self._write_done: asyncio.Future[None] | None = None
 
     def put(self, chunk_number: int, event: bytes, chunk: Chunk | None) -> None:
-        """``chunk``: what the event says; None where it is passed on as it is."""
+        """Add an event, which the session's chunk ``chunk_number`` releases (0: no chunk).
+
+        ``chunk``: the decoded event; None to pass it on unchanged.
+        """
         if self._pending or chunk_number > self._session.released_chunks:
             self._pending.append((chunk_number, event, chunk))
-        else:  # nearly always
+        else:  # the common case
             self._queue_outgoing(event, chunk)
 
     def withdraw(self, keep_chunks: int) -> list[tuple[bytes, Chunk | None]]:
-        """Take back what stands behind these pieces."""
+        """Remove and return the pending events after the first ``keep_chunks`` chunks."""
         pending, taken = self._pending, []
         while pending and pending[-1][0] > keep_chunks:
             _, event, chunk = pending.pop()
@@ -55,7 +69,7 @@ class Outbox:
         return taken[::-1]
 
     async def flush(self) -> None:
-        """Send what is released, in order; who comes while another sends waits for the rest."""
+        """Write the released events, in order. While another task writes, wait for it first."""
         if self._pending:
             self.queue_released()
         outgoing = self._outgoing
@@ -64,7 +78,7 @@ class Outbox:
         while self._sending:
             self._write_done = self._write_done or asyncio.get_running_loop().create_future()
             await asyncio.wait((self._write_done,))
-        self._sending = True  # a lock would cost more than all else here
+        self._sending = True  # an asyncio.Lock would cost more than everything else here
         try:
             while count := len(outgoing):
                 if not self._times.first_write:
@@ -79,35 +93,37 @@ class Outbox:
                 self._write_done = None
 
     def queue_released(self) -> None:
+        """Render the events that the session has released meanwhile."""
         released, pending = self._session.released_chunks, self._pending
         while pending and pending[0][0] <= released:
             _, event, chunk = pending.popleft()
             self._queue_outgoing(event, chunk)
 
     def _queue_outgoing(self, event: bytes, chunk: Chunk | None) -> None:
-        """Make it what the client is to get, if anything."""
+        """Render an event for the client, if the client gets it."""
         if chunk is None:
             self._outgoing.append(event)
             return
         if self.should_rewrite_usage and chunk.usage is not None:
             event = encode_event(with_total_usage(event_data(event) or b"{}", self._session.ledger))
-        shown = self._endpoint.render_event(event, chunk)
-        if shown is None:
+        rendered = self._endpoint.render_event(event, chunk)
+        if rendered is None:
             return
         choice = chunk.choices[0] if chunk.choices else None
-        ends = choice is None or choice.finish_reason is not None
-        if ends and self.has_summary and self._endpoint.carries_summary(chunk, choice):
-            note = summarize_session(self._session)
-            shown = encode_event(with_key(event_data(shown) or b"{}", "adjourn", note))
-        self._outgoing.append(shown)
+        is_last = choice is None or choice.finish_reason is not None
+        if is_last and self.has_summary and self._endpoint.carries_summary(chunk, choice):
+            summary = summarize_session(self._session)
+            rendered = encode_event(with_key(event_data(rendered) or b"{}", "adjourn", summary))
+        self._outgoing.append(rendered)
 
     @property
     def is_empty(self) -> bool:
+        """Whether everything was written."""
         return not self._pending and not self._outgoing
 
     @property
     def has_summary(self) -> bool:
-        """Whether the client is told what was done."""
+        """Whether the response carries a summary."""
         session = self._session
         return (
             self._always_summarize

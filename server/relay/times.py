@@ -1,4 +1,4 @@
-"""When a response came to what."""
+"""Times of one response, for the metrics."""
 
 from __future__ import annotations
 
@@ -9,7 +9,12 @@ __all__ = ["Times"]
 
 @dataclass(slots=True)
 class Times:
-    """Seconds on the monotonic clock; 0.0 until it happened."""
+    """Seconds of the monotonic clock; 0.0 until the event.
+
+    ``arrived``: the request. ``request_sent``: to the engine. ``first_read``, ``first_write``: of
+    the stream. ``triggered``: the latest stop or extension. ``resumed``: the answer after it has
+    begun.
+    """
 
     arrived: float
     request_sent: float = 0.0
