@@ -26,8 +26,9 @@ from adjourn.server.responses.passthrough import CancellableResponse
 from adjourn.server.responses.race import TraceRace
 from adjourn.server.responses.telemetry import RequestTelemetry
 from adjourn.server.responses.trace_buffer import TraceBuffer
+from adjourn.server.stream.assembler import Assembler
 from adjourn.server.stream.reasoning_field import ReasoningField, rename_skeleton_reasoning
-from adjourn.server.stream.sinks import Assembler, Sink, StreamSink
+from adjourn.server.stream.sinks import Sink, StreamSink
 from adjourn.server.upstream.client import Model
 
 if TYPE_CHECKING:

@@ -15,8 +15,8 @@ from adjourn.policies.policy import Policy
 from adjourn.policies.session.session import Session
 from adjourn.policies.session.states import State
 from adjourn.server.errors import GatewayError
+from adjourn.server.stream.assembler import assemble_message
 from adjourn.server.stream.chunk import Chunk, IdRewriter, decode_chunk, encode_event
-from adjourn.server.stream.sinks import assemble_message
 from adjourn.server.stream.sse import event_data
 
 if TYPE_CHECKING:

@@ -1,8 +1,7 @@
-"""The few fields of a chat stream that the gateway reads, and the few bytes that it edits.
+"""Chunks of a stream: the fields that the gateway reads, and the edits that it makes in the bytes.
 
-A chunk is decoded into these types and forwarded as the bytes it came in: what is not known here
-is not lost. A quote inside a JSON string is always escaped, so ``"token_ids":[`` in the bytes of a
-chunk is a key and never a piece of somebody's text.
+A chunk is decoded into these types but forwarded as the bytes that came: unknown fields are kept.
+Quotes within JSON strings are escaped, so ``"token_ids":[`` in the bytes is a key, never text.
 """
 
 from __future__ import annotations
@@ -37,18 +36,20 @@ __all__ = [
 
 
 Fields = dict[str, msgspec.Raw]
-"""A request's top-level values, as the bytes they were written in."""
+"""The top-level values of a request body, each as its JSON bytes."""
 _ABSENT = msgspec.Raw()
 LogprobsTrimmer = Callable[[dict[str, Any], int], None]
 _EMPTY = (b"", b"null", b"[]")
 
 
 def has_value(value: msgspec.Raw) -> bool:
-    """Whether a value that is not decoded holds anything."""
+    """Whether a raw JSON value is present and not null or empty."""
     return value is not _ABSENT and bytes(value) not in _EMPTY
 
 
 class Delta(msgspec.Struct, gc=False):
+    """What a chunk adds to a choice."""
+
     role: str | None = None
     content: str | None = None
     reasoning: str | None = None
@@ -57,10 +58,13 @@ class Delta(msgspec.Struct, gc=False):
 
     @property
     def reasoning_text(self) -> str:
+        """The reasoning under either of its names."""
         return self.reasoning or self.reasoning_content or ""
 
 
 class Choice(msgspec.Struct, gc=False):
+    """One choice of a chunk. ``token_ids``: the ids of all its tokens, if the engine sends them."""
+
     index: int = 0
     delta: Delta = msgspec.field(default_factory=Delta)
     finish_reason: str | None = None
@@ -69,6 +73,8 @@ class Choice(msgspec.Struct, gc=False):
 
 
 class Chunk(msgspec.Struct, gc=False):
+    """One chunk of a stream. ``prompt_token_ids`` is in the first chunk only."""
+
     id: str = ""
     created: int = 0
     choices: list[Choice] = []
@@ -90,15 +96,15 @@ class _Logprobs(msgspec.Struct):
 
 
 decode_chunk: Callable[[bytes], Chunk] = msgspec.json.Decoder(Chunk).decode
-"""Raises msgspec.MsgspecError where the bytes are no chunk."""
+"""Decode a chunk's JSON. Raises msgspec.MsgspecError."""
 _decode_logprobs = msgspec.json.Decoder(_Logprobs).decode
 _MISSING_LOGPROB = -9999.0
 
 
 def top_logprobs(logprobs: msgspec.Raw) -> list[list[float]]:
-    """For each token of a chunk the log-probabilities that were told, highest first.
+    """The top log-probabilities, highest first: one list per token of the chunk.
 
-    Raises msgspec.MsgspecError where they cannot be read.
+    Raises msgspec.MsgspecError if they cannot be read.
     """
     if not has_value(logprobs):
         return []
@@ -107,8 +113,11 @@ def top_logprobs(logprobs: msgspec.Raw) -> list[list[float]]:
 
 
 def sort_logprobs(logprobs: Iterable[float]) -> list[float]:
-    """Log-probabilities of one token, highest first; none where vLLM told that of the token itself
-    alone, as it does while it scores chosen tokens for somebody else."""
+    """The log-probabilities of one token, highest first.
+
+    Empty if vLLM returned only the token's own, as it does while it scores chosen tokens for
+    another request.
+    """
     found = sorted(logprobs, reverse=True)
     return [] if len(found) > 1 and found[1] <= _MISSING_LOGPROB else found
 
@@ -116,17 +125,19 @@ def sort_logprobs(logprobs: Iterable[float]) -> list[float]:
 def trim_logprobs(
     event: bytes, choice: Choice, requested: int | None, trim: LogprobsTrimmer | None = None
 ) -> bytes:
-    """The event with the log-probabilities that the client asked for: ``asked`` of the most
-    probable tokens, None for nothing at all. The choice is left in step with it. ``fewer`` takes
-    the others out, where they have another shape than a chat's."""
-    shown = b"null"
+    """The event with only the log-probabilities that the client requested.
+
+    ``requested``: top tokens per position; None removes all. Also updates ``choice``. ``trim``
+    removes the rest from log-probabilities that are not in the chat format.
+    """
+    kept = b"null"
     if requested is not None:
         logprobs = msgspec.json.decode(choice.logprobs)
         (trim or _trim_chat_logprobs)(logprobs, requested)
-        shown = msgspec.json.encode(logprobs)
-    key, told = b'"logprobs":', bytes(choice.logprobs)
-    choice.logprobs = msgspec.Raw(shown)
-    return event.replace(key + told, key + shown, 1)
+        kept = msgspec.json.encode(logprobs)
+    key, received = b'"logprobs":', bytes(choice.logprobs)
+    choice.logprobs = msgspec.Raw(kept)
+    return event.replace(key + received, key + kept, 1)
 
 
 def _trim_chat_logprobs(logprobs: dict[str, Any], requested: int) -> None:
@@ -135,11 +146,13 @@ def _trim_chat_logprobs(logprobs: dict[str, Any], requested: int) -> None:
 
 
 def encode_event(data: bytes) -> bytes:
+    """A server-sent event with this data."""
     return b"data: " + data + b"\n\n"
 
 
 def has_only_token_ids(event: bytes, choice: Choice) -> bool:
-    """A chunk that the engine sends only because token ids were asked for: it holds no more."""
+    """Whether the chunk has token ids and nothing else: without ``return_token_ids`` the engine
+    would not have sent it."""
     return (
         choice.delta.reasoning is None
         and choice.finish_reason is None
@@ -149,7 +162,7 @@ def has_only_token_ids(event: bytes, choice: Choice) -> bool:
 
 
 def hide_ids(event: bytes, key: bytes = b'"token_ids":[') -> bytes:
-    """The event as it would have come had no token ids been asked for."""
+    """The event as the engine would have sent it without ``return_token_ids``."""
     begin = event.rfind(key)
     if begin < 0:
         return event
@@ -160,7 +173,7 @@ def hide_ids(event: bytes, key: bytes = b'"token_ids":[') -> bytes:
 def build_reasoning_chunk(
     chunk: Chunk, model: str, text: str, token_ids: Sequence[int] | None
 ) -> bytes:
-    """The data of a chunk of ``chunk``'s stream that brings ``text`` as reasoning."""
+    """The JSON of a chunk of the same stream as ``chunk``, with ``text`` as reasoning."""
     delta = {"reasoning": text}
     choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": None}
     return msgspec.json.encode(
@@ -175,8 +188,8 @@ def build_reasoning_chunk(
 
 
 def with_logit_bias(logit_bias: msgspec.Raw, token: int, bias: float) -> msgspec.Raw:
-    """A client's ``logit_bias`` with ``bias`` added to a token's; what is no such thing stays, for
-    the engine to refuse."""
+    """The client's ``logit_bias`` with ``bias`` added for one token. An invalid value is returned
+    unchanged: the engine refuses it."""
     try:
         biases = msgspec.json.decode(logit_bias, type=dict[str, float] | None) or {}
     except msgspec.MsgspecError:
@@ -186,13 +199,13 @@ def with_logit_bias(logit_bias: msgspec.Raw, token: int, bias: float) -> msgspec
 
 
 def with_choice_index(event: bytes, index: int) -> bytes:
-    """The event of a response's first choice as that of its ``index``-th."""
+    """An event of choice 0, as an event of choice ``index``."""
     if index == 0:
         return event
     first = b'"choices":[{"index":'
     if first + b"0" in event:
         return event.replace(first + b"0", first + b"%d" % index, 1)
-    # llama.cpp begins a choice with another key, and others may.
+    # llama.cpp and perhaps other engines write another key first.
     chunk = msgspec.json.decode(event_data(event) or b"{}")
     for choice in chunk.get("choices", ()):
         choice["index"] = index
@@ -200,19 +213,19 @@ def with_choice_index(event: bytes, index: int) -> bytes:
 
 
 def with_key(data: bytes, key: str, value: Any) -> bytes:
-    """A JSON object's bytes with one more key at its end; the object is not empty."""
+    """A non-empty JSON object's bytes with one more key at its end."""
     body = data.rstrip()
     return body[:-1] + b"," + msgspec.json.encode(key) + b":" + msgspec.json.encode(value) + b"}"
 
 
 def without_reasoning(data: bytes) -> bytes | None:
-    """A chunk for a client that wants no reasoning, nor what would give it away; None where
-    nothing else is in it."""
+    """A chunk without reasoning, token ids and log-probabilities, for a client that wants no
+    reasoning; None if nothing remains."""
     chunk = msgspec.json.decode(data)
     for choice in chunk["choices"]:
         delta = choice.get("delta", {})
-        thought = [delta.pop(key, None) for key in ("reasoning", "reasoning_content")]
-        if any(thought) and not delta and choice.get("finish_reason") is None:
+        removed = [delta.pop(key, None) for key in ("reasoning", "reasoning_content")]
+        if any(removed) and not delta and choice.get("finish_reason") is None:
             return None
         choice["logprobs"] = None
         if "token_ids" in choice:
@@ -221,16 +234,16 @@ def without_reasoning(data: bytes) -> bytes | None:
 
 
 def trim_to_reasoning(event: bytes, keep_ids: int) -> bytes | None:
-    """What a chat chunk says within the trace, of its first ``kept`` tokens, ending nothing; None
-    where that is nothing."""
+    """The reasoning part of a chat event, with its first ``keep_ids`` token ids and without a
+    finish reason; None if there is none."""
     chunk = msgspec.json.decode(event_data(event) or b"{}")
     choice = chunk["choices"][0]
     delta = choice["delta"]
-    thought = {k: delta[k] for k in ("role", "reasoning", "reasoning_content") if k in delta}
+    kept = {k: delta[k] for k in ("role", "reasoning", "reasoning_content") if k in delta}
     ids = choice.get("token_ids")
-    if not thought and not ids:
+    if not kept and not ids:
         return None
-    choice |= {"delta": thought, "finish_reason": None}
+    choice |= {"delta": kept, "finish_reason": None}
     choice.pop("stop_reason", None)
     chunk.pop("system_fingerprint", None)
     if ids:
@@ -241,7 +254,7 @@ def trim_to_reasoning(event: bytes, keep_ids: int) -> bytes | None:
 
 
 class IdRewriter:
-    """Give the chunks of a second stream the id and the time of the first."""
+    """Gives the events of a second stream the id and the time of the first."""
 
     __slots__ = ("_replacements",)
 
@@ -253,7 +266,7 @@ class IdRewriter:
         ]
 
     def __call__(self, event: bytes) -> bytes:
-        # Both keys stand before the choices, so the first place is theirs.
+        # Both keys come before the choices, so their first occurrence is meant.
         for old, new in self._replacements:
             event = event.replace(old, new, 1)
         return event

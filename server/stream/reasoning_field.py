@@ -1,4 +1,4 @@
-"""Under which name a client gets reasoning: clients read different ones, and some only text."""
+"""Rename the field of the reasoning for clients that read another name, or only content."""
 
 from __future__ import annotations
 
@@ -25,7 +25,8 @@ _OPEN_TAG, _CLOSE_TAG = "<think>\n", "\n</think>\n\n"
 
 
 def make_reasoning_rewriter(reasoning_field: ReasoningField) -> ReasoningRewriter | None:
-    """What edits the chat events of one choice, in order; None where they stay as they are."""
+    """A function that edits the chat events of one choice, called in order; None if none is
+    needed."""
     if reasoning_field == "upstream":
         return None
     if reasoning_field == "tags":
@@ -34,44 +35,47 @@ def make_reasoning_rewriter(reasoning_field: ReasoningField) -> ReasoningRewrite
 
 
 def rename_reasoning(*names: str) -> ReasoningRewriter:
-    """Reasoning under each of these names."""
+    """A rewriter that puts the reasoning under each of these names."""
 
     def rename(event: bytes, choice: Choice) -> bytes:
-        came = 0 if choice.delta.reasoning is not None else 1
-        thought = choice.delta.reasoning if came == 0 else choice.delta.reasoning_content
-        if thought is None:
+        used = 0 if choice.delta.reasoning is not None else 1
+        text = choice.delta.reasoning if used == 0 else choice.delta.reasoning_content
+        if text is None:
             return event
-        # A quote within a text is escaped, so in a chunk's bytes this is a key.
-        key = b'"%b":' % _FIELD_NAMES[came].encode()
+        # Quotes within a JSON string are escaped, so these bytes are a key.
+        key = b'"%b":' % _FIELD_NAMES[used].encode()
         if len(names) == 1:
             return event.replace(key, b'"%b":' % names[0].encode(), 1)
-        other = b'"%b":%b,' % (_FIELD_NAMES[1 - came].encode(), msgspec.json.encode(thought))
+        other = b'"%b":%b,' % (_FIELD_NAMES[1 - used].encode(), msgspec.json.encode(text))
         return event.replace(key, other + key, 1)
 
     return rename
 
 
 class ThinkTagRewriter:
-    """Reasoning as content, between tags."""
+    """Moves the reasoning into the content, between ``<think>`` tags.
+
+    State: whether the opening tag was written and the closing one was not.
+    """
 
     def __init__(self) -> None:
         self._is_open = False
 
     def __call__(self, event: bytes, choice: Choice) -> bytes:
-        thought, delta = choice.delta.reasoning_text, choice.delta
+        reasoning, delta = choice.delta.reasoning_text, choice.delta
         ends = delta.content or has_value(delta.tool_calls) or choice.finish_reason is not None
-        if not thought and not (self._is_open and ends):
+        if not reasoning and not (self._is_open and ends):
             return event
-        text = thought
-        if thought and not self._is_open:
-            self._is_open, text = True, _OPEN_TAG + thought
+        text = reasoning
+        if reasoning and not self._is_open:
+            self._is_open, text = True, _OPEN_TAG + reasoning
         if ends:
             self._is_open, text = False, text + _CLOSE_TAG
         return _move_to_content(event, text)
 
 
 def _move_to_content(event: bytes, text: str) -> bytes:
-    """The event with this text, and no reasoning, before its content."""
+    """The event without reasoning, and with ``text`` before its content."""
     chunk = msgspec.json.decode(event_data(event) or b"{}")
     delta = chunk["choices"][0]["delta"]
     for name in _FIELD_NAMES:
@@ -85,7 +89,7 @@ def _move_to_content(event: bytes, text: str) -> bytes:
 def rename_skeleton_reasoning(
     skeleton: Mapping[str, Any], reasoning_field: ReasoningField
 ) -> Mapping[str, Any]:
-    """An unstreamed reply's keys with reasoning under its name; ``skeleton`` stays as it is."""
+    """A copy of an unstreamed reply's skeleton with the reasoning's key renamed."""
     if reasoning_field == "upstream" or not skeleton.get("choices"):
         return skeleton
     wanted = {"both": _FIELD_NAMES, "tags": ()}.get(reasoning_field, (reasoning_field,))

@@ -1,4 +1,4 @@
-"""Split a byte stream into server-sent events, without touching a byte of them."""
+"""Split a byte stream into server-sent events without changing a byte."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ _END = re.compile(rb"\n\n|\r\n\r\n|\r\r|\n\r\n|\r\n\n")
 
 
 class EventSplitter:
-    """Feed it what was read; it gives the events that are whole, terminators included.
+    """Splits what is fed into complete events, with their terminators.
 
-    The events it gave and ``rest`` are, put together, exactly what was fed.
+    Invariant: the events returned so far plus ``remainder`` are exactly the bytes fed.
     """
 
     __slots__ = ("_remainder",)
@@ -21,9 +21,10 @@ class EventSplitter:
         self._remainder = b""
 
     def feed(self, data: bytes) -> list[bytes]:
+        """The events that ``data`` completed."""
         whole = data.endswith(b"\n\n") and not self._remainder
         if whole and data.count(b"\n") == 2 and b"\r" not in data:
-            return [data]  # one event a read: nearly always
+            return [data]  # the common case: one event per read
         text = self._remainder + data
         if b"\r" not in text:
             *parts, self._remainder = text.split(b"\n\n")
@@ -37,14 +38,14 @@ class EventSplitter:
 
     @property
     def remainder(self) -> bytes:
-        """What is left behind the last whole event."""
+        """The bytes after the last complete event."""
         return self._remainder
 
 
 def event_data(event: bytes) -> bytes | None:
-    """The event's data, or None where it has none (a keep-alive comment)."""
+    """The event's data; None if it has none (a keep-alive comment)."""
     if event.startswith(b"data: ") and event.find(b"\n") == len(event) - 2 and b"\r" not in event:
-        return event[6:-2]  # a line of data and an empty one: nearly always
+        return event[6:-2]  # the common case: one data line
     lines = [
         line[5:].removeprefix(b" ")
         for line in re.split(rb"\r\n|\n|\r", event)

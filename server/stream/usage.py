@@ -1,4 +1,4 @@
-"""What a client is told of the whole of a response: one usage, and a note on what was done."""
+"""The usage and the summary (field ``adjourn``) of a whole response."""
 
 from __future__ import annotations
 
@@ -15,31 +15,33 @@ _TOKEN_KINDS = ("prompt", "reasoning", "answer", "marker", "closing", "probe", "
 
 
 def summarize_session(session: Session) -> dict[str, Any]:
-    note: dict[str, Any] = {"stopped": session.stopped, "policy": session.policy.name}
+    """The summary of one choice: what the policy did and what it cost (docs/api.md)."""
+    summary: dict[str, Any] = {"stopped": session.stopped, "policy": session.policy.name}
     if (trigger := session.trigger) is not None:
-        note["reason"] = trigger.stop.reason
-        note["action"] = trigger.action
+        summary["reason"] = trigger.stop.reason
+        summary["action"] = trigger.action
         if trigger.stop.confidence is not None:
-            note["confidence"] = round(trigger.stop.confidence, 6)
-        note["position"] = trigger.position
+            summary["confidence"] = round(trigger.stop.confidence, 6)
+        summary["position"] = trigger.position
     if session.rescued_finish_reason is not None:
-        note["rescued"] = session.rescued_finish_reason
+        summary["rescued"] = session.rescued_finish_reason
     if session.mute_reason is not None:
-        note["muted"] = session.mute_reason
+        summary["muted"] = session.mute_reason
     if session.extensions:
-        note["extended"] = session.extensions
-    note["probes"] = session.probe_count
-    note["tokens"] = token_counts(session.ledger)
-    return note
+        summary["extended"] = session.extensions
+    summary["probes"] = session.probe_count
+    summary["tokens"] = token_counts(session.ledger)
+    return summary
 
 
 def token_counts(ledger: Ledger) -> dict[str, int]:
+    """The ledger's tokens by kind, as the summary shows them."""
     return {kind: getattr(ledger, kind) for kind in _TOKEN_KINDS}
 
 
 def with_total_usage(data: bytes, ledger: Ledger) -> bytes:
-    """A chunk with one usage for the whole response: the prompt once, and all that the client
-    got."""
+    """A usage chunk whose usage is replaced by the whole response's: the prompt once, and all
+    tokens that the client got. ``data``: the chunk's JSON."""
     chunk = msgspec.json.decode(data)
     usage = chunk["usage"]
     usage["prompt_tokens"] = ledger.prompt
@@ -50,6 +52,6 @@ def with_total_usage(data: bytes, ledger: Ledger) -> bytes:
     if isinstance(details := usage.get("prompt_tokens_details"), dict):
         details["cached_tokens"] = min(details.get("cached_tokens") or 0, ledger.prompt)
         if created := details.get("created_cache_tokens"):
-            left = ledger.prompt - details["cached_tokens"]
-            details["created_cache_tokens"] = min(created, left)
+            uncached = ledger.prompt - details["cached_tokens"]
+            details["created_cache_tokens"] = min(created, uncached)
     return msgspec.json.encode(chunk)

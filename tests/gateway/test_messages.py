@@ -93,9 +93,6 @@ def test_each_api_has_its_own_error_shape(
     assert error_event("/v1/responses", error) == b"data: " + error.body + b"\n\n"
 
 
-# -- under a policy, in front of the stand-in ----------------------------------------------------
-
-
 def ask(url: str, **fields: object) -> httpx.Response:
     request = {"model": "standin", "max_tokens": 900, "messages": REQUEST["messages"], **fields}
     return httpx.post(f"{url}/v1/messages?beta=true", json=request, timeout=60)

@@ -29,9 +29,6 @@ def bodies(standin: str, name: str) -> list[dict[str, Any]]:
     return [json.loads(request["body"]) for request in own]
 
 
-# -- stop strings ------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("policy", ["never", CUT], ids=["whole", "cut"])
 def test_stop_strings_are_for_the_answer(adjourn: str, standin: str, policy: Any) -> None:
     """The trace is generated without them, its answer with them."""
@@ -86,8 +83,6 @@ def test_an_engine_that_cannot_resume_answers_in_the_main_stream(adjourn: str) -
     assert chunks[-1] == "[DONE]"
     assert before + 1 == metric_value(adjourn, "adjourn_fail_open_total", reason="ids-not-honoured")
 
-
-# -- rescues -----------------------------------------------------------------------------------
 
 LIMIT_IN_TRACE = {"max_tokens": 20, "standin": CALM}
 ENDS_IN_TRACE = {"standin": {**CALM, "ends_in_trace": True}}
@@ -156,8 +151,6 @@ def test_an_engine_that_cannot_resume_is_not_rescued(adjourn: str) -> None:
     assert "adjourn" not in last
 
 
-# -- escapes -----------------------------------------------------------------------------------
-
 ESCAPING = {"standin": {"tokens": 30, "reopens": 1, "answer": "It is 42."}, "adjourn": CUT}
 
 
@@ -187,9 +180,6 @@ def test_the_second_escape_is_left_open(adjourn: str) -> None:
     assert content.startswith("It is 42." * 2 + " ")
     assert content.endswith("It is 42.")
     assert metric_value(adjourn, "adjourn_escapes_total", action="left") == before + 1
-
-
-# -- usage on every chunk ----------------------------------------------------------------------
 
 
 def test_continuous_usage_increases_over_a_cut(adjourn: str) -> None:

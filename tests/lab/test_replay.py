@@ -181,8 +181,6 @@ def test_a_truncated_trace_is_not_complete() -> None:
     assert not ReplayTrace(Trace("p", 0, [], None, whole[:5]), DIALECT).is_complete
 
 
-# -- merged chunks ---------------------------------------------------------------------------
-
 POLICIES = (
     "deer(gate=0, gap=0)",
     "deer(gap=3)",

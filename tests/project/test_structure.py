@@ -20,8 +20,8 @@ ROOT = Path(__file__).parents[2]
 FOLDERS = ("policies", "server", "benchmarks", "engine")
 MODULES = sorted(path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py"))
 TESTS = sorted((ROOT / "tests").rglob("*.py"))
-MAX_LINES = 880
-MAX_ATTRIBUTES = 48
+MAX_LINES = 400
+MAX_ATTRIBUTES = 20
 # What a pure decision has no use for: clocks, randomness, the outside world.
 IMPURE = {
     *("asyncio", "http", "multiprocessing", "os", "random", "secrets", "select", "selectors"),
@@ -156,19 +156,20 @@ def test_there_is_no_import_cycle() -> None:
     while ready := [name for name, targets in graph.items() if not targets & graph.keys()]:
         for name in ready:
             del graph[name]
-    assert {name for name in graph if not name.startswith("benchmarks.")} == set()
+    assert graph == {}
 
 
 @pytest.mark.parametrize("path", [*MODULES, *TESTS], ids=relative)
 def test_files_stay_small(path: Path) -> None:
-    """No file grows beyond the largest one."""
+    """No file over 400 lines, and no section rulers: a file that needs them is two files."""
     lines = path.read_text("utf-8").splitlines()
     assert len(lines) <= MAX_LINES
+    assert [line for line in lines if re.match(r"\s*# ?[-=]{2,}", line)] == []
 
 
 @pytest.mark.parametrize("path", MODULES, ids=relative)
 def test_classes_stay_small(path: Path) -> None:
-    """No class grows beyond the largest one."""
+    """No class assigns more than 20 attributes of its own."""
     large = {}
     for node in ast.walk(ast.parse(path.read_text("utf-8"))):
         if isinstance(node, ast.ClassDef):

@@ -11,7 +11,8 @@ from starlette.types import Send
 
 from adjourn.server.api.translated.translation import Translation
 from adjourn.server.errors import GatewayError
-from adjourn.server.stream.sinks import Assembler, StreamSink
+from adjourn.server.stream.assembler import Assembler
+from adjourn.server.stream.sinks import StreamSink
 from adjourn.server.upstream.client import EngineClient
 
 __all__ = ["OriginalRequest", "TranslatedDocument", "TranslatedStream"]

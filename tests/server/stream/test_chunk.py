@@ -51,9 +51,6 @@ def read(chunk: dict[str, Any]) -> Chunk:
     return decode_chunk(encoded(chunk))
 
 
-# -- reading -----------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     ("delta", "expected"),
     [
@@ -104,9 +101,6 @@ def test_a_tool_call_is_seen(delta: dict[str, Any], expected: bool) -> None:
     assert has_value(read(chunk_of(delta)).choices[0].delta.tool_calls) is expected
 
 
-# -- hiding ids --------------------------------------------------------------------------------
-
-
 @for_all(_TRICKY, _IDS)
 def test_only_the_ids_are_hidden(text: str, ids: list[int]) -> None:
     """Whatever the text says, what comes out is the chunk with null where the ids were."""
@@ -149,9 +143,6 @@ def test_padding(delta: dict[str, Any], choice: dict[str, Any], expected: bool) 
     assert has_only_token_ids(encode_event(encoded(chunk)), read(chunk).choices[0]) is expected
 
 
-# -- adding and taking -------------------------------------------------------------------------
-
-
 @for_all(st.dictionaries(st.text(max_size=4), st.integers() | _TRICKY, min_size=1, max_size=3))
 def test_a_key_is_added_at_the_end(chunk: dict[str, Any]) -> None:
     """The bytes before it stay as they were."""
@@ -182,9 +173,6 @@ def test_an_answer_is_not_touched() -> None:
     assert json.loads(without_reasoning(encoded(chunk)) or b"") == chunk
 
 
-# -- one response of two -----------------------------------------------------------------------
-
-
 @for_all(_TRICKY)
 def test_the_second_stream_bears_the_firsts_name(text: str) -> None:
     """Id and time are the first's; a text that spells the second's id is left alone."""
@@ -198,9 +186,6 @@ def test_an_error_event_has_no_name_to_change() -> None:
     """What does not bear the second's id goes through."""
     event = b'data: {"error":{"message":"x","id":"c"}}\n\n'
     assert IdRewriter(Chunk(id="a"), Chunk(id="b"))(event) == event
-
-
-# -- log-probabilities -------------------------------------------------------------------------
 
 
 def told(token: str, *logprobs: float) -> dict[str, Any]:
@@ -257,9 +242,6 @@ def test_as_many_as_the_client_asked_for(asked: int) -> None:
     del mine["choices"][0]["logprobs"]["content"][0]["top_logprobs"][asked:]
     event = trim_logprobs(encode_event(encoded(full)), read(full).choices[0], asked)
     assert event == encode_event(encoded(mine))
-
-
-# -- what is put in ----------------------------------------------------------------------------
 
 
 @for_all(text=_TRICKY)

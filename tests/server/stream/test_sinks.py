@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from adjourn.server.errors import UpstreamDown
-from adjourn.server.stream.sinks import Assembler, StreamSink, response_headers
+from adjourn.server.stream.assembler import Assembler
+from adjourn.server.stream.sinks import StreamSink, response_headers
 from tests.server.stream.test_chunk import encoded
 
 EXTRA = [(b"x-request-id", b"r1")]
@@ -104,9 +105,6 @@ def assembled(
     return sent, json.loads(sent.body)
 
 
-# -- headers -----------------------------------------------------------------------------------
-
-
 def test_ours_go_before_the_engines() -> None:
     """The engine's own headers stay, less those of its connection and those that we set."""
     engine = httpx.Response(
@@ -129,9 +127,6 @@ def test_ours_go_before_the_engines() -> None:
         (b"set-cookie", b"b"),
         (b"x-request-id", b"r1"),
     ]
-
-
-# -- a stream ----------------------------------------------------------------------------------
 
 
 def test_events_go_out_as_they_came() -> None:
@@ -180,9 +175,6 @@ def test_a_refusal_is_the_engines_own(kind: Any) -> None:
     assert (sent.start["status"], sent.body, sent.ended) == (429, body, True)
     assert (b"retry-after", b"3") in sent.start["headers"]
     assert sink.has_started
-
-
-# -- a document --------------------------------------------------------------------------------
 
 
 def test_a_document_is_put_together() -> None:

@@ -13,9 +13,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from adjourn.policies.stopping.budget import Budget
-from tests.gateway.test_streams import DONE, GROUPS, PLACES, chunk, cut, told
 from tests.gateway_client import CHAT
 from tests.server.api.translated.translation_helpers import APIS, Client, respond, usage_event
+from tests.server.relay.relay_helpers import (
+    DONE,
+    GROUPS,
+    PLACES,
+    make_chunk,
+    response_events,
+    split_bytes,
+)
 
 RANDOM_IDS = re.compile(r'"(rs_|msg_|fc_)?[0-9a-f]{16,32}"')
 
@@ -46,10 +53,10 @@ def test_events_do_not_depend_on_reads(
     api: str, groups: Any, both: bool, places: list[int]
 ) -> None:
     """Reads may split characters and events anywhere."""
-    stream = told(groups, both, True)
+    stream = response_events(groups, both, True)
     stream[-1:] = [usage_event(), DONE]
     at_once = respond(api, stream)
-    split = respond(api, cut(b"".join(stream), places))
+    split = respond(api, split_bytes(b"".join(stream), places))
     assert normalize(split) == normalize(at_once)
     assert split.complete
 
@@ -61,11 +68,17 @@ def test_a_cut_response_is_one_response(
 ) -> None:
     """It has one start, one end with the summary, and the answer of the second request."""
     tail = [usage_event("chatcmpl-2"), DONE]
-    answer = [chunk({"content": "4"}, [50]), chunk({"content": "2 é"}, [51], "stop"), *tail]
-    main = told(groups, False, False)
+    answer = [
+        make_chunk({"content": "4"}, [50]),
+        make_chunk({"content": "2 é"}, [51], "stop"),
+        *tail,
+    ]
+    main = response_events(groups, False, False)
     main[-1:] = tail
     policy = Budget(max=limit, grace=0)
-    client = respond(api, cut(b"".join(main), mains), cut(b"".join(answer), answers), policy)
+    client = respond(
+        api, split_bytes(b"".join(main), mains), split_bytes(b"".join(answer), answers), policy
+    )
     events = client.events
     last = events[-2] if api == "messages" else events[-1]["response"]
     text = json.dumps(events, ensure_ascii=False)
@@ -85,20 +98,20 @@ def test_a_cut_response_is_one_response(
 @pytest.mark.parametrize("kept", [1, 3])
 def test_a_broken_stream_ends_with_the_apis_error(api: str, kept: int) -> None:
     """It has no end that a client could take for a complete response."""
-    client = respond(api, told([["a"], ["b"], ["c"]], False, False)[:kept])
+    client = respond(api, response_events([["a"], ["b"], ["c"]], False, False)[:kept])
     last = client.events[-1]
     assert last["type"] == "error"
     message = last["error"]["message"] if api == "messages" else last["message"]
     assert "broke off" in message
     assert not client.complete
-    assert respond(api, told([["a"]], False, False)[:2], streamed=False).status == 502
+    assert respond(api, response_events([["a"]], False, False)[:2], streamed=False).status == 502
 
 
 @pytest.mark.parametrize("api", APIS)
 def test_an_error_in_the_stream_is_translated(api: str) -> None:
     """The engine's message in the API's format, streamed and not."""
     error = b'data: {"error":{"message":"no room","type":"Overloaded","code":503}}\n\n'
-    stream = [*told([["a"]], False, False)[:2], error, DONE]
+    stream = [*response_events([["a"]], False, False)[:2], error, DONE]
     errors = [event for event in respond(api, stream).events if event["type"] == "error"]
     assert len(errors) == 1
     assert "no room" in json.dumps(errors)
@@ -112,7 +125,7 @@ def test_an_error_in_the_stream_is_translated(api: str) -> None:
 @pytest.mark.parametrize("streamed", [True, False])
 def test_comments_are_kept_in_streams(api: str, streamed: bool) -> None:
     """They keep the connection alive; a document has none."""
-    stream = told([["a"]], False, False)
+    stream = response_events([["a"]], False, False)
     stream.insert(1, b": keep-alive\n\n")
     client = respond(api, stream, streamed=streamed)
     assert (b": keep-alive\n\n" in client.body) == streamed
@@ -121,7 +134,7 @@ def test_comments_are_kept_in_streams(api: str, streamed: bool) -> None:
 @pytest.mark.parametrize("api", APIS)
 def test_a_stream_without_usage_is_complete(api: str) -> None:
     """It has the API's last event."""
-    events = respond(api, told([["a"]], False, False)).events
+    events = respond(api, response_events([["a"]], False, False)).events
     assert events[-1]["type"] == ("message_stop" if api == "messages" else "response.completed")
 
 

@@ -30,9 +30,9 @@ from adjourn.server.errors import GatewayError
 from adjourn.server.metrics import Metrics
 from adjourn.server.relay.relay import Relay
 from adjourn.server.upstream.client import EngineClient
-from tests.gateway.test_streams import DONE, Wire, chunk
 from tests.gateway_client import events
 from tests.policies.session_helpers import DIALECT, AlwaysProbe
+from tests.server.relay.relay_helpers import DONE, ScriptedEngine, make_chunk
 
 __all__ = [
     "APIS",
@@ -87,9 +87,9 @@ def usage_event(chat_id: str = "chatcmpl-1") -> bytes:
 
 def make_chat_stream(deltas: list[dict[str, Any]], finish_reason: str) -> list[bytes]:
     """The events of a chat stream with one chunk for each delta."""
-    first = chunk({"role": "assistant", "content": ""}, None, prompt=[1] * 9)
-    last = chunk({}, [2], finish_reason, stop_reason=None)
-    return [first, *(chunk(delta, [3]) for delta in deltas), last, usage_event(), DONE]
+    first = make_chunk({"role": "assistant", "content": ""}, None, prompt=[1] * 9)
+    last = make_chunk({}, [2], finish_reason, stop_reason=None)
+    return [first, *(make_chunk(delta, [3]) for delta in deltas), last, usage_event(), DONE]
 
 
 def translate_stream(api: str, chat_events: list[bytes]) -> list[dict[str, Any]]:
@@ -134,7 +134,7 @@ def respond(
     """One response, from the reads of the engine's streams to what the client gets."""
     request, client = parse_request(api, stream=streamed, **fields), Client()
     assert request.translation is not None
-    transport = engine or Wire(main, answer or [])
+    transport = engine or ScriptedEngine(main, answer or [])
     session = Session(policy or Never(), DIALECT, AlwaysProbe())
 
     async def run_relay() -> None:
