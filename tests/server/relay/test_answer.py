@@ -1,4 +1,4 @@
-"""A trace that an answer opens again is seen, however many tokens and chunks its marker takes."""
+"""A start marker in an answer is found, however many tokens and chunks it takes."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Silent(httpx.AsyncByteStream):
 
 
 def told(ids: Sequence[int], sizes: Sequence[int]) -> tuple[AnswerContinuation, list[int]]:
-    """An answer that brought these ids, so many at once, and those that the client may have."""
+    """An answer that brought these ids in chunks of these sizes, and the ids that were released."""
     answer = AnswerContinuation(httpx.Response(200, stream=Silent()), [])
     shown: list[int] = []
     rest, turn = list(ids), 0
@@ -43,10 +43,10 @@ def told(ids: Sequence[int], sizes: Sequence[int]) -> tuple[AnswerContinuation, 
     before=st.lists(st.sampled_from([5, 6, 1, 4]), max_size=6).filter(lambda x: x[-1:] != [1]),
     sizes=st.lists(st.integers(1, 4), min_size=1, max_size=5),
 )
-def test_nothing_of_a_marker_is_shown(
+def test_no_part_of_a_marker_is_released(
     marker: tuple[int, ...], before: list[int], sizes: list[int]
 ) -> None:
-    """Nor of what came in its first chunk; all that came before it is."""
+    """Nor the rest of the chunk in which it begins; everything before it is released."""
     answer, shown = told([*before, *marker, 7, 7], sizes)
     assert answer.start_marker == marker
     assert shown == before[: len(shown)]
@@ -58,15 +58,15 @@ def test_nothing_of_a_marker_is_shown(
     ids=st.lists(st.sampled_from([5, 6, 1, 2, 4]), max_size=9),
     sizes=st.lists(st.integers(1, 4), min_size=1, max_size=5),
 )
-def test_what_is_no_marker_goes_on(ids: list[int], sizes: list[int]) -> None:
-    """At most the ids that may still become one are held."""
+def test_other_ids_are_released(ids: list[int], sizes: list[int]) -> None:
+    """At most the ids that may still become a marker are held."""
     answer, shown = told(ids, sizes)
     assert not answer.start_marker
     assert [*shown, *answer.held_ids] == ids
 
 
-def test_a_role_is_not_held() -> None:
-    """A chunk without ids changes nothing; it waits for what came before it."""
+def test_a_chunk_without_ids_changes_nothing() -> None:
+    """It waits for the chunks before it."""
     answer, _ = told([5, 1], [1])
     answer.held_events.append((b"", Chunk(choices=[Choice()])))
     assert answer.scan_for_start_marker(Chunk(choices=[Choice()]), MARKERS) == 1

@@ -1,4 +1,4 @@
-"""Where a response goes: into the client's stream as it is, or into one document."""
+"""Sinks: the client's stream, and the assembler of one document."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def reply(**headers: str) -> httpx.Response:
 
 
 def event(**fields: Any) -> bytes:
-    """A chunk's event. ``choice`` are its only choice's fields."""
+    """An event with a chunk. ``choice``: the fields of its only choice."""
     choice = fields.pop("choice", None)
     chunk: dict[str, Any] = {"id": "a", "object": "chat.completion.chunk", "created": 5}
     chunk["choices"] = [] if choice is None else [{"index": 0, **choice}]
@@ -90,7 +90,7 @@ def delta(finish: str | None = None, **fields: Any) -> bytes:
 def assembled(
     *events: bytes, note: Any = None, skeleton: Any = None, silence: str | None = None
 ) -> tuple[Sent, Any]:
-    """What was sent, and its body, of these events."""
+    """What the assembler sent for these events, and the decoded body."""
 
     async def assemble() -> Sent:
         sent = Sent()
@@ -105,8 +105,8 @@ def assembled(
     return sent, json.loads(sent.body)
 
 
-def test_ours_go_before_the_engines() -> None:
-    """The engine's own headers stay, less those of its connection and those that we set."""
+def test_extra_headers_replace_the_engines() -> None:
+    """The engine's other headers stay, except those of its connection."""
     engine = httpx.Response(
         200,
         headers=[
@@ -129,8 +129,8 @@ def test_ours_go_before_the_engines() -> None:
     ]
 
 
-def test_events_go_out_as_they_came() -> None:
-    """The head comes with the first events, the bytes are theirs, and the end is a proper one."""
+def test_events_are_sent_unchanged() -> None:
+    """The head comes with the first events; the body ends properly."""
     sent = Sent()
     sink = StreamSink(sent, EXTRA)
     sink.open(reply())
@@ -149,8 +149,8 @@ def test_events_go_out_as_they_came() -> None:
     assert headers[b"x-request-id"] == b"r1"
 
 
-def test_a_stream_that_fails_does_not_look_finished() -> None:
-    """An error event, and no end: an SDK takes a clean end for a whole answer."""
+def test_a_failed_stream_does_not_look_complete() -> None:
+    """An error event without an end of the body: SDKs take a clean end for a whole answer."""
     sent = Sent()
     sink = StreamSink(sent, EXTRA)
     sink.open(reply())
@@ -166,7 +166,7 @@ def test_a_stream_that_fails_does_not_look_finished() -> None:
 
 @pytest.mark.parametrize("kind", [StreamSink, Assembler])
 def test_a_refusal_is_the_engines_own(kind: Any) -> None:
-    """Status, body and headers of an error come through unmodified, streamed or not."""
+    """Status, body and headers of an error are forwarded unmodified, streamed or not."""
     sent = Sent()
     sink = kind(sent, EXTRA) if kind is StreamSink else kind(sent, EXTRA, {})
     body = b'{"error":{"message":"too long","code":400}}'
@@ -177,8 +177,8 @@ def test_a_refusal_is_the_engines_own(kind: Any) -> None:
     assert sink.has_started
 
 
-def test_a_document_is_put_together() -> None:
-    """Texts joined, the last finish reason, the usage, the engine's keys in the engine's order."""
+def test_a_document_is_assembled() -> None:
+    """Texts joined, the last finish reason, the usage, keys in the engine's order."""
     usage = {"prompt_tokens": 3, "completion_tokens": 4, "total_tokens": 7}
     sent, document = assembled(
         delta(role="assistant", content=""),
@@ -213,7 +213,7 @@ def test_a_document_is_put_together() -> None:
 
 @given(st.lists(st.text(max_size=5), max_size=6), st.lists(st.text(max_size=5), max_size=6))
 def test_any_text_is_joined(thoughts: list[str], answers: list[str]) -> None:
-    """What the deltas said, in their order, and null where they said nothing."""
+    """The texts of the deltas in their order, and null without text."""
     _, document = assembled(
         *(delta(reasoning=text) for text in thoughts), *(delta(content=text) for text in answers)
     )
@@ -223,7 +223,7 @@ def test_any_text_is_joined(thoughts: list[str], answers: list[str]) -> None:
 
 
 def test_a_role_in_every_chunk_is_one_role() -> None:
-    """Some engines name it again and again."""
+    """Some engines repeat the role in every chunk."""
     _, document = assembled(
         delta(role="assistant", content="4"), delta(role="assistant", content="2")
     )
@@ -231,8 +231,8 @@ def test_a_role_in_every_chunk_is_one_role() -> None:
     assert (message["role"], message["content"]) == ("assistant", "42")
 
 
-def test_tool_calls_are_put_together() -> None:
-    """Arguments are joined by the call's index; ids and names come once."""
+def test_tool_calls_are_assembled() -> None:
+    """Arguments are joined by the index of the call; ids and names come once."""
 
     def call(index: int, **fields: Any) -> bytes:
         return delta(tool_calls=[{"index": index, **fields}])
@@ -253,14 +253,14 @@ def test_tool_calls_are_put_together() -> None:
     ]
 
 
-def test_no_content_is_the_engines_word_for_it() -> None:
-    """Null or an empty text, as it would have said in a whole reply."""
+def test_empty_content_is_the_engines_value() -> None:
+    """Null or an empty string, as in its unstreamed replies."""
     for silence in (None, ""):
         _, document = assembled(delta(role="assistant", content=""), silence=silence)
         assert document["choices"][0]["message"]["content"] == silence
 
 
-def test_lists_are_put_end_to_end() -> None:
+def test_lists_are_concatenated() -> None:
     """Log-probabilities and token ids of all chunks, in order."""
     parts = [
         event(
@@ -280,8 +280,8 @@ def test_lists_are_put_end_to_end() -> None:
     assert document["prompt_token_ids"] == [5, 6]
 
 
-def test_what_is_not_known_is_kept() -> None:
-    """A key that nobody here has heard of is not lost, in chunk, choice or delta."""
+def test_unknown_keys_are_kept() -> None:
+    """In a chunk, a choice or a delta."""
     _, document = assembled(
         event(
             choice={"delta": {"content": "7", "mood": "calm"}, "stop_reason": 3}, novelty={"a": 1}
@@ -293,13 +293,13 @@ def test_what_is_not_known_is_kept() -> None:
 
 
 def test_without_a_skeleton() -> None:
-    """An engine that could not be examined still gets its replies put together."""
+    """Replies are assembled even if the engine could not be examined."""
     _, document = assembled(delta(content="7"), delta("stop"), skeleton={})
     assert document["choices"][0]["message"]["content"] == "7"
 
 
-def test_the_note_is_in_body_and_header() -> None:
-    """What was done is told to who reads either."""
+def test_the_summary_is_in_body_and_header() -> None:
+    """For clients that read either."""
     note = {"stopped": True, "policy": "deer"}
     sent, document = assembled(delta(content="7"), note=note)
     assert document["adjourn"] == note
@@ -308,7 +308,7 @@ def test_the_note_is_in_body_and_header() -> None:
 
 @pytest.mark.parametrize(("code", "status"), [(400, 400), ("bad", 502), (None, 502), (200, 502)])
 def test_an_error_in_the_stream_is_the_reply(code: Any, status: int) -> None:
-    """An engine that fails behind its 200 fails here with a status."""
+    """An engine that fails after its status 200 gives an error status here."""
     error = {"error": {"message": "it broke", "type": "x", "param": None, "code": code}}
     sent, document = assembled(
         delta(content="7"), b"data: " + encoded(error) + b"\n\n", note={"stopped": False}
@@ -318,27 +318,27 @@ def test_an_error_in_the_stream_is_the_reply(code: Any, status: int) -> None:
 
 @pytest.mark.parametrize("error", ["it broke", ["it broke"], 5])
 def test_an_error_of_another_shape(error: Any) -> None:
-    """What an error looks like is the engine's; that it is one is enough."""
+    """The error may have any shape."""
     sent, document = assembled(b"data: " + encoded({"error": error}) + b"\n\n")
     assert (sent.start["status"], document) == (502, {"error": error})
 
 
-def test_no_error_is_none() -> None:
-    """A key ``error`` that holds null is no error."""
+def test_a_null_error_is_no_error() -> None:
+    """A key ``error`` with null."""
     sent, document = assembled(event(choice={"delta": {"content": "7"}}, error=None))
     assert sent.start["status"] == 200
     assert document["choices"][0]["message"]["content"] == "7"
 
 
 @pytest.mark.parametrize("data", [b"{", b"[]", b"5", b'"x"', b"\xff"])
-def test_a_chunk_that_cannot_be_read_is_left_out(data: bytes) -> None:
-    """One bad chunk does not cost the client the reply."""
+def test_an_unreadable_chunk_is_skipped(data: bytes) -> None:
+    """One bad chunk does not lose the reply."""
     _, document = assembled(delta(content="7"), b"data: " + data + b"\n\n", delta("stop"))
     assert document["choices"][0]["message"]["content"] == "7"
 
 
-def test_comments_are_no_chunks() -> None:
-    """A keep-alive comment says nothing."""
+def test_comments_are_skipped() -> None:
+    """A keep-alive comment has no data."""
     _, document = assembled(b": ping\n\n", delta(content="7"))
     assert document["choices"][0]["message"]["content"] == "7"
 

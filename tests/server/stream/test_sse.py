@@ -1,4 +1,4 @@
-"""A byte stream is split into events wherever it is cut, and no byte is lost or changed."""
+"""A byte stream is split into events however it is chunked, and no byte is lost or changed."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def split(pieces: list[bytes]) -> tuple[list[bytes], bytes]:
 
 
 def cut(stream: bytes, sizes: list[int]) -> list[bytes]:
-    """The stream in pieces of these sizes, over and over."""
+    """The stream in chunks of these sizes, repeated."""
     pieces = []
     while stream:
         size = sizes[len(pieces) % len(sizes)]
@@ -41,7 +41,7 @@ def cut(stream: bytes, sizes: list[int]) -> list[bytes]:
 
 
 def oracle(event: bytes) -> bytes | None:
-    """An event's data by the letter of the standard: field by field, line by line."""
+    """An event's data as the standard defines it: field by field, line by line."""
     lines = event.replace(b"\r\n", b"\n").replace(b"\r", b"\n").split(b"\n")
     fields = [line.partition(b":") for line in lines if b":" in line]
     values = [value.removeprefix(b" ") for name, _, value in fields if name == b"data"]
@@ -51,21 +51,21 @@ def oracle(event: bytes) -> bytes | None:
 @given(_STREAMS, st.lists(st.integers(1, 5), min_size=1, max_size=5))
 @example(b"data: x\n\n\n", [1])
 @example(b"data: x\r\r\ndata: y\r\r", [9, 1])
-def test_the_same_events_whatever_the_chunking(stream: bytes, sizes: list[int]) -> None:
-    """Pieces give the events that the whole stream gives, and the same rest."""
+def test_events_do_not_depend_on_the_chunking(stream: bytes, sizes: list[int]) -> None:
+    """Chunks give the events and the remainder of the whole stream."""
     assert split(cut(stream, sizes)) == split([stream])
 
 
 @given(_STREAMS, st.lists(st.integers(1, 5), min_size=1, max_size=5))
 def test_no_byte_is_lost_or_changed(stream: bytes, sizes: list[int]) -> None:
-    """The events and the rest, put together, are what was fed."""
+    """The events and the remainder, concatenated, are the bytes fed."""
     events, rest = split(cut(stream, sizes))
     assert b"".join(events) + rest == stream
 
 
 @given(_STREAMS)
-def test_an_event_is_whole(stream: bytes) -> None:
-    """An event ends in a blank line and holds no other; the rest holds none but at its end."""
+def test_an_event_is_complete(stream: bytes) -> None:
+    """It ends with a blank line and has no other; the remainder has none but at its end."""
     blank = re.compile(rb"\n\n|\r\n\r\n|\r\r")
     events, rest = split([stream])
     for event in events:
@@ -96,8 +96,8 @@ def test_streams(stream: bytes, expected: list[bytes]) -> None:
 @given(_STREAMS)
 @example(b"data: x\r\n\n")
 @example(b"data: x\n\n\n")
-def test_an_events_data_is_what_the_standard_says(stream: bytes) -> None:
-    """The quick way and the thorough one agree."""
+def test_event_data_follows_the_standard(stream: bytes) -> None:
+    """The fast path and the general one agree."""
     for event in split([stream])[0]:
         assert event_data(event) == oracle(event)
 
@@ -117,5 +117,5 @@ def test_an_events_data_is_what_the_standard_says(stream: bytes) -> None:
     ],
 )
 def test_data(event: bytes, expected: bytes | None) -> None:
-    """One space behind the colon is not data; lines are joined; a comment has none."""
+    """One space after the colon is not data; lines are joined; a comment has none."""
     assert event_data(event) == expected
