@@ -1,8 +1,8 @@
 """Adjourn: end a reasoning model's chain of thought once the answer is known.
 
-This module is the API for plug-ins: everything that a stopping policy of your own needs, and
-nothing else. ``docs/policies/writing.md`` explains it with an example package. The gateway is
-``adjourn.server``, the laboratory ``adjourn.lab``; neither is a stable API.
+This module is the API for plug-ins: everything that a policy of your own imports.
+``docs/policies/writing.md`` explains it with an example package. The other modules, such as the
+gateway in ``adjourn.server`` and the laboratory in ``adjourn.lab``, are no stable API.
 """
 
 __version__ = "0.1.0"
@@ -26,7 +26,7 @@ from adjourn.policies.events import (
     TraceEnded,
     TraceEnding,
 )
-from adjourn.policies.policy import Needs, Policy, Stopper
+from adjourn.policies.policy import Needs, Policy, Stopper, SupportsPatience, scale_patience
 from adjourn.policies.registry import BadPolicy, available, parse
 from adjourn.policies.sampling import (
     AbortTraces,
@@ -76,6 +76,7 @@ __all__ = [
     "ScoreTrace",
     "Stop",
     "Stopper",
+    "SupportsPatience",
     "TokensReached",
     "TraceAnswered",
     "TraceClosed",
@@ -86,4 +87,5 @@ __all__ = [
     "__version__",
     "available",
     "parse",
+    "scale_patience",
 ]

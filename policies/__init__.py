@@ -1,1 +1,1 @@
-"""Stopping policies: pure decisions. No I/O, no clock, no randomness, standard library only."""
+"""Policies: pure decisions. No I/O, no clock, no randomness, standard library only."""

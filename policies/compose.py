@@ -1,20 +1,20 @@
 """``any_of`` and ``all_of``: several policies over one trace.
 
-``any_of`` stops when one of them does. ``all_of`` stops when all have; a member that looks by
-probe must agree at the same checkpoint, one that has no probe stays agreed. One probe is in flight
-at a time: members that ask the same thing at one checkpoint share its result, the others take
-turns. Of the checkpoints of a kind that come while one runs only the latest is looked at, when it
-has said no; the kinds take turns, so that a member that looks often starves none that looks
-elsewhere.
+``any_of`` stops as soon as one member stops. ``all_of`` stops when all members have: a member with
+queries (probes or embeddings) must agree at the same checkpoint, a member without queries stays
+agreed. One query is in flight at a time: members with the same query at a checkpoint share its
+result, the others take turns. Of the checkpoints that come while a query runs, the session keeps
+the latest of each kind and visits the kinds in turn, so a member with frequent checkpoints cannot
+starve the others.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import reduce
 from operator import or_
-from typing import ClassVar
+from typing import ClassVar, Self
 
 from adjourn.policies.events import (
     Checkpoint,
@@ -28,7 +28,7 @@ from adjourn.policies.events import (
     Stop,
     TraceEnding,
 )
-from adjourn.policies.policy import Needs, Policy, Stopper
+from adjourn.policies.policy import Needs, Policy, Stopper, scale_patience
 from adjourn.policies.sampling import SamplingPolicy
 
 __all__ = ["AllOf", "AnyOf"]
@@ -36,21 +36,31 @@ __all__ = ["AllOf", "AnyOf"]
 
 @dataclass(frozen=True, slots=True)
 class _Composition:
+    """Policies of one trace. Raises ValueError if there is none, or one over several traces."""
+
     policies: tuple[Policy, ...]
 
     def __post_init__(self) -> None:
         if not self.policies:
             raise ValueError("a composition needs at least one policy")
         if any(isinstance(policy, SamplingPolicy) for policy in self.policies):
-            raise ValueError("it composes policies of one trace; one over several goes around it")
+            raise ValueError(
+                "a composition takes policies of one trace: put it into the sampling policy instead"
+            )
 
     @property
     def needs(self) -> Needs:
         return reduce(or_, (policy.needs for policy in self.policies))
 
+    def with_patience(self, factor: float) -> Self:
+        """Scale each member that supports it."""
+        return replace(self, policies=tuple(scale_patience(p, factor) for p in self.policies))
+
 
 @dataclass(frozen=True, slots=True)
 class AnyOf(_Composition):
+    """Stops with the first member that stops."""
+
     name: ClassVar[str] = "any_of"
 
     def start(self) -> CompositionStopper:
@@ -59,6 +69,9 @@ class AnyOf(_Composition):
 
 @dataclass(frozen=True, slots=True)
 class AllOf(_Composition):
+    """Stops when all members have, at the latest of their positions, with their lowest confidence
+    and all their reasons joined by ``+``."""
+
     name: ClassVar[str] = "all_of"
 
     def start(self) -> CompositionStopper:
@@ -66,7 +79,11 @@ class AllOf(_Composition):
 
 
 class _Member:
-    """One policy's stopper, what it asked and what it said last."""
+    """One member's stopper, its query that waits or is in flight, and its latest stop.
+
+    ``verdict``: the member gets no events while it has one. A new checkpoint resets that of a
+    member with queries.
+    """
 
     __slots__ = ("has_queries", "pending_query", "stopper", "trace_endings", "verdict")
 
@@ -79,6 +96,12 @@ class _Member:
 
 
 class CompositionStopper:
+    """One trace. ``combine`` decides from the members' verdicts.
+
+    State: the members, and ``_query_in_flight``, the query that was returned last and has no result
+    yet. Only ``observe`` changes them.
+    """
+
     __slots__ = ("_combine", "_members", "_query_in_flight")
 
     def __init__(
@@ -94,8 +117,8 @@ class CompositionStopper:
         answered = event.query if isinstance(event, QueryResult) else None
         if answered is not None:
             self._query_in_flight = None
-        shown = [m for m in self._members if answered is None or m.pending_query == answered]
-        extends = [self._forward_event(member, event) for member in shown]
+        receivers = [m for m in self._members if answered is None or m.pending_query == answered]
+        extends = [self._forward_event(member, event) for member in receivers]
         if (stop := self._combine(self._members)) is not None:
             return stop
         if self._query_in_flight is None:
@@ -107,12 +130,13 @@ class CompositionStopper:
         return self._accept_extension(extends)
 
     def _on_trace_ending(self, event: TraceEnding) -> Extend | None:
-        """One that wants the trace to go on is enough: those that would stop it had their say."""
-        said = [m.stopper.observe(event) for m in self._members if m.trace_endings]
-        return self._accept_extension([command for command in said if isinstance(command, Extend)])
+        """Extend the trace if any member asks for it, in both kinds of composition."""
+        commands = [m.stopper.observe(event) for m in self._members if m.trace_endings]
+        return self._accept_extension([c for c in commands if isinstance(c, Extend)])
 
     def _accept_extension(self, extends: Sequence[Extend | None]) -> Extend | None:
-        """The first of them; a question of the stream that is given up for it never comes back."""
+        """Take the first extension and drop all queries: the stream that they belong to is
+        replaced, so their results never come."""
         extend = next(filter(None, extends), None)
         if extend is not None:
             self._query_in_flight = None
@@ -131,8 +155,8 @@ class CompositionStopper:
         match member.stopper.observe(event):
             case Stop() as stop:
                 member.verdict, member.pending_query = stop, None
-            case Probe() | Embed() as question:
-                member.pending_query = question
+            case Probe() | Embed() as query:
+                member.pending_query = query
             case Extend() as extend:
                 return extend
         return None

@@ -1,7 +1,8 @@
-"""What a policy sees and what it may ask for: frozen values, no behaviour.
+"""The events that a policy receives and the commands that it returns: frozen values.
 
-Events go in, commands come out. Nothing here reads a clock, and tokens are counted, never
-events: one event may carry several tokens (speculative decoding, a stream interval).
+Count tokens, never events: one event may carry several tokens (speculative decoding, a stream
+interval). Times (``at``) are seconds of the driver's monotonic clock, durations are in seconds, and
+positions are in tokens of the trace.
 """
 
 from __future__ import annotations
@@ -36,14 +37,16 @@ CheckpointKind = Literal["start", "cue", "interval", "sentence", "paragraph", "s
 
 @dataclass(frozen=True, slots=True)
 class Probe:
-    """Ask the model something beside the running trace, from its exact token ids.
+    """Send an auxiliary request to the engine, from the exact token ids of the trace so far.
 
-    ``inducer`` names a text of the dialect (``"answer"``) that is put behind the closing
-    sequence, "" puts none there; ``max_tokens`` bounds what the model writes then, greedily.
-    ``close_trace=False`` leaves the trace open: it asks what the model is about to think.
-    ``top``: of so many tokens at each step, the most probable ones, the log-probabilities.
-    ``ending`` asks how probable it is that the trace ends here, ``hidden_states`` for those of the
-    last token of all that is put to the model.
+    The model continues the trace, the closing sequence and the inducer greedily, concurrently with
+    the main stream, for at most ``max_tokens`` tokens.
+
+    ``inducer``: the name of a text of the dialect ("answer"); "" appends none.
+    ``close_trace``: False leaves the closing sequence out, to ask for the trace's next tokens.
+    ``top_logprobs``: how many of the most probable tokens' log-probabilities to return at each
+    step. ``score_end``: return the log-probability of the closing sequence at this place.
+    ``hidden_states``: return the hidden states of the last token that the model is given.
     """
 
     inducer: str = "answer"
@@ -56,22 +59,22 @@ class Probe:
 
 @dataclass(frozen=True, slots=True)
 class Embed:
-    """Ask the embedder, a model of its own, for the vector of this text."""
+    """Ask the embedder, which is a separate model, for the vector of this text."""
 
     text: str
 
 
 Query = Probe | Embed
-"""What is asked beside the running trace, one at a time."""
+"""A request that runs concurrently with the trace. At most one is in flight."""
 
 
 @dataclass(frozen=True, slots=True)
 class Stop:
     """End the trace. ``position``: tokens of the trace to keep; None keeps all decoded so far.
 
-    ``reason`` becomes a metric's label, so it comes from a small fixed set per policy.
-    ``confidence`` in [0, 1] where the policy has one. ``text`` names a text of the dialect that is
-    put behind what is kept, as if the model had thought it.
+    ``reason`` becomes a metric label: use a small fixed set of words per policy. ``confidence``:
+    in [0, 1], or None if the policy has none. ``text_name``: the name of a text of the dialect that
+    is appended to the kept trace, as if the model had written it; "" appends none.
     """
 
     reason: str
@@ -82,12 +85,12 @@ class Stop:
 
 @dataclass(frozen=True, slots=True)
 class Extend:
-    """Let the trace go on in a new stream: where the model would end it, in answer to ``Closing``,
-    or, in answer to ``Thought``, behind all that was decoded.
+    """Continue the trace in a new stream: in place of its end, as the reply to a ``TraceEnding``,
+    or after everything decoded so far, as the reply to a ``ReasoningChunk``.
 
-    ``text`` names a text of the dialect that is put there; where the trace has just ended a line,
-    its name with ``-on-newline`` does. ``bias``: what the end marker's logit is raised by from now
-    on; None leaves it.
+    ``text_name``: the name of a text of the dialect that is inserted there, with the suffix
+    ``-on-newline`` added if the trace has just ended a line; "" inserts none. ``end_bias``: added
+    to the end marker's logit from now on; None leaves it as it is.
     """
 
     text_name: str = "wait"
@@ -99,10 +102,11 @@ Command = Query | Stop | Extend
 
 @dataclass(frozen=True, slots=True)
 class ReasoningChunk:
-    """A piece of the trace, as decoded. ``position``: tokens of the trace up to its end.
+    """A chunk of the trace, as decoded. ``position``: tokens of the trace including the chunk.
 
-    ``logprobs``: for each token those of the most probable ones at its place, highest first, where
-    the policy needs them; () where the engine told none for this piece, or for one token.
+    ``logprobs``: for each token, the log-probabilities of the most probable tokens at its place,
+    highest first, if the policy's ``Needs`` ask for them. Empty, for the chunk or for one token, if
+    the engine returned none.
     """
 
     text: str
@@ -114,10 +118,10 @@ class ReasoningChunk:
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """A place where a policy may look. ``position``: tokens of the trace before it.
+    """A place where the trace may be cut. ``position``: tokens of the trace before it.
 
-    ``at`` is in seconds on the driver's monotonic clock. ``cue``: the word, at a cue. ``text``:
-    the sentence or step that ended, at the end of one.
+    ``cue``: the cue's word, for the kind "cue". ``text``: the sentence or step that ended, for
+    those kinds.
     """
 
     kind: CheckpointKind
@@ -129,15 +133,15 @@ class Checkpoint:
 
 @dataclass(frozen=True, slots=True)
 class ProbeResult:
-    """What a probe drew out at ``position``.
+    """The reply to a probe that was sent at ``position``.
 
-    ``tokens`` (texts; ``token_id:N`` where a single one was asked for with ``top`` or ``ending``)
-    and ``logprobs`` (natural logarithms, of the greedy and hence most probable token
-    at each step) have one entry a token; ``finished`` tells whether the model ended by itself. A
-    probe for the ``ending`` draws nothing: ``tokens`` names the first that was scored.
-    ``top``: for each token the log-probabilities of the most probable ones, highest first.
-    ``ending``: that of the closing sequence up to its marker, and ``hidden_states``, where the
-    probe asked for them.
+    ``tokens``: the text of each generated token, or ``token_id:N`` if the probe asked for one token
+    with ``top_logprobs`` above 1 or ``score_end``. ``logprobs``: for each token its natural
+    log-probability, which is the highest at its step because decoding is greedy. ``finished``: the
+    model ended the text itself. A probe with ``score_end`` generates nothing: ``tokens`` has the
+    first token that was scored. ``top_logprobs``: for each token, the log-probabilities of the most
+    probable tokens, highest first. ``end_logprob``: that of the closing sequence up to and
+    including its end marker, and ``hidden_states``: both None unless the probe asked for them.
     """
 
     probe: Probe
@@ -159,8 +163,8 @@ class ProbeResult:
 
 @dataclass(frozen=True, slots=True)
 class ProbeFailed:
-    """A probe that brought nothing: ``reason`` is ``error``, ``timeout``, ``bad-reply`` or
-    ``price`` (it would have cost more than it was expected to save and was not sent)."""
+    """A probe without a result. ``reason``: ``error``, ``timeout``, ``bad-reply``, or ``price`` if
+    it was not sent because it would have cost more tokens than it was expected to save."""
 
     probe: Probe
     position: int
@@ -174,7 +178,7 @@ class ProbeFailed:
 
 @dataclass(frozen=True, slots=True)
 class EmbeddingResult:
-    """The vector of a text, of whatever length, that was asked for at ``position``."""
+    """The vector of a text whose step ended at ``position``; the embedder sets its length."""
 
     embed: Embed
     vector: tuple[float, ...]
@@ -189,7 +193,7 @@ class EmbeddingResult:
 
 @dataclass(frozen=True, slots=True)
 class EmbeddingFailed:
-    """An embedder that brought nothing: ``reason`` is ``error``, ``timeout`` or ``bad-reply``."""
+    """An embedding without a result. ``reason``: ``error``, ``timeout`` or ``bad-reply``."""
 
     embed: Embed
     position: int
@@ -202,12 +206,13 @@ class EmbeddingFailed:
 
 
 QueryResult = ProbeResult | ProbeFailed | EmbeddingResult | EmbeddingFailed
-"""What came of a question."""
+"""The result of a query, or its failure."""
 
 
 @dataclass(frozen=True, slots=True)
 class TraceEnding:
-    """The model would end the trace after ``position`` tokens. Shown where a policy extends."""
+    """The model is about to end the trace after ``position`` tokens; an ``Extend`` prevents it.
+    Sent only to a policy whose ``Needs`` have ``trace_endings``."""
 
     position: int
     at: float
@@ -215,7 +220,7 @@ class TraceEnding:
 
 @dataclass(frozen=True, slots=True)
 class TraceEnded:
-    """The model ended the trace by itself after ``position`` tokens."""
+    """The model has ended the trace by itself after ``position`` tokens."""
 
     position: int
     at: float

@@ -1,4 +1,7 @@
-"""``never``: the baseline. It never stops anything and costs nothing."""
+"""``never``: never stop. The baseline, at no cost; also what ``mode: observe`` carries out.
+
+Patience: none to scale.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +16,8 @@ __all__ = ["Never"]
 
 @dataclass(frozen=True, slots=True)
 class Never:
+    """The policy without options. It is its own stopper."""
+
     name: ClassVar[str] = "never"
 
     @property
@@ -20,7 +25,7 @@ class Never:
         return Needs()
 
     def start(self) -> Never:
-        return self  # without state, so one serves every trace
+        return self  # it has no state, so all traces share it
 
     def observe(self, event: Event) -> Command | None:
         return None

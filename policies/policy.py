@@ -1,38 +1,45 @@
-"""What a stopping policy is.
+"""The contract of a stopping policy.
 
-A *policy* is a frozen dataclass of options, shared by all requests; its fields are what a user
-may set. ``start()`` makes a *stopper*, the small state machine of one trace. A stopper gets
-events and answers each with a command or with None; it is never asked again after a stop.
+A *policy* is a frozen dataclass of options, shared by all requests; its fields are the options that
+users may set. ``start()`` creates a *stopper*, the state machine of one trace. A stopper receives
+events and replies to each with a command or with None. It is not called again after a stop.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from typing import ClassVar, Protocol, runtime_checkable
 
 from adjourn.policies.events import Command, Event
 from adjourn.policies.evidence.hidden_states import Layer
 
-__all__ = ["Needs", "Policy", "Stopper"]
+__all__ = ["Needs", "Policy", "Stopper", "SupportsPatience", "scale_patience"]
 
 
 @dataclass(frozen=True, slots=True)
 class Needs:
-    """What a policy must be given. The server asks the engine for exactly this and refuses at
-    start-up, with a clear message, what the engine can't give.
+    """The events and engine features that a policy requires. The gateway sends only events that are
+    declared here, and refuses a policy at start-up, by name, if the engine lacks a feature.
 
-    ``start``: a checkpoint where the trace begins. ``cues``, ``sentences``, ``paragraphs``,
-    ``steps``: one at every cue, and at every end of the others. ``interval``: one every so many
-    tokens (0: none). ``thoughts``: every decoded piece. ``probes``: side requests with
-    log-probabilities; ``ending``: among them the end's; ``hidden_states``: with them those behind
-    these layers. ``models``: those that it was learned from, of which this one must be one.
-    ``embeddings``: texts of the trace as vectors, by an embedder; ``rewards``: of the trace so far,
-    by a reward model. ``inducers``: texts of the dialect that it draws with, or puts into the
-    trace. ``extends``: to be told when the model would end the trace, which it may extend.
-    ``bias``: what the end marker's logit is raised by from the beginning. ``logprobs``: with each
-    token of the trace, those of so many (0: none); the engine pays for them on the main stream.
-    ``series``: checkpoints that must be probed before the policy can stop, which are worth their
-    price together or not at all.
+    start             a checkpoint at the beginning of the trace
+    cues              a checkpoint at every cue
+    sentences, paragraphs, steps
+                      a checkpoint at the end of every one of them
+    interval          a checkpoint every so many tokens (0: none)
+    reasoning_chunks  every decoded chunk of the trace
+    probes            probes, whose results have log-probabilities
+    end_logprob       probes that score the end of the trace
+    hidden_states     the outputs of these layers, with probes (empty: none)
+    models            the model must be one of these, for which the policy was trained (empty: any)
+    embeddings        vectors of texts of the trace, from an embedder
+    rewards           scores of the trace so far, from a reward model
+    inducers          names of the dialect's texts that the policy uses in probes or inserts
+    trace_endings     ``TraceEnding`` events, to which the policy may reply with ``Extend``
+    end_bias          added to the end marker's logit from the first token on
+    logprobs          log-probabilities of so many tokens with every token of the trace (0: none);
+                      they slow the main stream
+    min_checkpoints   checkpoints that must be probed before the policy can stop; the gateway sends
+                      the whole series of probes, or none if it is not worth its cost
     """
 
     start: bool = False
@@ -56,16 +63,17 @@ class Needs:
 
     @property
     def boundary_kinds(self) -> frozenset[str]:
-        """The kinds of ends that are looked for."""
+        """The kinds of text units whose ends are checkpoints."""
         kinds = ("sentence", self.sentences), ("paragraph", self.paragraphs), ("step", self.steps)
-        return frozenset(kind for kind, wanted in kinds if wanted)
+        return frozenset(kind for kind, needed in kinds if needed)
 
     @property
     def has_queries(self) -> bool:
-        """Whether anything is asked beside the trace."""
+        """Whether the policy may return a ``Query``."""
         return self.probes or self.embeddings
 
     def __or__(self, other: Needs) -> Needs:
+        """Everything that either needs, at the shorter interval."""
         intervals = [n for n in (self.interval, other.interval) if n]
         return Needs(
             start=self.start or other.start,
@@ -92,15 +100,40 @@ class Needs:
 class Stopper(Protocol):
     """The state of one trace under a policy."""
 
-    def observe(self, event: Event) -> Command | None: ...
+    def observe(self, event: Event) -> Command | None:
+        """Reply to an event. An exception mutes the policy for this response."""
+        ...
 
 
 class Policy(Protocol):
-    """Options of one stopping rule. ``name`` is what users write and metrics carry."""
+    """The options of a stopping rule. ``name``: what users write, and a metric label.
+
+    Instances are hashable and comparable by their options: what the gateway measured for a policy
+    is kept under it. See ``SupportsPatience`` for an optional method.
+    """
 
     name: ClassVar[str]
 
     @property
     def needs(self) -> Needs: ...
 
-    def start(self) -> Stopper: ...
+    def start(self) -> Stopper:
+        """A new stopper, for one trace."""
+        ...
+
+
+@runtime_checkable
+class SupportsPatience(Protocol):
+    """A policy with this optional method follows the effort that clients ask for."""
+
+    def with_patience(self, factor: float) -> Policy:
+        """A copy that waits ``factor`` times as long (greater than 0, never 1) before it stops, in
+        whatever option that means: 0.5 for a hurried one, 2 for a patient one."""
+        ...
+
+
+def scale_patience(policy: Policy, factor: float) -> Policy:
+    """The policy at ``factor`` times its patience; the policy itself if it has no such method."""
+    if factor == 1 or not isinstance(policy, SupportsPatience):
+        return policy
+    return policy.with_patience(factor)

@@ -1,8 +1,8 @@
-"""Find policies by name, and read a policy from what a user wrote.
+"""Find policies by name, and parse the specification of a policy.
 
-Every policy, the built-in ones too, is an entry point of the group ``adjourn.policies``, so a
-third party adds one with a line in its own pyproject. A specification is a name, a call with
-options, or a composition: ``deer``, ``deer(threshold=0.9)``, ``any_of(deer, budget(max=4000))``.
+Every policy, built-in or not, is an entry point of the group ``adjourn.policies``, so a third party
+adds one with a line in its own ``pyproject.toml``. A specification is a name, a call with options,
+or a composition: ``deer``, ``deer(threshold=0.9)``, ``any_of(deer, budget(max=4000))``.
 """
 
 from __future__ import annotations
@@ -32,20 +32,21 @@ __all__ = [
 
 ENTRY_POINT_GROUP = "adjourn.policies"
 
-# Names carry hyphens, which Python's expressions don't; what is quoted stays as it is.
+# A specification is parsed as a Python expression, whose names have no hyphens. Quoted text (the
+# first group) is left as it is.
 _HYPHEN = re.compile(r"""('[^']*'|"[^"]*")|(?<=[a-z])-(?=[a-z])""")
 MAX_SPECIFICATION_LENGTH = 1000
-"""Characters of a specification."""
+"""Longest specification, in characters."""
 _MAX_INT = 2**31
 
 ReadinessProbes = Mapping[str, ReadinessClassifier]
-"""What the driver has read, by the names that an option ``probe`` may give; "" is what stands where
-none is given."""
+"""The classifiers that the driver has loaded, by the name that the option ``probe`` of ``lynx`` may
+have; "" is the one for a policy that names none."""
 NO_READINESS_PROBES: ReadinessProbes = MappingProxyType({})
 
 
 class BadPolicy(ValueError):
-    """A specification that names no policy, or options that it does not have."""
+    """An unknown policy or option, or an invalid value; the message says what is valid."""
 
 
 @cache
@@ -59,9 +60,9 @@ def parse(
     options: Mapping[str, Any] | None = None,
     readiness_probes: ReadinessProbes = NO_READINESS_PROBES,
 ) -> Policy:
-    """The policy that ``specification`` describes; ``options`` override those written in it.
+    """The policy that ``specification`` describes; ``options`` override the ones written in it.
 
-    Raises BadPolicy with a message that names what would have been valid.
+    Raises BadPolicy with a message that says what is valid.
     """
     if len(specification) > MAX_SPECIFICATION_LENGTH:
         raise BadPolicy(
@@ -83,7 +84,8 @@ def build(
     members: tuple[Policy, ...] = (),
     readiness_probes: ReadinessProbes = NO_READINESS_PROBES,
 ) -> Policy:
-    """The policy ``name`` with these options. Raises BadPolicy."""
+    """The policy ``name`` with these options and, for a composition or a sampling policy, these
+    members. Raises BadPolicy."""
     kind = available().get(name) or available().get(name.replace("_", "-"))
     if kind is None:
         known = ", ".join(available())
@@ -95,9 +97,9 @@ def build(
             choice = f"its options are {', '.join(valid)}" if valid else "it has no options"
             raise BadPolicy(f"policy {name!r} has no option {option!r}: {choice}")
         if not _matches_hint(value, hints[option]):
-            wanted = _describe_hint(hints[option])
-            raise BadPolicy(f"option {option!r} of policy {name!r} must be {wanted}")
-    found = {
+            expected = _describe_hint(hints[option])
+            raise BadPolicy(f"option {option!r} of policy {name!r} must be {expected}")
+    classifiers = {
         option: _find_readiness_probe(name, option, options.get(option, ""), readiness_probes)
         for option in valid
         if hints[option] is ReadinessClassifier
@@ -106,7 +108,7 @@ def build(
     if members and not takes_members:
         raise BadPolicy(f"policy {name!r} takes options by name only")
     try:
-        policy: Policy = kind(*((members,) if takes_members else ()), **{**options, **found})
+        policy: Policy = kind(*((members,) if takes_members else ()), **{**options, **classifiers})
     except (ValueError, TypeError) as error:
         raise BadPolicy(f"policy {name!r}: {error}") from None
     return policy
@@ -119,8 +121,8 @@ def _find_readiness_probe(
         return probes[value]
     except KeyError:
         known = ", ".join(filter(None, probes)) or "none is configured"
-        wanted = f"must name a probe that `adjourn learn` made: {known}"
-        raise BadPolicy(f"option {option!r} of policy {name!r} {wanted}") from None
+        expected = f"must name a probe that `adjourn learn` made: {known}"
+        raise BadPolicy(f"option {option!r} of policy {name!r} {expected}") from None
 
 
 def _build_from_ast(tree: ast.expr, options: Mapping[str, Any], probes: ReadinessProbes) -> Policy:
@@ -129,7 +131,7 @@ def _build_from_ast(tree: ast.expr, options: Mapping[str, Any], probes: Readines
             return build(name, options, readiness_probes=probes)
         case ast.Call(func=ast.Name(id=name), args=args, keywords=keywords):
             written = {word.arg: _literal(word.value) for word in keywords if word.arg}
-            if len(written) < len(keywords):
+            if len(written) < len(keywords):  # "**options"
                 raise BadPolicy(f"cannot read the options of policy {name!r}: {_examples()}")
             members = tuple(_build_from_ast(member, {}, probes) for member in args)
             return build(name, {**written, **options}, members, probes)
@@ -140,7 +142,7 @@ def _literal(tree: ast.expr) -> Any:
     try:
         return ast.literal_eval(tree)
     except (ValueError, TypeError):
-        raise BadPolicy(f"{ast.unparse(tree)!r} is not a number or a quoted text") from None
+        raise BadPolicy(f"{ast.unparse(tree)!r} is not a number or a quoted string") from None
 
 
 def _matches_hint(value: Any, hint: Any) -> bool:
@@ -153,7 +155,7 @@ def _matches_hint(value: Any, hint: Any) -> bool:
     if isinstance(value, bool):
         return hint is bool
     if isinstance(value, int) and abs(value) > _MAX_INT:
-        return False  # no option means it, and a float could not hold it
+        return False  # no option needs such a number, and float() may overflow
     return isinstance(value, (int, float) if hint is float else hint)
 
 
@@ -162,7 +164,7 @@ def _describe_hint(hint: Any) -> str:
         return "one of " + ", ".join(map(repr, get_args(hint)))
     if isinstance(hint, UnionType):
         return " or ".join(_describe_hint(part) for part in get_args(hint))
-    names = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"} | {
+    names = {int: "a whole number", float: "a number", bool: "true or false", str: "a string"} | {
         ReadinessClassifier: "the name of a probe"
     }
     return "null" if hint is NoneType else names.get(hint, str(hint))

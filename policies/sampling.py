@@ -1,19 +1,21 @@
-"""What a policy over several traces of one request is: events in, commands out.
+"""The contract of a sampling policy, which runs several traces for one request.
 
-A *sampling policy* is a frozen dataclass of options like any other, over at most one policy that
-each trace runs by itself: ``early-consistency(deer)``. ``sample()`` makes a *sampler*, the state
-machine of one request. It is shown what its traces come to and answers with commands; after a
-``Choose`` it is asked no more. Traces are numbered from 0 in the order in which they are opened.
+A *sampling policy* is a frozen dataclass of options like any other. It has at most one member, the
+stopping policy that each trace runs: ``early-consistency(deer)``. ``start_sampler()`` creates a
+*sampler*, the state machine of one request. A sampler receives the events of its traces and replies
+with commands; it is not called again after a ``ChooseTrace``. Traces are numbered from 0 in the
+order in which they are opened. Times (``at``) are seconds of the driver's monotonic clock, and
+positions are in tokens of the trace.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from dataclasses import dataclass, replace
+from typing import ClassVar, Protocol, Self
 
 from adjourn.policies.never import Never
-from adjourn.policies.policy import Needs, Policy, Stopper
+from adjourn.policies.policy import Needs, Policy, Stopper, scale_patience
 
 __all__ = [
     "AbortTraces",
@@ -36,14 +38,14 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True)
 class RequestStarted:
-    """The request is there. ``at``, here and below: seconds of the driver's monotonic clock."""
+    """The request has arrived, and no trace is open yet."""
 
     at: float
 
 
 @dataclass(frozen=True, slots=True)
 class TraceClosed:
-    """A trace ended its thinking, by itself or by a cut, after ``position`` tokens."""
+    """A trace ended its reasoning, by itself or by a cut, after ``position`` tokens."""
 
     trace: int
     position: int
@@ -52,8 +54,7 @@ class TraceClosed:
 
 @dataclass(frozen=True, slots=True)
 class TokensReached:
-    """A trace thinks on, and has come to ``position``, where the policy's ``every`` wants to know
-    it."""
+    """A trace that is still open has reached ``position``, another ``report_interval`` tokens."""
 
     trace: int
     position: int
@@ -62,8 +63,8 @@ class TokensReached:
 
 @dataclass(frozen=True, slots=True)
 class TraceScored:
-    """What a reward model says of a trace as it was at ``position``, in answer to ``Score``: higher
-    is better, and only an order is meant; None where it said nothing."""
+    """The reply to a ``ScoreTrace``. ``reward``: the reward model's score of the trace as it was at
+    ``position``; higher is better, and only the order matters. None if there is no score."""
 
     trace: int
     reward: float | None
@@ -73,9 +74,12 @@ class TraceScored:
 
 @dataclass(frozen=True, slots=True)
 class ConfidenceReport:
-    """A trace is less sure than it was. ``confidence``: in nats, the least mean, over as many
-    tokens in a row as the policy's ``span``, of the negative mean log-probability of the most
-    probable tokens at each place; of a shorter trace, over all of it when it has ended."""
+    """The lowest confidence of a trace so far has fallen.
+
+    ``confidence``: in nats, the lowest mean confidence over ``confidence_window`` consecutive
+    tokens, where a token's confidence is the negative mean log-probability of the most probable
+    tokens at its place. For a shorter trace, the mean over all of it, sent when it has ended.
+    """
 
     trace: int
     confidence: float
@@ -85,9 +89,12 @@ class ConfidenceReport:
 
 @dataclass(frozen=True, slots=True)
 class TraceAnswered:
-    """A trace has its whole answer. ``label`` numbers what the answer means: equal answers have
-    the same one; None where there is none. ``tokens``: all that was decoded for it. ``certainty``
-    in [0, 1]: the model's own, where the policy asks for it and got it."""
+    """A trace has its whole answer.
+
+    ``label``: the answer's class; answers of equal meaning share it, and it is None if there is no
+    answer. ``tokens``: decoded for this trace, answer included. ``certainty``: the model's
+    probability in [0, 1] that the answer is correct, if the policy asks for it; else None.
+    """
 
     trace: int
     answer: str
@@ -99,7 +106,7 @@ class TraceAnswered:
 
 @dataclass(frozen=True, slots=True)
 class TraceFailed:
-    """A trace broke off; it will have no answer."""
+    """A trace has failed and will have no answer."""
 
     trace: int
     at: float
@@ -118,30 +125,32 @@ SamplingEvent = (
 
 @dataclass(frozen=True, slots=True)
 class OpenTraces:
-    """Begin so many traces more."""
+    """Open ``count`` more traces."""
 
     count: int
 
 
 @dataclass(frozen=True, slots=True)
 class ScoreTrace:
-    """Ask the reward model for its word on what this trace thought so far, beside it."""
+    """Ask the reward model to score this trace as it is now, while the trace continues."""
 
     trace: int
 
 
 @dataclass(frozen=True, slots=True)
 class AbortTraces:
-    """End these at the engine; nothing more will be heard of them."""
+    """Abort these traces at the engine; they have no further events."""
 
     traces: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class ChooseTrace:
-    """This trace is the response; all others that still run are given up. ``reason`` is a word of
-    a small fixed set, ``confidence`` in [0, 1] where the policy has one, ``votes`` how many
-    answers mean the same as this one's."""
+    """This trace is the response; all others that still run are aborted.
+
+    ``reason`` becomes a metric label: use a small fixed set of words per policy. ``confidence``:
+    in [0, 1], or None if the policy has none. ``votes``: how many answers equal this trace's.
+    """
 
     trace: int
     reason: str
@@ -155,16 +164,21 @@ SamplingCommand = OpenTraces | ScoreTrace | AbortTraces | ChooseTrace
 class Sampler(Protocol):
     """The state of one request under a sampling policy."""
 
-    def observe(self, event: SamplingEvent) -> Sequence[SamplingCommand]: ...
+    def observe(self, event: SamplingEvent) -> Sequence[SamplingCommand]:
+        """Reply to an event with any number of commands. If it raises an exception, or never
+        chooses, the first trace with an answer is the response."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
 class SamplingPolicy:
-    """Options that all have in common: the policy that each trace runs, if any.
+    """The base class. ``policies`` has the policy that each trace runs, or is empty.
 
-    ``asks``: the model is asked of each answer whether it is correct. ``span``: tokens of a
-    trace over which its ``Sureness`` is taken, ``every``: those after which it is ``Reached``,
-    again and again; 0 for none.
+    ``asks_if_correct``: ask the model, for each answer, whether it is correct.
+    ``confidence_window``: tokens over which ``ConfidenceReport`` averages; 0 sends none.
+    ``report_interval``: tokens of a trace between two ``TokensReached``; 0 sends none.
+
+    Raises ValueError if there are several members, or one that is a sampling policy itself.
     """
 
     name: ClassVar[str] = ""
@@ -175,11 +189,11 @@ class SamplingPolicy:
         if len(self.policies) > 1:
             raise ValueError("each trace runs one policy: compose several with any_of")
         if any(isinstance(policy, SamplingPolicy) for policy in self.policies):
-            raise ValueError("it runs over traces, and cannot run over policies that do so too")
+            raise ValueError("the policy of a trace cannot be a sampling policy")
 
     @property
     def trace_policy(self) -> Policy:
-        """What each trace runs by itself."""
+        """The policy that each trace runs."""
         return self.policies[0] if self.policies else Never()
 
     @property
@@ -195,8 +209,13 @@ class SamplingPolicy:
         return self.trace_policy.needs
 
     def start(self) -> Stopper:
-        """As a policy of one trace it is what each trace runs."""
+        """A stopper for one trace: that of the trace's policy."""
         return self.trace_policy.start()
 
     def start_sampler(self) -> Sampler:
+        """A new sampler, for one request."""
         raise NotImplementedError
+
+    def with_patience(self, factor: float) -> Self:
+        """Scale the policy that each trace runs. How many traces are opened does not change."""
+        return replace(self, policies=tuple(scale_patience(p, factor) for p in self.policies))

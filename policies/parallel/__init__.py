@@ -1,1 +1,1 @@
-"""Policies over several reasoning traces of one request, and what they share."""
+"""Policies over several reasoning traces of one request, and their shared parts."""

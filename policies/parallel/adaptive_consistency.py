@@ -1,12 +1,13 @@
-"""``adaptive-consistency``: sample until the leading answer will most likely stay in the lead.
+"""``adaptive-consistency``: sample until the leading answer will most likely keep its lead.
 
-Rule: after each window of traces, stop when the chance that the leader has the largest share of
-the model's answers is at least ``threshold``; the leader is the response. With ``beta`` only the
-runner-up is weighed, with v1 and v2 votes: 1 - I(0.5; v1 + 1, v2 + 1); with ``dirichlet`` every
-answer is, under a uniform prior.
-Source: Adaptive Self-Consistency (ASC), arXiv 2305.11860; it samples one by one, which takes as
-many times as long.
-Cost: the first window at least, ``max`` traces at most.
+Rule: after each window of traces, stop if the leader has the largest share of the model's answers
+with a probability of at least ``threshold``; the leader is the response. ``beta`` compares it with
+the runner-up only: 1 - I(0.5; v1 + 1, v2 + 1) with v1 and v2 votes. ``dirichlet`` compares it with
+every answer, under a uniform prior.
+Units: traces; ``threshold`` is a probability.
+Source: Adaptive Self-Consistency (ASC), arXiv 2305.11860.
+Deviations: samples in windows; the paper samples one by one, which takes as many times as long.
+Cost: the first window to ``max`` traces.
 """
 
 from __future__ import annotations
@@ -31,7 +32,8 @@ Prior = Literal["beta", "dirichlet"]
 
 @dataclass(frozen=True, slots=True)
 class AdaptiveConsistency(SamplingPolicy):
-    """Options of ``adaptive-consistency``. ``threshold`` in (0, 1); ``window``: traces at once."""
+    """Options of ``adaptive-consistency``. ``threshold`` in (0, 1); ``window``: concurrent traces;
+    ``max``: traces at most."""
 
     name: ClassVar[str] = "adaptive-consistency"
     threshold: float = 0.95
@@ -55,7 +57,8 @@ class AdaptiveConsistency(SamplingPolicy):
 
 
 class AdaptiveConsistencySampler(WindowSampler):
-    """``first``: the first window's traces; ``size``: those of each that follows."""
+    """One request. ``window_size``: traces of each window after the first one; a subclass may
+    change it through ``_next_window_size``."""
 
     def __init__(
         self,
@@ -72,21 +75,29 @@ class AdaptiveConsistencySampler(WindowSampler):
 
     def decide(self) -> ChooseTrace | None:
         self.window_size = self._next_window_size
-        chance = self._lead_probability([round(weight) for weight in self.votes.ranked_weights])
-        return self.votes.choose("ahead", chance) if chance >= self._threshold else None
+        probability = self._lead_probability([round(w) for w in self.votes.ranked_weights])
+        if probability < self._threshold:
+            return None
+        return self.votes.choose("ahead", probability)
 
 
 def beta_lead_probability(votes: Sequence[int]) -> float:
-    """P(the first's share is larger than the second's), of the two with the most votes: of so
-    many fair coins no more than v1 show heads, in whole numbers exactly."""
+    """P(the leader's share is larger than the runner-up's). ``votes``: in descending order.
+
+    It is the chance that of v1 + v2 + 1 fair coins at most v1 show heads, computed exactly.
+    """
     first, second, *_ = [*votes, 0, 0]
     tosses = first + second + 1
     return sum(math.comb(tosses, k) for k in range(first + 1)) / (1 << tosses)
 
 
 def dirichlet_lead_probability(votes: Sequence[int]) -> float:
-    """P(the first's share is the largest of all, and larger than an unseen answer's): shares are
-    gamma variables over their sum, so it is an integral over the first, by Simpson's rule."""
+    """P(the leader's share is larger than every other's, an unseen answer's included). ``votes``:
+    in descending order.
+
+    Shares are gamma variables divided by their sum, so this is an integral over the leader's
+    variable, by Simpson's rule.
+    """
     first, *others = [*votes, 0]
     upper, steps = first + 12 * math.sqrt(first + 1) + 20, 400
     total = 0.0
@@ -100,7 +111,7 @@ def dirichlet_lead_probability(votes: Sequence[int]) -> float:
 
 
 def _gamma_cdf(shape: int, x: float) -> float:
-    """P(a gamma variable of this whole shape is below ``x``)."""
+    """P(a gamma variable of this integer shape is below ``x``)."""
     term = tail = math.exp(-x)
     for k in range(1, shape):
         term *= x / k

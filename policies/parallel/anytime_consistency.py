@@ -1,15 +1,17 @@
-"""``anytime-consistency``: sample until the mode is certain, by a test that holds at any time.
+"""``anytime-consistency``: sample until an anytime-valid test is certain of the leading answer.
 
-Rule: for each answer j, one that was never seen among them, a wager against "j is the model's most
-likely answer": before each trace it is put on the answer that leads without j, which wins 2θ where
-the trace says it, and 2(1 - θ) where it says j. If j is the mode no such wager gains on average, so
-by Ville's inequality its capital ever reaches 1/``alpha`` with a chance of at most ``alpha``; the
-capital is shared among several θ. Stop when the wagers against all answers but the leader's have
-come to 1/``alpha``: the leader is not the mode with a chance of at most ``alpha``, however often
-one looks. Traces count in the order in which they were opened, not in which they came to an end:
-short ones come first, and are not like the others.
-Source: the promise is that of CITE, arXiv 2605.05873; the wager is our own.
-Cost: traces until then, ``max`` at most, where the majority is taken without a promise.
+Rule: for each answer j, and for one that was never seen, bet against "j is the mode" (the model's
+most likely answer). Before each trace, each bet backs the answer that leads among the others; it
+multiplies its capital by 2θ if the trace gives that answer and by 2(1 - θ) if it gives j. If j is
+the mode no such bet gains on average, so by Ville's inequality the chance that its capital ever
+reaches 1 / ``alpha`` is at most ``alpha``. The capital is split over several θ. Stop when the bets
+against all answers but the leader have reached 1 / ``alpha``: the chance that the leader is not the
+mode is then at most ``alpha``, however often one checks.
+Units: traces; ``alpha`` is a probability.
+Source: the promise is that of CITE, arXiv 2605.05873.
+Deviations: the bet is ours. Traces count in the order in which they were opened, not in which they
+finish, since short traces finish first and are not like the others.
+Cost: traces until then, about 8 if all agree; at ``max`` the majority is chosen without a promise.
 """
 
 from __future__ import annotations
@@ -30,7 +32,8 @@ _UNSEEN = -1
 
 @dataclass(frozen=True, slots=True)
 class AnytimeConsistency(SamplingPolicy):
-    """Options of ``anytime-consistency``. ``alpha`` in (0, 1); ``window``: traces at once."""
+    """Options of ``anytime-consistency``. ``alpha`` in (0, 1); ``window``: concurrent traces;
+    ``max``: traces at most."""
 
     name: ClassVar[str] = "anytime-consistency"
     alpha: float = 0.05
@@ -49,6 +52,9 @@ class AnytimeConsistency(SamplingPolicy):
 
 
 class AnytimeConsistencySampler(WindowSampler):
+    """One request. State: that of ``WindowSampler``, and the labels of the current window by trace,
+    which ``decide`` moves into the test."""
+
     def __init__(self, policy: AnytimeConsistency) -> None:
         super().__init__(policy.window, policy.max)
         self._alpha = policy.alpha
@@ -70,16 +76,17 @@ class AnytimeConsistencySampler(WindowSampler):
 
 
 class BettingTest:
-    """The capital of each wager, by answer and stake, as logarithms."""
+    """The votes so far, and the logarithm of each bet's capital, by answer and stake (θ). Only
+    ``add`` changes them."""
 
     def __init__(self) -> None:
         self._counts: Counter[int] = Counter()
         self._log_capital: dict[int, list[float]] = {_UNSEEN: [0.0] * len(_STAKES)}
 
     def add(self, label: int) -> None:
-        """The next trace's answer."""
+        """Settle all bets with the next trace's answer."""
         if label not in self._log_capital:
-            # Until now it was one of those never seen, and the wager against it the same.
+            # Until now it was an unseen answer, so the bet against it is the same.
             self._log_capital[label] = list(self._log_capital[_UNSEEN])
         ranked = [known for known, _ in self._counts.most_common()]
         for against, capital in self._log_capital.items():
@@ -91,7 +98,7 @@ class BettingTest:
         self._counts[label] += 1
 
     def p_value(self, leader: int) -> float:
-        """The least alpha at which every other answer is refused, in (0, 1]."""
+        """The smallest alpha at which every answer but the leader is rejected, in (0, 1]."""
         others = [c for label, c in self._log_capital.items() if label != leader]
         least = min(sum(map(math.exp, capital)) / len(capital) for capital in others)
         return min(1.0, 1.0 / least)

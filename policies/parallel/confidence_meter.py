@@ -1,4 +1,4 @@
-"""How sure a trace is of what it writes: the mean confidence of its latest tokens."""
+"""Measure the confidence of a trace: the mean confidence of its latest tokens."""
 
 from __future__ import annotations
 
@@ -11,16 +11,22 @@ from adjourn.policies.policy import Needs, Policy
 __all__ = ["CONFIDENCE_TOP_LOGPROBS", "ConfidenceMeter"]
 
 CONFIDENCE_TOP_LOGPROBS = 20
-"""Log-probabilities of each token that are looked at."""
+"""How many log-probabilities of each token are averaged."""
 
 
 class ConfidenceMeter:
-    """Stands around the policy of one trace, of which it is both policy and stopper.
+    """Wraps the policy of one trace; it is both a policy and the stopper of that trace.
 
-    A token's confidence is the negative mean of the log-probabilities of the ``TOP`` most probable
-    tokens at its place, in nats: high where one of them has nearly all. ``lowest`` is the least
-    mean of ``span`` tokens in a row, at ``position``; of a shorter trace, its mean. It costs one
-    addition a token.
+    A token's confidence is the negative mean log-probability, in nats, of the
+    ``CONFIDENCE_TOP_LOGPROBS`` most probable tokens at its place: it is high if one of them has
+    nearly all the probability. Constant work a token.
+
+    State, changed by ``observe`` only:
+
+    lowest           the lowest mean confidence over ``window`` consecutive tokens, in nats; of a
+                     shorter trace, its mean; None before the first token
+    lowest_position  tokens of the trace where that window ends
+    window_filled    the trace has had a whole window
     """
 
     name: ClassVar[str] = "meter"
@@ -46,13 +52,14 @@ class ConfidenceMeter:
         return self._sum / len(self._recent_confidences) if self._recent_confidences else None
 
     def start(self) -> ConfidenceMeter:
+        """Itself: it serves one trace only."""
         return self
 
     def observe(self, event: Event) -> Command | None:
         if isinstance(event, ReasoningChunk):
-            for told in event.logprobs:
-                if told:
-                    self._add(-sum(told) / len(told), event.position)
+            for logprobs in event.logprobs:
+                if logprobs:
+                    self._add(-sum(logprobs) / len(logprobs), event.position)
             if not self._forwards_chunks:
                 return None
         return self._stopper.observe(event)

@@ -1,12 +1,14 @@
-"""``difficulty-adaptive``: as many traces at first as the question is hard, then as they agree.
+"""``difficulty-adaptive``: open more traces for harder questions, and more while they disagree.
 
-Rule: the first window has ``easy`` traces where ``difficulty`` is 0, ``hard`` where it is 1, in
-between in proportion; after it the posterior decides, as in ``adaptive-consistency``. Without a
-difficulty the first trace tells: it is opened alone, and the more tokens it took, against
-``tokens``, the harder the question.
-Source: Difficulty-Adaptive Self-Consistency (DSC), arXiv 2408.13457, whose prior is the model's own
-ranking of a whole batch of questions; a gateway has one request at a time.
-Cost: ``easy`` traces at least, ``max`` at most; the first one alone takes its own time.
+Rule: the first window has ``easy`` traces at difficulty 0, ``hard`` traces at difficulty 1, and in
+proportion between; after it the posterior decides, as in ``adaptive-consistency``. If
+``difficulty`` is not set, the first trace runs alone and its length decides: ``tokens`` tokens or
+more are difficulty 1.
+Units: traces; tokens of the first trace, its answer included.
+Source: Difficulty-Adaptive Self-Consistency (DSC), arXiv 2408.13457.
+Deviations: the paper's prior is the model's own ranking of a whole batch of questions; a gateway
+sees one request at a time.
+Cost: ``easy`` to ``max`` traces; a first trace that runs alone takes its own time.
 """
 
 from __future__ import annotations
@@ -23,8 +25,8 @@ __all__ = ["DifficultyAdaptive"]
 
 @dataclass(frozen=True, slots=True)
 class DifficultyAdaptive(SamplingPolicy):
-    """Options of ``difficulty-adaptive``. ``difficulty`` in [0, 1], or None where the first trace
-    is to tell: so many ``tokens`` are as hard as it gets. ``threshold`` in (0, 1)."""
+    """Options of ``difficulty-adaptive``: those of the rule. ``difficulty`` in [0, 1], or None;
+    ``window``, ``max`` and ``threshold`` as in ``adaptive-consistency``."""
 
     name: ClassVar[str] = "difficulty-adaptive"
     difficulty: float | None = None
@@ -45,7 +47,7 @@ class DifficultyAdaptive(SamplingPolicy):
             raise ValueError("easy, hard and max must not fall, window lie in [1, max], max <= 128")
 
     def first_window_size(self, difficulty: float) -> int:
-        """Traces of the first window."""
+        """Traces of the first window at this difficulty in [0, 1]."""
         return round(self.easy + (self.hard - self.easy) * difficulty)
 
     def start_sampler(self) -> DifficultyAdaptiveSampler:
@@ -53,12 +55,14 @@ class DifficultyAdaptive(SamplingPolicy):
 
 
 class DifficultyAdaptiveSampler(AdaptiveConsistencySampler):
+    """One request. ``_awaiting_difficulty``: the first trace runs alone and has not answered."""
+
     def __init__(self, policy: DifficultyAdaptive) -> None:
-        known = policy.difficulty
-        first = 1 if known is None else policy.first_window_size(known)
+        difficulty = policy.difficulty
+        first = 1 if difficulty is None else policy.first_window_size(difficulty)
         super().__init__(first, policy.window, policy.max, policy.threshold, "beta")
         self._policy = policy
-        self._awaiting_difficulty = known is None
+        self._awaiting_difficulty = difficulty is None
 
     def observe(self, event: SamplingEvent) -> Sequence[SamplingCommand]:
         if self._awaiting_difficulty and isinstance(event, TraceAnswered):

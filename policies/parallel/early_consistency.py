@@ -1,14 +1,15 @@
 """``early-consistency``: sample until one window of answers is unanimous.
 
-Rule: windows of ``window`` traces; stop when all answers of one window mean the same, or when the
-leader can no longer be overtaken; the majority of all answers is the response.
-Control: with a ``target``, the answers of the first window tell how the model's answers are spread
-(each class's share, with half a vote for every class and half a one for the unseen), and the
-cheapest (window, max) is taken, in expected traces, under which the chance that the most likely
-answer is not the one chosen is at most 1 - ``target``; where none is, the cheapest of the most
-careful ones.
-Source: Early-Stopping Self-Consistency (ESC), arXiv 2401.10480.
-Cost: ``window`` traces at least, ``max`` at most.
+Rule: open windows of ``window`` traces; stop if all answers of one window are equal in meaning, or
+if the leader can no longer be overtaken. The majority of all answers is the response.
+Control: with a ``target``, estimate each class's share from the answers of the first window (half a
+vote added to each class, and half a vote for an unseen one). Then use the (window, max) with the
+fewest expected traces under which the chance of choosing another answer than the most likely one
+is at most 1 - ``target``; if none is, the cheapest of those with the lowest chance.
+Units: traces; ``target`` is a probability.
+Source: Early-Stopping Self-Consistency (ESC), arXiv 2401.10480, with its control scheme.
+Deviations: the half votes, and the choice where no setting reaches the target.
+Cost: ``window`` to ``max`` traces.
 """
 
 from __future__ import annotations
@@ -29,7 +30,8 @@ _MIN_WINDOW = 2
 
 @dataclass(frozen=True, slots=True)
 class EarlyConsistency(SamplingPolicy):
-    """Options of ``early-consistency``. ``target`` in (0, 1), or None for no control."""
+    """Options of ``early-consistency``. ``window``: traces in a window; ``max``: traces at most;
+    ``target`` in (0, 1), or None for no control."""
 
     name: ClassVar[str] = "early-consistency"
     window: int = 5
@@ -48,6 +50,8 @@ class EarlyConsistency(SamplingPolicy):
 
 
 class EarlyConsistencySampler(WindowSampler):
+    """One request. ``_target``: None after the first window, which has set the sizes."""
+
     def __init__(self, policy: EarlyConsistency) -> None:
         super().__init__(policy.window, policy.max)
         self._target = policy.target
@@ -67,7 +71,8 @@ class EarlyConsistencySampler(WindowSampler):
 def choose_window(
     counts: Sequence[int], target: float, max_traces: int, opened_count: int = 0
 ) -> tuple[int, int]:
-    """(window, max) by the answers of a first window, ``counts`` of each class."""
+    """(window, max) after a first window with ``counts`` answers in each class. ``opened_count``:
+    traces opened already, which count for ``max``."""
     total = sum(counts) + 0.5 * (len(counts) + 1)
     shares = sorted(((count + 0.5) / total for count in counts), reverse=True)
     shares.append(0.5 / total)
@@ -79,9 +84,9 @@ def choose_window(
             choices.append((*_expected_cost_and_error(shares, window, windows), window, windows))
     if not choices:
         return max_traces, max_traces
-    good = [choice for choice in choices if choice[1] <= 1 - target]
-    if good:
-        _, _, window, windows = min(good)
+    reaching_target = [choice for choice in choices if choice[1] <= 1 - target]
+    if reaching_target:
+        _, _, window, windows = min(reaching_target)
     else:
         _, _, window, windows = min(choices, key=lambda choice: (round(choice[1], 2), choice[0]))
     return window, opened_count + window * windows
@@ -90,13 +95,13 @@ def choose_window(
 def _expected_cost_and_error(
     shares: Sequence[float], window: int, windows: int
 ) -> tuple[float, float]:
-    """(traces expected, chance of another answer than the most likely one)."""
-    alike = [share**window for share in shares]
-    stop = sum(alike)
+    """(expected traces, probability of choosing another answer than the most likely one)."""
+    unanimous = [share**window for share in shares]
+    stop = sum(unanimous)
     never = (1 - stop) ** windows
     expected = window * (1 - never) / stop
-    wrong = (stop - max(alike)) / stop * (1 - never)
-    # Without a unanimous window the two most likely answers are put to the vote.
+    wrong = (stop - max(unanimous)) / stop * (1 - never)
+    # Without a unanimous window, consider a vote between the two most likely answers.
     first, second = sorted(shares, reverse=True)[:2]
     return expected, wrong + never * _outvote_probability(
         second / (first + second), window * windows
@@ -104,7 +109,7 @@ def _expected_cost_and_error(
 
 
 def _outvote_probability(share: float, votes: int) -> float:
-    """The chance that a side with this share has at least half of so many votes."""
+    """P(a side with this share of the votes gets at least half of ``votes``)."""
     return sum(
         math.comb(votes, k) * share**k * (1 - share) ** (votes - k)
         for k in range((votes + 1) // 2, votes + 1)

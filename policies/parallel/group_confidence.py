@@ -1,13 +1,14 @@
-"""``group-confidence``: traces that lose confidence on the way are given up, the others vote.
+"""``group-confidence``: abort traces that lose confidence, and let the others vote.
 
-Rule: ``warmup`` traces run to their ends; each has a lowest mean confidence over ``window`` tokens
-in a row, and the ``percentile``-th of these is the bar. Traces opened then are given up at the
-engine as soon as they fall below it. Answers vote with that lowest confidence, those below the bar
-not at all; stop when the leader has at least ``consensus`` of the weight.
-A token's confidence is the negative mean log-probability of the twenty most probable tokens.
-Source: Deep Think with Confidence (DeepConf), arXiv 2508.15260, online; the 10th percentile is its
-careful setting, the 90th its fast one.
-Cost: ``warmup`` traces at least, ``max`` at most, and log-probabilities on every stream.
+Rule: ``warmup`` traces run to their end; each has a lowest mean confidence over ``window``
+consecutive tokens, and the ``percentile``-th of these is the bar. Later traces are aborted as soon
+as they fall below it. Answers vote with their lowest confidence, those below the bar not at all,
+unless all are. Stop if the leader has at least ``consensus`` of the weight.
+Units: nats; a token's confidence is the negative mean log-probability of its twenty most probable
+tokens. Traces and tokens for the other options.
+Source: Deep Think with Confidence (DeepConf), arXiv 2508.15260, online variant; the 10th percentile
+is its careful setting, the 90th its fast one.
+Cost: ``warmup`` to ``max`` traces, with log-probabilities on all of them.
 """
 
 from __future__ import annotations
@@ -37,7 +38,8 @@ __all__ = ["GroupConfidence"]
 @dataclass(frozen=True, slots=True)
 class GroupConfidence(SamplingPolicy):
     """Options of ``group-confidence``. ``window`` in tokens; ``percentile`` in [0, 100];
-    ``consensus`` in (0, 1]; ``batch``: traces at once behind the warm-up."""
+    ``consensus`` in (0, 1]; ``batch``: concurrent traces after the warm-up; ``max``: traces at
+    most."""
 
     name: ClassVar[str] = "group-confidence"
     warmup: int = 16
@@ -69,6 +71,15 @@ class GroupConfidence(SamplingPolicy):
 
 
 class GroupConfidenceSampler:
+    """One request. State, changed by ``observe`` only:
+
+    _opened_count  traces opened so far
+    _running       traces that are open
+    _lowest        the lowest confidence of each trace, in nats
+    _labels        the answer's class of each trace that has one
+    _threshold     the bar; None until the warm-up is over
+    """
+
     def __init__(self, policy: GroupConfidence) -> None:
         self._policy = policy
         self._opened_count = 0
@@ -105,9 +116,9 @@ class GroupConfidenceSampler:
         if self._threshold is None:
             if self._running or not self._labels:
                 return ()
-            known = sorted(self._lowest.values())
-            place = int(len(known) * self._policy.percentile / 100)
-            self._threshold = known[min(place, len(known) - 1)] if known else 0.0
+            ranked = sorted(self._lowest.values())
+            rank = int(len(ranked) * self._policy.percentile / 100)
+            self._threshold = ranked[min(rank, len(ranked) - 1)] if ranked else 0.0
         votes = self._count_votes(self._threshold)
         if votes.leader_share >= self._policy.consensus:
             return (votes.choose("consensus", votes.leader_share),)
@@ -117,13 +128,13 @@ class GroupConfidenceSampler:
             return self._open_traces(min(self._policy.batch, self._policy.max - self._opened_count))
         return (votes.choose("majority", votes.leader_share),)
 
-    def _count_votes(self, bar: float) -> Votes:
-        """Those at or above the bar; all of them where none is."""
-        votes, low = Votes(), Votes()
+    def _count_votes(self, threshold: float) -> Votes:
+        """The votes at or above the threshold; if there are none, all votes."""
+        votes, low_votes = Votes(), Votes()
         for trace, label in sorted(self._labels.items()):
-            lowest = self._lowest.get(trace, bar)
-            (votes if lowest >= bar else low).add(label, trace, lowest)
-        return votes if votes.weights else low
+            lowest = self._lowest.get(trace, threshold)
+            (votes if lowest >= threshold else low_votes).add(label, trace, lowest)
+        return votes if votes.weights else low_votes
 
     def _open_traces(self, count: int) -> Sequence[SamplingCommand]:
         self._running |= set(range(self._opened_count, self._opened_count + count))

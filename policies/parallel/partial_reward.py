@@ -1,16 +1,17 @@
-"""``partial-reward``: a reward model reads the traces as they come, the worst are given up early.
+"""``partial-reward``: a reward model scores unfinished traces, and the worst are aborted.
 
-Rule: ``traces`` begin at once. Each is scored when it has thought ``tokens`` tokens, or where it
-ended before; when all are, the best share ``keep`` of them go on and the others are given up. The
-survivors are scored again after ``tokens`` more, and so on. The last one is the response as soon as
-it is alone; where all have ended before that, the best.
-Rewards only order the traces. One that the reward model said nothing of is kept in that round; a
-round in which it said nothing of any is the last, and the first trace that is there the response.
-Source: Early Rejection with Partial Reward Modeling, arXiv 2508.01969: 4 to 64 beams of which a
-quarter is kept, after 32 to 128 tokens of a step. There the survivors are branched into as many
-beams as before; here none is, so a round is paid for by fewer traces each time.
-Cost: ``tokens`` of all ``traces``, then of a share ``keep`` of them each round, then one trace; and
-the reward model's work, which is counted apart.
+Rule: open ``traces`` at once. Score each when it has ``tokens`` tokens, or where it ended before
+that. When all have their score, the best share ``keep`` of them continues and the others are
+aborted; the next round comes ``tokens`` tokens later. The last trace left is the response; if all
+have ended before, the best one. Rewards only order the traces. A trace without a score is kept in
+that round. A round without any score is the last: the first trace left is the response.
+Units: traces; tokens of the trace.
+Source: Early Rejection with Partial Reward Modeling, arXiv 2508.01969: 4 to 64 beams, of which a
+quarter is kept, after 32 to 128 tokens of a step.
+Deviations: the paper branches its survivors into as many beams as before; here they continue alone,
+so each round has fewer traces.
+Cost: ``tokens`` tokens of all ``traces``, then of a share ``keep`` of them in each round, then one
+trace; and the reward model's work, which is counted separately.
 """
 
 from __future__ import annotations
@@ -41,7 +42,8 @@ __all__ = ["PartialReward"]
 
 @dataclass(frozen=True, slots=True)
 class PartialReward(SamplingPolicy):
-    """Options of ``partial-reward``. ``tokens`` between two rounds; ``keep`` in (0, 1)."""
+    """Options of ``partial-reward``. ``traces``: at the start; ``tokens``: of each trace between
+    two rounds; ``keep``: share that continues, in (0, 1)."""
 
     name: ClassVar[str] = "partial-reward"
     traces: int = 16
@@ -69,8 +71,14 @@ class PartialReward(SamplingPolicy):
 
 @dataclass(slots=True)
 class _RacingTrace:
-    """A trace that is still in the race. ``asked``: its reward of this round is under way or there.
-    ``reward``: the latest that it got; ``scored``: in this round."""
+    """A trace that was not aborted.
+
+    position         tokens of the trace, as far as reported
+    closed           it has ended its reasoning
+    score_requested  a score of this round was requested, or is not needed
+    has_score        this round's reply has come, or is not needed
+    reward           the latest reply; None if it had no score
+    """
 
     position: int = 0
     closed: bool = False
@@ -80,6 +88,9 @@ class _RacingTrace:
 
 
 class PartialRewardSampler:
+    """One request. State, changed by ``observe`` only: ``_round_goal``, the position at which
+    traces are scored in this round, and ``_remaining``, the traces that were not aborted."""
+
     def __init__(self, policy: PartialReward) -> None:
         self._policy = policy
         self._round_goal = policy.tokens
@@ -89,51 +100,51 @@ class PartialRewardSampler:
         if isinstance(event, RequestStarted):
             self._remaining = {trace: _RacingTrace() for trace in range(self._policy.traces)}
             return (OpenTraces(self._policy.traces),)
-        if (runner := self._remaining.get(event.trace)) is None:
+        if (racing := self._remaining.get(event.trace)) is None:
             return ()
         match event:
             case TokensReached(position=position):
-                runner.position = position
+                racing.position = position
             case TraceClosed() | TraceAnswered():
-                runner.closed = True
+                racing.closed = True
             case TraceScored(reward=reward):
-                runner.has_score, runner.reward = True, reward
+                racing.has_score, racing.reward = True, reward
             case TraceFailed(trace):
                 del self._remaining[trace]
         return (*self._request_scores(), *self._finish_round())
 
     def _request_scores(self) -> list[SamplingCommand]:
-        """Those that came to the round's goal since."""
+        """Request the scores of the traces that have reached the round's goal."""
         due = [
             trace
-            for trace, runner in self._remaining.items()
-            if not runner.score_requested and (runner.closed or runner.position >= self._round_goal)
+            for trace, racing in self._remaining.items()
+            if not racing.score_requested and (racing.closed or racing.position >= self._round_goal)
         ]
         for trace in due:
             self._remaining[trace].score_requested = True
         return [ScoreTrace(trace) for trace in due]
 
     def _finish_round(self) -> Sequence[SamplingCommand]:
-        """What follows from the round, once it is whole."""
+        """Choose, or abort the worst and start the next round, once every trace has its score."""
         race = self._remaining
-        if not race or not all(runner.has_score for runner in race.values()):
+        if not race or not all(racing.has_score for racing in race.values()):
             return ()
-        told = sorted((-r.reward, trace) for trace, r in race.items() if r.reward is not None)
-        if not told:
+        ranked = sorted((-r.reward, trace) for trace, r in race.items() if r.reward is not None)
+        if not ranked:
             return (ChooseTrace(min(race), "unrewarded"),)
-        if all(runner.closed for runner in race.values()):
-            return (ChooseTrace(told[0][1], "best"),)
-        kept = {trace for _, trace in told[: max(int(len(told) * self._policy.keep), 1)]}
-        kept |= {trace for trace, runner in race.items() if runner.reward is None}
+        if all(racing.closed for racing in race.values()):
+            return (ChooseTrace(ranked[0][1], "best"),)
+        kept = {trace for _, trace in ranked[: max(int(len(ranked) * self._policy.keep), 1)]}
+        kept |= {trace for trace, racing in race.items() if racing.reward is None}
         if len(kept) == 1:
             return (ChooseTrace(min(kept), "last"),)
-        lost = tuple(trace for trace in race if trace not in kept)
+        rejected = tuple(trace for trace in race if trace not in kept)
         self._remaining = {trace: race[trace] for trace in sorted(kept)}
-        return (AbortTraces(lost), *self._start_round()) if lost else self._start_round()
+        return (AbortTraces(rejected), *self._start_round()) if rejected else self._start_round()
 
     def _start_round(self) -> Sequence[SamplingCommand]:
-        """The next round. What has ended has its reward for good."""
+        """Start the next round. A trace that has ended keeps its reward, if it has one."""
         self._round_goal += self._policy.tokens
-        for runner in self._remaining.values():
-            runner.score_requested = runner.has_score = runner.closed and runner.reward is not None
+        for racing in self._remaining.values():
+            racing.score_requested = racing.has_score = racing.closed and racing.reward is not None
         return (*self._request_scores(), *self._finish_round())

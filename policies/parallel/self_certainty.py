@@ -1,12 +1,13 @@
-"""``self-certainty``: the model says of each answer whether it is correct.
+"""``self-certainty``: ask the model whether its answer is correct.
 
-Rule: behind each answer the model is asked "Is the answer correct?", and P("Yes") is taken from the
-one token that would follow. The first answer with P ≥ ``threshold`` is the response; failing that,
-after ``max`` traces, the class of answers with the largest sum of P.
-Source: Efficient Test-Time Scaling via Self-Calibration, arXiv 2503.00031, whose models were taught
-to answer that question; one that was not may say anything.
-Cost: ``window`` traces at least, ``max`` at most, and one token an answer. An answer whose question
-failed has half a vote.
+Rule: after each answer, ask the model "Is the answer correct?" and take P("Yes") from the next
+token. The first answer with P >= ``threshold`` is the response; after ``max`` traces, the class of
+answers with the largest sum of P.
+Units: traces; ``threshold`` is a probability.
+Source: Efficient Test-Time Scaling via Self-Calibration, arXiv 2503.00031.
+Deviations: an answer whose question failed has half a vote.
+Cost: ``window`` to ``max`` traces, and one token an answer.
+Does not fit models that were not trained to answer this question, as the paper's were.
 """
 
 from __future__ import annotations
@@ -32,7 +33,8 @@ _DEFAULT_WEIGHT = 0.5
 
 @dataclass(frozen=True, slots=True)
 class SelfCertainty(SamplingPolicy):
-    """Options of ``self-certainty``. ``threshold`` in (0, 1]; ``window``: traces at once."""
+    """Options of ``self-certainty``. ``threshold`` in (0, 1]; ``window``: concurrent traces;
+    ``max``: traces at most."""
 
     name: ClassVar[str] = "self-certainty"
     asks_if_correct: ClassVar[bool] = True
@@ -49,15 +51,17 @@ class SelfCertainty(SamplingPolicy):
 
     @property
     def needs(self) -> Needs:
-        asked = frozenset({"correct", "yes"})
-        return self.trace_policy.needs | Needs(probes=True, end_logprob=True, inducers=asked)
+        texts = frozenset({"correct", "yes"})
+        return self.trace_policy.needs | Needs(probes=True, end_logprob=True, inducers=texts)
 
     def start_sampler(self) -> SelfCertaintySampler:
         return SelfCertaintySampler(self)
 
 
 class SelfCertaintySampler(WindowSampler):
-    max_vote_weight = float("inf")  # a certain answer ends it, whoever leads
+    """One request. It never settles early: a certain answer wins, whichever class leads."""
+
+    max_vote_weight = float("inf")
 
     def __init__(self, policy: SelfCertainty) -> None:
         super().__init__(policy.window, policy.max)
@@ -68,8 +72,8 @@ class SelfCertaintySampler(WindowSampler):
         if not isinstance(event, TraceAnswered) or event.label is None:
             return commands
         if event.certainty is not None and event.certainty >= self._threshold:
-            told = len(self.votes.voters[event.label])
-            return (ChooseTrace(event.trace, "certain", event.certainty, told),)
+            votes = len(self.votes.voters[event.label])
+            return (ChooseTrace(event.trace, "certain", event.certainty, votes),)
         return commands
 
     def weigh(self, event: TraceAnswered) -> float:

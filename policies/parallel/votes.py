@@ -1,4 +1,4 @@
-"""Answers as votes, and traces that are opened window by window."""
+"""Count answers as votes, and open traces window by window."""
 
 from __future__ import annotations
 
@@ -19,7 +19,11 @@ __all__ = ["Votes", "WindowSampler"]
 
 
 class Votes:
-    """Weights of the answers by what they mean. Of equals the one that was there first leads."""
+    """Weighted votes by the class (label) of the answer. Only ``add`` changes them.
+
+    weights  the sum of each class
+    voters   (-weight, trace) of each vote of a class
+    """
 
     def __init__(self) -> None:
         self.weights: dict[int, float] = {}
@@ -31,9 +35,9 @@ class Votes:
 
     @property
     def leader(self) -> int | None:
-        """Ties go to the class whose earliest trace is the earliest, in whatever order its answers
-        came."""
-        first = {label: min(trace for _, trace in told) for label, told in self.voters.items()}
+        """The heaviest class; None without votes. Of equal ones, the one with the earliest trace,
+        in whatever order the answers came."""
+        first = {label: min(trace for _, trace in votes) for label, votes in self.voters.items()}
         return min(first, key=lambda label: (-self.weights[label], first[label]), default=None)
 
     @property
@@ -43,28 +47,38 @@ class Votes:
 
     @property
     def leader_share(self) -> float:
-        """The leader's part of all, in [0, 1]."""
+        """The leader's share of the weight, in [0, 1]."""
         ranked = self.ranked_weights
         total = sum(ranked)
         return ranked[0] / total if total else 0.0
 
     def choose(self, reason: str, confidence: float | None = None) -> ChooseTrace:
-        """The leading class's heaviest trace, of equals the first. There must be an answer."""
+        """Choose the heaviest trace of the leading class, of equal ones the first. There must be a
+        vote."""
         assert self.leader is not None
-        told = self.voters[self.leader]
-        return ChooseTrace(min(told)[1], reason, confidence, len(told))
+        votes = self.voters[self.leader]
+        return ChooseTrace(min(votes)[1], reason, confidence, len(votes))
 
 
 class WindowSampler:
-    """Opens traces window by window, and decides when a window is whole.
+    """Opens traces window by window, and decides when all traces of a window have finished.
 
-    Subclasses say in ``decide`` whether its answers are enough. Until then the leader is chosen as
-    soon as nothing that may still come could overtake it, at the latest after ``most`` traces.
-    Which class is chosen does not depend on the order in which a window's answers come. A window
-    that brought no answer at all is the last.
+    A subclass implements ``decide``, and may override ``weigh``. Independent of it, the leader is
+    chosen as soon as the votes still to come cannot change the lead, at the latest after
+    ``max_traces``. The class that is chosen does not depend on the order of a window's answers. A
+    window without any answer is the last.
+
+    state          content                                            changed by
+    -------------  -------------------------------------------------  -------------------
+    window_size    traces of the next window                          subclasses
+    max_traces     traces at most                                     subclasses
+    votes          all answers so far                                 observe
+    opened_count   traces opened so far                               observe
+    window_labels  answers of the current window, None for no answer  observe
     """
 
-    max_vote_weight = 1.0  # what one vote can weigh
+    max_vote_weight = 1.0
+    """The largest weight that ``weigh`` returns."""
 
     def __init__(self, window_size: int, max_traces: int) -> None:
         self.window_size = window_size
@@ -91,11 +105,12 @@ class WindowSampler:
         return ()
 
     def weigh(self, event: TraceAnswered) -> float:
+        """The weight of this vote."""
         return 1.0
 
     @abstractmethod
     def decide(self) -> ChooseTrace | None:
-        """The choice, where the whole window that has come is enough for it."""
+        """The choice after a whole window with an answer, or None to continue."""
 
     def _decide_next(self) -> Sequence[SamplingCommand]:
         if self._running_count:
@@ -121,7 +136,7 @@ class WindowSampler:
 
     @property
     def _is_decided(self) -> bool:
-        """Whether the leader has more than all others could still come to."""
+        """Whether the votes still to come cannot change the lead."""
         first, second, *_ = [*self.votes.ranked_weights, 0.0, 0.0]
         left = self.max_traces - self.opened_count + self._running_count
         return first - second > left * self.max_vote_weight

@@ -1,19 +1,22 @@
-"""``budget``: think no more than a number of tokens, and no less.
+"""``budget``: reason for at most ``max`` tokens, and for at least ``min``.
 
-Rule: from ``max`` tokens on, cut at the next end of a sentence that is not within a code fence or a
-string; ``grace`` tokens later, anywhere.
-Where the model would close the trace before ``min`` tokens, "Wait" is put there in place of the end
-and it goes on, ``waits`` times at most.
-Source: budget forcing, s1, arXiv 2501.19393; "Wait" in Self-Correction Bench as well.
-Cost: none for ``max``; what is thought behind each "Wait", and a new stream for it, for ``min``.
+Rule: from ``max`` tokens on, cut at the next sentence end outside code fences and strings;
+``grace`` tokens later, cut anywhere. If the model ends the trace before ``min`` tokens, insert
+"Wait" in place of the end, at most ``waits`` times.
+Units: tokens of the trace.
+Source: budget forcing, s1, arXiv 2501.19393; "Wait" also in Self-Correction Bench.
+Deviations: the paper cuts at the token; ``grace`` is ours, so that the kept text ends a sentence.
+Cost: none for ``max``; for ``min``, the tokens after each "Wait" and a new stream for it.
+Patience: ``max`` is multiplied; ``min`` is lowered if it would exceed ``max``.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from adjourn.policies.events import Command, Event, Extend, ReasoningChunk, Stop, TraceEnding
+from adjourn.policies.patience import scale_count
 from adjourn.policies.policy import Needs
 from adjourn.policies.text.fences import FenceScanner
 
@@ -24,8 +27,8 @@ _SENTENCE_ENDS = (".", "!", "?", "\n", "。", "！", "？")  # noqa: RUF001
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """Options of ``budget``: ``max``, ``grace`` and ``min`` in tokens of the trace; a ``min`` of 0
-    leaves every end as it is."""
+    """Options of ``budget``: ``max``, ``grace`` and ``min`` in tokens of the trace. A ``min`` of 0
+    never extends the trace."""
 
     name: ClassVar[str] = "budget"
     max: int = 4096
@@ -49,11 +52,18 @@ class Budget:
             inducers=frozenset({"wait", "wait-on-newline"}),
         )
 
+    def with_patience(self, factor: float) -> Budget:
+        most = scale_count(self.max, factor)
+        return replace(self, max=most, min=min(self.min, most))
+
     def start(self) -> BudgetStopper:
         return BudgetStopper(self)
 
 
 class BudgetStopper:
+    """One trace. State, changed by ``observe`` only: how often the trace may still be extended, the
+    open fences and strings, and the length of the text in characters."""
+
     __slots__ = ("_fences", "_policy", "_text_length", "_waits_left")
 
     def __init__(self, policy: Budget) -> None:

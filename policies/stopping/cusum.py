@@ -1,20 +1,21 @@
-"""``cusum``: stop once the model has gone from unsure to sure.
+"""``cusum``: stop once the model has changed from uncertain to confident.
 
-Rule: with H the entropy of each token of the trace (over the 20 most probable), the statistic is
-S = max(0, S + ``reference`` - H): it stays near 0 while tokens are unsure and grows while they are
-sure. Once S > ``threshold``, after ``min_tokens``, stop at the next end of a sentence.
-Units: nats; ``reference`` lies between the two regimes' mean entropies, ``threshold`` says how much
-evidence is wanted.
+Rule: with H the entropy of each token of the trace (over the 20 most probable tokens), follow
+S = max(0, S + ``reference`` - H), which stays near 0 while tokens are uncertain and grows while
+they are certain. Once S > ``threshold``, stop at the next sentence end after ``min_tokens``.
+Units: nats; ``reference`` lies between the mean entropies of the two regimes, ``threshold`` is the
+required evidence.
 Source: Unveiling the Entropy Dynamics of Chain-of-Thought Reasoning, arXiv 2606.02020.
-Cost: no probe, but log-probabilities with every token of the main stream, which slow an engine
-that serves many. It needs no answer format, so it serves prose, code, JSON and tool calls as well.
-Both numbers belong to a model and have to be tuned on its traces; the defaults were, on the pocket
-model's.
+Deviations: the defaults were tuned by replay on the pocket model's traces. Both numbers depend on
+the model: tune them on its traces.
+Cost: no probe, but log-probabilities with every token of the main stream, which slow a busy engine.
+Needs no answer format: fits prose, code, JSON and tool calls too.
+Patience: ``threshold`` is multiplied.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from adjourn.policies.events import Checkpoint, Command, Event, ReasoningChunk, Stop
@@ -26,8 +27,8 @@ __all__ = ["Cusum"]
 
 @dataclass(frozen=True, slots=True)
 class Cusum:
-    """Options of ``cusum``: ``reference`` and ``threshold`` in nats, ``min_tokens`` of the trace
-    before which it never stops."""
+    """Options of ``cusum``: ``reference`` and ``threshold`` in nats; ``min_tokens``: tokens of the
+    trace before which it never stops."""
 
     name: ClassVar[str] = "cusum"
     reference: float = 0.1
@@ -44,11 +45,17 @@ class Cusum:
     def needs(self) -> Needs:
         return Needs(reasoning_chunks=True, sentences=True, logprobs=ENTROPY_TOP_LOGPROBS)
 
+    def with_patience(self, factor: float) -> Cusum:
+        return replace(self, threshold=self.threshold * factor)
+
     def start(self) -> CusumStopper:
         return CusumStopper(self)
 
 
 class CusumStopper:
+    """One trace. State, changed by ``observe`` only: S, and whether it has ever exceeded the
+    threshold."""
+
     __slots__ = ("_is_sure", "_policy", "_statistic")
 
     def __init__(self, policy: Cusum) -> None:
@@ -66,6 +73,6 @@ class CusumStopper:
                     return Stop("sure", event.position)
         return None
 
-    def _update(self, value: float) -> None:
-        self._statistic = max(0.0, self._statistic + self._policy.reference - value)
+    def _update(self, entropy: float) -> None:
+        self._statistic = max(0.0, self._statistic + self._policy.reference - entropy)
         self._is_sure = self._is_sure or self._statistic > self._policy.threshold

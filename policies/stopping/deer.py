@@ -1,18 +1,22 @@
-"""``deer``: stop when a trial answer at a cue is confident.
+"""``deer``: stop at a cue if a trial answer is confident.
 
-Rule: at a cue, close the trace beside the stream and draw the answer greedily; C is the geometric
-mean over the answer's tokens of the highest token probability; stop when C > threshold.
+Rule: at a cue, close the trace in a probe and generate the answer greedily; with C the geometric
+mean, over the tokens of the answer, of the highest token probability, stop if C > ``threshold``.
+Units: probabilities; ``gap`` and ``max_gap`` in tokens of the trace.
 Source: Dynamic Early Exit in Reasoning Models (DEER), arXiv 2504.15895.
-Cost: a one-token probe at a cue, and a trial answer of at most ``max_tokens`` where that one
-token leaves the rule a chance. The paper probes at every cue; here cues that follow too soon on a
-probe that said no are passed over.
-It needs an answer that can be drawn: a box, a choice, a short text or code (``task``).
+Deviations, to save probes: the paper probes at every cue, here cues that come too soon after an
+unsuccessful probe are skipped; and a one-token probe decides whether the whole trial answer is
+requested, which with the default ``gate`` loses no stop.
+Cost: a one-token probe at a cue, and a trial answer of at most ``max_tokens`` tokens if that token
+is probable enough.
+Needs an answer that can be requested: a box, a choice, a short text or code (``task``).
+Patience: 1 - ``threshold`` is divided; ``threshold`` never falls below half of its value.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from adjourn.policies.events import (
@@ -31,6 +35,7 @@ from adjourn.policies.evidence.answers import (
     extract_trial_answer,
 )
 from adjourn.policies.evidence.backoff import ProbeBackoff
+from adjourn.policies.patience import scale_confidence
 from adjourn.policies.policy import Needs
 
 __all__ = ["Deer"]
@@ -40,13 +45,14 @@ __all__ = ["Deer"]
 class Deer:
     """Options of ``deer``.
 
-    ``threshold`` λ in (0, 1): robust from 0.90 to 0.97, and a property of the model, not of this
-    rule (some models are over-confident at probes).
-    ``max_tokens``: longest trial answer, in tokens. ``task``: what kind of answer is drawn.
-    ``gate`` in [0, 1]: the first token's probability that earns a whole trial answer. None takes
-    λ to the power of ``max_tokens``: under it no trial answer could pass, so nothing is lost.
-    ``gap``, ``backoff``, ``max_gap``: after the n-th probe in a row that said no, the next
-    min(``gap`` · ``backoff``ⁿ⁻¹, ``max_gap``) tokens are not probed.
+    ``threshold`` in (0, 1): the paper's λ, robust from 0.90 to 0.97 there. It depends on the model:
+    some are over-confident at probes.
+    ``max_tokens``: longest trial answer, in tokens. ``task``: the kind of trial answer.
+    ``gate`` in [0, 1]: request the whole trial answer only if the probability of its first token is
+    higher. None means ``threshold`` to the power of ``max_tokens``: no answer whose first token is
+    less probable could reach the threshold.
+    ``gap``, ``backoff``, ``max_gap``: after the n-th probe in a row without a stop, skip the cues
+    in the next min(``gap`` · ``backoff``ⁿ⁻¹, ``max_gap``) tokens.
     """
 
     name: ClassVar[str] = "deer"
@@ -74,11 +80,16 @@ class Deer:
     def new_backoff(self) -> ProbeBackoff:
         return ProbeBackoff(self.gap, self.backoff, self.max_gap)
 
+    def with_patience(self, factor: float) -> Deer:
+        return replace(self, threshold=scale_confidence(self.threshold, factor))
+
     def start(self) -> DeerStopper:
         return DeerStopper(self)
 
 
 class DeerStopper:
+    """One trace. State: the pause after probes without a stop, changed by ``observe`` only."""
+
     __slots__ = ("_backoff", "_gate", "_policy")
 
     def __init__(self, policy: Deer) -> None:
@@ -96,7 +107,7 @@ class DeerStopper:
                 )
             case ProbeResult():
                 return self._evaluate(event)
-            case ProbeFailed() if event.reason != "price":  # then nothing was asked
+            case ProbeFailed() if event.reason != "price":  # "price": not sent
                 self._backoff.begin(event.position)
         return None
 
@@ -109,7 +120,7 @@ class DeerStopper:
             if result.logprobs and math.exp(result.logprobs[0]) > self._gate:
                 return self._probe(self._policy.max_tokens)
         else:
-            # The text tells whether there is an answer: an end token is in the list as well.
+            # Check the text for an answer: the tokens may be an end-of-turn token alone.
             certainty = answer_confidence(result.tokens, result.logprobs, task)
             if certainty > self._policy.threshold and extract_trial_answer(result.text, task):
                 return Stop("confident", result.position, certainty)

@@ -1,17 +1,21 @@
-"""``deer-pro``: stop when trial answers drawn in several ways are confident alike.
+"""``deer-pro``: stop at a cue if several trial answers are all confident.
 
-Rule: at a cue, draw a greedy trial answer with each of ``inducers`` texts; with C the confidence of
-each (see ``deer``), stop when mean C - ``alpha`` · mean absolute deviation of C > ``threshold``.
+Rule: at a cue, request a greedy trial answer with each of ``inducers`` inducers; with C the
+confidence of each (see ``deer``), stop if mean C - ``alpha`` · mean absolute deviation of C
+> ``threshold``. An empty answer has C = 0.
+Units: probabilities.
 Source: Dynamic Early Exit in Reasoning Models (DEER), arXiv 2504.15895, third version.
-Cost: up to ``inducers`` trial answers at a cue, one after the other; the rest are not drawn once
-the mean can no longer reach the threshold, so a doubtful cue costs one. Cues that follow too soon
-on a no are passed over, as ``deer`` does.
-It needs an answer that stands in a box.
+Deviations, to save probes: the trial answers of a cue end as soon as the mean cannot reach the
+threshold any more, which loses no stop; and cues too soon after an unsuccessful probe are skipped,
+as in ``deer``.
+Cost: up to ``inducers`` trial answers at a cue, one after the other; a doubtful cue costs one.
+Needs an answer in a box.
+Patience: as ``deer``.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import fmean
 from typing import ClassVar
 
@@ -26,19 +30,20 @@ from adjourn.policies.events import (
 )
 from adjourn.policies.evidence.answers import answer_confidence, extract_trial_answer
 from adjourn.policies.evidence.backoff import ProbeBackoff
+from adjourn.policies.patience import scale_confidence
 from adjourn.policies.policy import Needs
 
 __all__ = ["INDUCERS", "DeerPro"]
 
 INDUCERS = ("answer", "answer-2", "answer-3", "answer-4")
-"""Texts of the dialect, in the order in which they are tried."""
+"""Names of the dialect's texts, in the order in which they are used."""
 
 
 @dataclass(frozen=True, slots=True)
 class DeerPro:
-    """Options of ``deer-pro``: those of ``deer`` without its gate, and
+    """Options of ``deer-pro``: those of ``deer`` without ``gate`` and ``task``, and two more.
 
-    ``inducers``: how many texts draw an answer, 1 to 4. ``alpha``: weight of their disagreement.
+    ``inducers``: how many inducers are used, 1 to 4. ``alpha``: weight of the deviation.
     """
 
     name: ClassVar[str] = "deer-pro"
@@ -68,16 +73,22 @@ class DeerPro:
     def new_backoff(self) -> ProbeBackoff:
         return ProbeBackoff(self.gap, self.backoff, self.max_gap)
 
+    def with_patience(self, factor: float) -> DeerPro:
+        return replace(self, threshold=scale_confidence(self.threshold, factor))
+
     def start(self) -> DeerProStopper:
         return DeerProStopper(self)
 
 
 class DeerProStopper:
+    """One trace. State, changed by ``observe`` only: the confidences at the current cue, and the
+    pause after cues without a stop."""
+
     __slots__ = ("_backoff", "_confidences", "_policy")
 
     def __init__(self, policy: DeerPro) -> None:
         self._policy = policy
-        self._confidences: list[float] = []  # confidences at the cue that is looked at
+        self._confidences: list[float] = []
         self._backoff = policy.new_backoff()
 
     def observe(self, event: Event) -> Command | None:
@@ -87,19 +98,19 @@ class DeerProStopper:
                 return self._next_probe()
             case ProbeResult():
                 return self._evaluate(event)
-            case ProbeFailed() if event.reason != "price":  # then nothing was asked
+            case ProbeFailed() if event.reason != "price":  # "price": not sent
                 self._backoff.begin(event.position)
         return None
 
     def _evaluate(self, result: ProbeResult) -> Command | None:
-        policy, drawn = self._policy, self._confidences
-        answered = extract_trial_answer(result.text)
-        drawn.append(answer_confidence(result.tokens, result.logprobs) if answered else 0.0)
-        left = policy.inducers - len(drawn)
-        if sum(drawn) + left > policy.threshold * policy.inducers:
+        policy, confidences = self._policy, self._confidences
+        has_answer = extract_trial_answer(result.text)
+        confidences.append(answer_confidence(result.tokens, result.logprobs) if has_answer else 0.0)
+        left = policy.inducers - len(confidences)
+        if sum(confidences) + left > policy.threshold * policy.inducers:
             if left:
                 return self._next_probe()
-            if (score := _score(drawn, policy.alpha)) > policy.threshold:
+            if (score := _score(confidences, policy.alpha)) > policy.threshold:
                 return Stop("confident", result.position, score)
         self._backoff.begin(result.position)
         return None
@@ -108,6 +119,6 @@ class DeerProStopper:
         return Probe(INDUCERS[len(self._confidences)], self._policy.max_tokens)
 
 
-def _score(drawn: list[float], alpha: float) -> float:
-    mean = fmean(drawn)
-    return mean - alpha * fmean(abs(c - mean) for c in drawn)
+def _score(confidences: list[float], alpha: float) -> float:
+    mean = fmean(confidences)
+    return mean - alpha * fmean(abs(c - mean) for c in confidences)

@@ -1,18 +1,19 @@
-"""``entropy``: stop when closing the trace would no longer surprise.
+"""``entropy``: stop when the next token after the closing sequence would not surprise any more.
 
-Rule: at the end of a paragraph, close the trace beside the stream and take the entropy of the
-token that would follow (over the 20 most probable); follow its exponentially weighted mean and
-variance, and stop when the variance is below ``delta``, 4 / ``alpha`` such looks at the earliest.
-Units: nats, and nats squared for ``delta``.
+Rule: at the end of a paragraph, close the trace in a probe and take the entropy of the next token
+(over the 20 most probable tokens). Follow its exponentially weighted mean and variance; stop if the
+variance is below ``delta``, after at least 4 / ``alpha`` probes.
+Units: nats for the entropy, nats squared for ``delta``.
 Source: Entropy After </think> (EAT), arXiv 2509.26522.
-Cost: one token a paragraph. It needs no answer format, so it serves prose, code, JSON and tool
-calls as well.
+Deviations: ``at="sentence"`` is ours, for traces that are too short for 4 / ``alpha`` paragraphs.
+Cost: one token a paragraph. Needs no answer format: fits prose, code, JSON and tool calls too.
+Patience: ``delta`` is divided.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
 from adjourn.policies.events import Checkpoint, Command, Event, Probe, ProbeResult, Stop
@@ -28,8 +29,8 @@ _PROBE = Probe(inducer="", max_tokens=1, top_logprobs=ENTROPY_TOP_LOGPROBS)
 class Entropy:
     """Options of ``entropy``.
 
-    ``alpha`` in (0, 1): weight of the latest look. ``delta``: variance under which it stops.
-    ``at``: the paper looks at ``paragraph`` ends; ``sentence`` ends serve shorter traces.
+    ``alpha`` in (0, 1): weight of the latest probe. ``delta``: the variance below which it stops.
+    ``at``: probe at the ends of a ``paragraph`` or of a ``sentence``.
     """
 
     name: ClassVar[str] = "entropy"
@@ -55,14 +56,20 @@ class Entropy:
 
     @property
     def min_probes(self) -> int:
-        """Looks before which it never stops."""
+        """Probes before which it never stops."""
         return math.ceil(4 / self.alpha)
+
+    def with_patience(self, factor: float) -> Entropy:
+        return replace(self, delta=max(self.delta / factor, math.ulp(0.0)))
 
     def start(self) -> EntropyStopper:
         return EntropyStopper(self)
 
 
 class EntropyStopper:
+    """One trace. State, changed by ``observe`` only: the number of probes with a result, and the
+    mean and variance of their entropies. A probe without a result changes nothing."""
+
     __slots__ = ("_mean", "_policy", "_probe_count", "_variance")
 
     def __init__(self, policy: Entropy) -> None:
@@ -83,11 +90,11 @@ class EntropyStopper:
                     return Stop("settled", event.position)
         return None
 
-    def _update(self, value: float) -> None:
-        alpha, off = self._policy.alpha, value - self._mean
+    def _update(self, entropy: float) -> None:
+        alpha, change = self._policy.alpha, entropy - self._mean
         if self._probe_count:
-            self._mean += alpha * off
-            self._variance = (1 - alpha) * (self._variance + alpha * off * off)
+            self._mean += alpha * change
+            self._variance = (1 - alpha) * (self._variance + alpha * change * change)
         else:
-            self._mean = value
+            self._mean = entropy
         self._probe_count += 1

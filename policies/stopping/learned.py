@@ -1,19 +1,21 @@
-"""``learned``: stop when what the gateway sees of a trial answer makes it the final one.
+"""``learned``: stop at a cue if a classifier expects that the trial answer is the final one.
 
-Rule: at a cue, close the trace beside the stream and draw the answer greedily; p = 1 / (1 + e⁻ˢ),
-s = ``bias`` + Σ weight · feature over what ``Look`` holds; stop when p ≥ threshold. The weights are
-learned from recorded traces by ``adjourn learn``, which writes these options; as they come they
-are those of ``deer`` with a threshold of its own. Where the entropy has a weight, the probe asks
-for the most probable tokens at each step as well.
-Source: ours; LYNX's idea (arXiv 2512.05325) on what can be seen without the hidden states.
-Cost: a trial answer of at most ``max_tokens`` at a cue.
-It needs an answer that stands in a box.
+Rule: at a cue, close the trace in a probe and generate the answer greedily; stop if
+p >= ``threshold``, with p = 1 / (1 + e⁻ˢ) and s = ``bias`` + Σ weight · feature over the
+``ProbeFeatures``. ``adjourn learn`` fits the weights to recorded traces and prints these options.
+The default weights make p the confidence of ``deer``.
+Units: ``threshold`` is a probability, ``bias`` and the weighted features are log-odds.
+Source: ours; LYNX's idea (arXiv 2512.05325) with features that need no hidden states.
+Cost: a trial answer of at most ``max_tokens`` tokens at a cue; if the entropy has a weight, each
+probe also requests the most probable tokens at each step.
+Needs an answer in a box.
+Patience: 1 - ``threshold`` is divided, as in ``deer``.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import astuple, dataclass, fields
+from dataclasses import astuple, dataclass, fields, replace
 from statistics import fmean
 from typing import ClassVar
 
@@ -35,6 +37,7 @@ from adjourn.policies.evidence.answers import (
 )
 from adjourn.policies.evidence.backoff import ProbeBackoff
 from adjourn.policies.evidence.uncertainty import ENTROPY_TOP_LOGPROBS, token_entropy
+from adjourn.policies.patience import scale_confidence
 from adjourn.policies.policy import Needs
 
 __all__ = ["FEATURE_NAMES", "Learned", "LearnedStopper", "ProbeFeatures"]
@@ -45,12 +48,17 @@ _MAX_COUNT = 5
 
 @dataclass(frozen=True, slots=True)
 class ProbeFeatures:
-    """What is seen at one probe. ``confidence`` of the trial answer and ``first``, the probability
-    of its first token, in log-odds within ±8; ``agreement``: trial answers before it, in a row,
-    that say the same, ``changes``: how often they said another, both up to 5; ``position`` in
-    tokens of the trace and ``cues`` so far, as log₂(1 + n); ``hesitant``: 1 where the model doubts
-    within its trial answer; ``entropy``: the answer's tokens' mean, in nats, 0 where it was not
-    asked for."""
+    """The features of one trial answer.
+
+    confidence  of the answer, as log-odds within ±8
+    first       probability of its first token, as log-odds within ±8
+    agreement   equal trial answers in a row before this one, at most 5
+    changes     how often the trial answer has changed, at most 5
+    position    tokens of the trace n, as log₂(1 + n)
+    cues        cues so far n, as log₂(1 + n)
+    hesitant    1 if the trial answer itself has a word of doubt, else 0
+    entropy     mean entropy of the answer's tokens in nats; 0 if it was not requested
+    """
 
     confidence: float
     first: float
@@ -67,8 +75,9 @@ FEATURE_NAMES = tuple(field.name for field in fields(ProbeFeatures))
 
 @dataclass(frozen=True, slots=True)
 class Learned:
-    """Options of ``learned``: ``threshold`` in (0, 1] on p; ``bias`` and a weight for each feature;
-    ``max_tokens`` of a trial answer; ``gap``, ``backoff`` and ``max_gap`` as ``deer`` has them."""
+    """Options of ``learned``: ``threshold`` in (0, 1], for p; ``bias``, and a weight for each
+    feature; ``max_tokens``: longest trial answer; ``gap``, ``backoff`` and ``max_gap`` as in
+    ``deer``."""
 
     name: ClassVar[str] = "learned"
     threshold: float = 0.95
@@ -97,7 +106,7 @@ class Learned:
 
     @property
     def weights(self) -> tuple[float, ...]:
-        """In the order of FEATURES."""
+        """In the order of ``FEATURE_NAMES``."""
         return tuple(getattr(self, name) for name in FEATURE_NAMES)
 
     @property
@@ -114,16 +123,27 @@ class Learned:
         return ProbeBackoff(self.gap, self.backoff, self.max_gap)
 
     def probability(self, features: ProbeFeatures) -> float:
-        """p: that the answer is the one that the trace would end with."""
+        """p, the probability that the trace would end with this answer."""
         pairs = zip(self.weights, astuple(features), strict=True)
-        return _logistic(self.bias + sum(weight * seen for weight, seen in pairs))
+        return _logistic(self.bias + sum(weight * value for weight, value in pairs))
+
+    def with_patience(self, factor: float) -> Learned:
+        return replace(self, threshold=scale_confidence(self.threshold, factor))
 
     def start(self) -> LearnedStopper:
         return LearnedStopper(self)
 
 
 class LearnedStopper:
-    """``look``: what the last probe showed; None before, and where it brought no answer."""
+    """One trace. State, changed by ``observe`` only:
+
+    last_features          of the last trial answer; None before it and if it was empty. ``adjourn
+                           learn`` reads them
+    _cues                  cues so far
+    _agreement, _changes   as in ``ProbeFeatures``, without their limit
+    _answer                the last trial answer that was not empty
+    _backoff               the pause after probes without a stop
+    """
 
     __slots__ = (
         "_agreement",
@@ -150,16 +170,16 @@ class LearnedStopper:
                     return self._policy.probe
             case ProbeResult():
                 return self._evaluate(event)
-            case ProbeFailed() if event.reason != "price":  # then nothing was asked
+            case ProbeFailed() if event.reason != "price":  # "price": not sent
                 self._backoff.begin(event.position)
         return None
 
     def _evaluate(self, result: ProbeResult) -> Command | None:
         self.last_features = self._extract_features(result)
         if self.last_features is not None:
-            certainty = self._policy.probability(self.last_features)
-            if certainty >= self._policy.threshold:
-                return Stop("learned", result.position, certainty)
+            probability = self._policy.probability(self.last_features)
+            if probability >= self._policy.threshold:
+                return Stop("learned", result.position, probability)
         self._backoff.begin(result.position)
         return None
 
@@ -186,8 +206,8 @@ class LearnedStopper:
 
 
 def _mean_answer_entropy(result: ProbeResult) -> float:
-    told = result.top_logprobs[: count_answer_tokens(result.tokens)]
-    return fmean(map(token_entropy, told)) if told else 0.0
+    answer_logprobs = result.top_logprobs[: count_answer_tokens(result.tokens)]
+    return fmean(map(token_entropy, answer_logprobs)) if answer_logprobs else 0.0
 
 
 def _log_odds(probability: float) -> float:

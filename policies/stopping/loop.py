@@ -1,9 +1,13 @@
-"""``loop``: stop a trace that repeats itself word for word.
+"""``loop``: stop a trace that repeats itself token for token.
 
-Rule: the tail is at least ``repeats`` copies of one cycle of at most ``max_cycle`` tokens, and at
-least ``min_tokens`` long.
-Source: users' first complaint of reasoning models that run on to the token limit.
-Cost: none; constant work a token.
+Rule: stop if the trace ends in at least ``repeats`` copies of one cycle of at most ``max_cycle``
+tokens, together at least ``min_tokens`` long.
+Units: tokens of the trace.
+Source: the most frequent complaint of users, reasoning that repeats itself up to the token limit
+(vllm#52677).
+Cost: none; constant work a token. A cycle is suspected only after eight of its tokens recur, so a
+stop comes up to one cycle and eight tokens late.
+Patience: none to scale. Repeating itself helps the model at no effort.
 """
 
 from __future__ import annotations
@@ -17,12 +21,12 @@ from adjourn.policies.policy import Needs
 __all__ = ["Loop"]
 
 _CONTEXT_TOKENS = 8
-"""Tokens that must recur before a cycle is suspected."""
+"""Tokens in a row that must recur before a cycle is suspected."""
 
 
 @dataclass(frozen=True, slots=True)
 class Loop:
-    """Options of ``loop``. ``min_tokens`` keeps a row of dashes or zeros from being a loop."""
+    """Options of ``loop``. ``min_tokens`` lets a row of dashes or zeros pass."""
 
     name: ClassVar[str] = "loop"
     repeats: int = 4
@@ -42,11 +46,19 @@ class Loop:
 
 
 class LoopStopper:
-    """Follows one suspected cycle at a time.
+    """One trace. Follows one suspected cycle at a time.
 
-    A token that equals the one a cycle earlier lengthens the run; one that differs drops the
-    cycle. The next is suspected where the last few tokens stood before, and of those places, where
-    the most before them was the same too: the nearest may be a shorter cycle within the true one.
+    A token that equals the one a cycle earlier lengthens the match; a different token drops the
+    cycle. The next cycle reaches back to an earlier place where the last eight tokens occurred: of
+    several, the one with the longest match before it, since the nearest one may be a shorter cycle
+    within the true one.
+
+    State, changed by ``observe`` only:
+
+    _tokens        all tokens of the trace
+    _context_ends  for each run of eight tokens, where it ended within the last ``max_cycle`` tokens
+    _cycle_length  of the suspected cycle; 0 if there is none
+    _match_length  tokens that equal the ones a cycle earlier
     """
 
     __slots__ = ("_context_ends", "_cycle_length", "_match_length", "_policy", "_tokens")
@@ -54,9 +66,7 @@ class LoopStopper:
     def __init__(self, policy: Loop) -> None:
         self._policy = policy
         self._tokens: list[int] = []
-        self._context_ends: dict[
-            tuple[int, ...], list[int]
-        ] = {}  # of the last few tokens, by themselves
+        self._context_ends: dict[tuple[int, ...], list[int]] = {}
         self._cycle_length = 0
         self._match_length = 0
 
@@ -78,7 +88,7 @@ class LoopStopper:
             self._find_cycle(ends)
         ends.append(at)
         self._drop_context(at - policy.max_cycle)
-        # A run of n matches behind a cycle of c tokens is n + c tokens of repetition.
+        # A match of n tokens after a cycle of c tokens is n + c tokens of repetition.
         repeated = self._match_length + self._cycle_length
         return (
             self._cycle_length > 0
@@ -92,7 +102,7 @@ class LoopStopper:
         for end in reversed(ends):
             run = self._match_length
             if run >= end or tokens[end - 1 - run] != tokens[at - 1 - run]:
-                continue  # no more than what was found matches here
+                continue  # not longer than the match found so far
             run = _CONTEXT_TOKENS
             while run < end and tokens[end - 1 - run] == tokens[at - 1 - run]:
                 run += 1
@@ -100,7 +110,7 @@ class LoopStopper:
                 self._cycle_length, self._match_length = at - end, run
 
     def _drop_context(self, end: int) -> None:
-        """What ended there is too far away for a cycle from now on."""
+        """Forget the context that ended at ``end``: it is too far back for a cycle."""
         if end < 1:
             return
         context = tuple(self._tokens[max(end - _CONTEXT_TOKENS, 0) : end])

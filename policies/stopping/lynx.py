@@ -1,17 +1,20 @@
-"""``lynx``: stop when the hidden states at a cue say for sure that the answer is there.
+"""``lynx``: stop at a cue if the hidden states show that the answer is ready.
 
-Rule: at a cue, a classifier reads from the model's hidden states the probability p that the
-answer drawn here is the final one; split conformal prediction makes a set of p that holds the
-truth in all but a share ``delta`` of the cues of each kind; stop when the set is exactly
-{"ready"}.
-Source: LYNX, arXiv 2512.05325. There a place is ready where the answer forced out of it is right,
-and the states are the cue's own token's. Here it is ready where that answer is the one that the
-trace ends with, so that no gold answer is needed, and the states are those of the token before
-the cue, the last one that a cut keeps: a cue may be several tokens, or a part of one.
-Cost: a one-token probe at a cue; the engine must tell hidden states.
+Rule: at a cue, a classifier reads from the model's hidden states the probability p that the trial
+answer at this place is the final one. Split conformal prediction turns p into a set of labels that
+holds the true one for all but a share ``delta`` of the cues of each kind. Stop if the set is
+exactly {"ready"}.
+Source: LYNX, arXiv 2512.05325.
+Deviations: in the paper a place is ready if its trial answer is right; here if the trace ends with
+that answer, so that no gold answers are needed. In the paper the states are those of the cue's own
+token; here of the token before the cue, the last one that a cut keeps, since a cue may be several
+tokens or a part of one.
+Cost: a one-token probe at a cue; the engine must return hidden states.
+Patience: none to scale. ``delta`` is an error rate that the operator promises; a smaller one needs
+more calibration cues, and a larger one does not always stop earlier.
 
-The guarantee is per cue, and for cues like those of the calibration: a trace has several, and one
-that stops at the first that looks ready has more than one chance to be wrong.
+The guarantee is per cue, for cues like those of the calibration. A trace has several cues and stops
+at the first one that looks ready, so ``delta`` does not bound the share of changed answers.
 """
 
 from __future__ import annotations
@@ -33,8 +36,8 @@ _PROBE = Probe(inducer="", max_tokens=1, close_trace=False, hidden_states=True)
 class Lynx:
     """Options of ``lynx``.
 
-    ``probe``: the classifier, by the name under which the driver knows it. ``delta`` δ in (0, 1):
-    the share of cues that are not ready and may be taken for ready.
+    ``probe``: the classifier; users write its name in the driver's settings. ``delta`` in (0, 1):
+    the share of the cues that are not ready and may be taken for ready.
     """
 
     name: ClassVar[str] = "lynx"
@@ -47,13 +50,14 @@ class Lynx:
 
     @property
     def needs(self) -> Needs:
-        learned_from = frozenset({self.probe.model}) if self.is_trained else frozenset()
+        models = frozenset({self.probe.model}) if self.is_trained else frozenset()
         return Needs(
-            cues=True, probes=True, hidden_states=self.probe.required_layers, models=learned_from
+            cues=True, probes=True, hidden_states=self.probe.required_layers, models=models
         )
 
     @property
     def is_trained(self) -> bool:
+        """False for the placeholder with which hidden states are recorded; it never stops."""
         return self.probe != UNTRAINED
 
     def start(self) -> LynxStopper:
@@ -61,6 +65,8 @@ class Lynx:
 
 
 class LynxStopper:
+    """One trace. It has no state."""
+
     __slots__ = ("_policy",)
 
     def __init__(self, policy: Lynx) -> None:
@@ -71,7 +77,7 @@ class LynxStopper:
             case Checkpoint(kind="cue"):
                 return _PROBE
             case ProbeResult(hidden_states=HiddenStates() as states) if self._policy.is_trained:
-                certainty = self._policy.probe.probability(states)
-                if self._policy.probe.prediction_set(certainty, self._policy.delta) == {READY}:
-                    return Stop("ready", event.position, certainty)
+                probability = self._policy.probe.probability(states)
+                if self._policy.probe.prediction_set(probability, self._policy.delta) == {READY}:
+                    return Stop("ready", event.position, probability)
         return None

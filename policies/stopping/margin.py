@@ -1,17 +1,20 @@
-"""``margin``: stop when closing the trace is about as likely as going on.
+"""``margin``: stop at a sentence end if closing the trace is about as likely as continuing it.
 
-Rule: at the end of a sentence, ask the running trace for its next token; stop when
+Rule: at the end of a sentence, ask the open trace for its next token; stop if
 log p(most probable token) - log p(end of the trace) <= ``threshold``. The end is the closing
-sequence up to its marker: where the model writes a newline first, that newline alone tells nothing.
-Units: nats; 0 or less means that the model itself would close now.
-Source: ThinkBrake, arXiv 2510.00546, where the marker is all that closes.
-Cost: as many requests of one token a sentence as the end has tokens (one or two). It needs no
-answer format, so it serves prose, code, JSON and tool calls as well.
+sequence up to and including its end marker.
+Units: nats; at 0 or less the model itself would close now.
+Source: ThinkBrake, arXiv 2510.00546.
+Deviations: in the paper the end marker alone closes the trace; here a newline before it belongs to
+the end, if the dialect has one, since the probability of that newline alone says nothing.
+Cost: one request of one token for each token of the end (one or two) a sentence. Needs no answer
+format: fits prose, code, JSON and tool calls too.
+Patience: ``threshold`` is divided.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from adjourn.policies.events import Checkpoint, Command, Event, Probe, ProbeResult, Stop
@@ -24,7 +27,7 @@ _PROBE = Probe(inducer="", max_tokens=1, close_trace=False, score_end=True)
 
 @dataclass(frozen=True, slots=True)
 class Margin:
-    """Options of ``margin``: ``threshold`` τ in nats, at least 0."""
+    """Options of ``margin``. ``threshold``: the paper's τ in nats, at least 0."""
 
     name: ClassVar[str] = "margin"
     threshold: float = 0.25
@@ -37,11 +40,16 @@ class Margin:
     def needs(self) -> Needs:
         return Needs(sentences=True, probes=True, end_logprob=True)
 
+    def with_patience(self, factor: float) -> Margin:
+        return replace(self, threshold=self.threshold / factor)
+
     def start(self) -> MarginStopper:
         return MarginStopper(self.threshold)
 
 
 class MarginStopper:
+    """One trace. It has no state."""
+
     __slots__ = ("_threshold",)
 
     def __init__(self, threshold: float) -> None:
@@ -51,7 +59,7 @@ class MarginStopper:
         match event:
             case Checkpoint(kind="sentence"):
                 return _PROBE
-            case ProbeResult(logprobs=(top, *_), end_logprob=float(ending)):
-                if top - ending <= self._threshold:
+            case ProbeResult(logprobs=(top, *_), end_logprob=float(end)):
+                if top - end <= self._threshold:
                     return Stop("narrow", event.position)
         return None

@@ -1,9 +1,13 @@
-"""``no-thinking``: end the trace before it begins.
+"""``no-thinking``: close the trace before it begins.
 
-Rule: in place of the first token "Okay, I think I have finished thinking." is put, and the trace is
-closed. Templates with a switch for it (``enable_thinking``) do the same more cheaply.
+Rule: insert "Okay, I think I have finished thinking." (the dialect's text ``finished``) in place of
+the first token of the trace, and close it.
 Source: NoThinking, arXiv 2504.09858.
-Cost: the first tokens, by which the trace is known to be open; and all that thinking is good for.
+Deviations: the paper prefills the closing sequence; here it follows the engine's first tokens,
+which show that the trace is open. A template with a switch (``enable_thinking``) does the same more
+cheaply.
+Cost: these first tokens, and everything that thinking is good for.
+Patience: none to scale. It has no option and does not wait.
 """
 
 from __future__ import annotations
@@ -19,6 +23,8 @@ __all__ = ["NoThinking"]
 
 @dataclass(frozen=True, slots=True)
 class NoThinking:
+    """The policy without options. It is its own stopper."""
+
     name: ClassVar[str] = "no-thinking"
 
     @property
@@ -26,7 +32,7 @@ class NoThinking:
         return Needs(start=True, inducers=frozenset({"finished"}))
 
     def start(self) -> NoThinking:
-        return self  # without state, so one serves every trace
+        return self  # it has no state, so all traces share it
 
     def observe(self, event: Event) -> Command | None:
         if isinstance(event, Checkpoint) and event.kind == "start":

@@ -1,22 +1,29 @@
-"""``redundancy``: stop when a step says again what earlier steps said, and the answer holds.
+"""``redundancy``: stop at a step that repeats an earlier one, if the trial answer is confident.
 
-Rule: at the end of a step (paragraphs merged to 200 to 1000 characters), from the ``min_steps``-th
-on, compare it to earlier ones; where the most similar one is at least ``similarity`` alike, draw a
-trial answer. Stop when its confidence is at least ``confidence``, or when it is the same as the
-trial answer before and at most ``drop`` less confident.
-Units: similarity is a cosine of an embedder's vectors with ``by="embedding"``, and with
-``by="words"`` the share of the step's runs of three words that one earlier step had too;
-confidence and drop in [0, 1].
-Source: PUMA, arXiv 2605.17672. Its 0.35 is a cosine of an embedder that was trained for this; one
-that was not calls all steps of a trace more alike than that, so it takes a higher one.
-Cost: a trial answer of at most ``max_tokens`` at a step that repeats; with an embedder, its work on
-every step. A step that it failed at is not compared, and later ones are not compared to it.
-It needs an answer that can be drawn: a box, a choice, a short text or code (``task``).
+Rule: at the end of a step (paragraphs merged to 200 to 1000 characters), from step ``min_steps``
+on, compare the step with earlier ones. If the most similar one reaches ``similarity``, request a
+trial answer. Stop if its confidence is at least ``confidence``, or if it equals the trial answer
+before it and is at most ``drop`` less confident.
+Units: steps. ``similarity`` is a cosine of embedding vectors with ``by="embedding"``; with
+``by="words"`` it is the share of the step's three-word runs that one earlier step has too.
+``confidence`` and ``drop`` are probabilities.
+Source: PUMA, arXiv 2605.17672.
+Deviations: PUMA compares a step with the one before it and stops only if two flagged steps in a row
+have equal answers, the first with a confidence of at least 0.98 and the second at most 0.03 below;
+it cuts before the repetition. Here a step is compared with all of the latest ones, either condition
+suffices, and the cut is at the end of the repeating step. PUMA's loop breaker is left out: ``loop``
+ends exact repetition. Similarity by words is ours, for gateways without an embedder. The default of
+0.35 is a cosine of PUMA's own embedder, which was trained for it; others call all steps of a trace
+more similar and need a higher value.
+Cost: a trial answer of at most ``max_tokens`` tokens at a step that repeats; with an embedder, its
+work on every step. A step for which the embedder failed is compared with no other.
+Needs an answer that can be requested: a box, a choice, a short text or code (``task``).
+Patience: ``min_steps`` is multiplied and 1 - ``confidence`` divided, as in ``deer``.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
 from adjourn.policies.events import (
@@ -38,6 +45,7 @@ from adjourn.policies.evidence.answers import (
     is_hesitant,
 )
 from adjourn.policies.evidence.similarity import CosineSimilarity, ShingleSimilarity, Similarity
+from adjourn.policies.patience import scale_confidence, scale_count
 from adjourn.policies.policy import Needs
 
 __all__ = ["Redundancy"]
@@ -47,8 +55,8 @@ Measure = Literal["words", "embedding"]
 
 @dataclass(frozen=True, slots=True)
 class Redundancy:
-    """Options of ``redundancy``: ``min_steps`` in steps, ``max_tokens`` and ``task`` of a trial
-    answer; the others as in the rule."""
+    """Options of ``redundancy``: those of the rule; ``max_tokens``: longest trial answer;
+    ``task``: its kind."""
 
     name: ClassVar[str] = "redundancy"
     by: Measure = "words"
@@ -70,6 +78,13 @@ class Redundancy:
         inducers = frozenset({INDUCERS_BY_KIND[self.task]})
         return Needs(steps=True, probes=True, embeddings=self.by == "embedding", inducers=inducers)
 
+    def with_patience(self, factor: float) -> Redundancy:
+        return replace(
+            self,
+            confidence=scale_confidence(self.confidence, factor),
+            min_steps=scale_count(self.min_steps, factor),
+        )
+
     def start(self) -> RedundancyStopper:
         return RedundancyStopper(
             self, CosineSimilarity() if self.by == "embedding" else ShingleSimilarity()
@@ -77,15 +92,20 @@ class Redundancy:
 
 
 class RedundancyStopper:
+    """One trace. State, changed by ``observe`` only:
+
+    _similarity       remembers the latest steps
+    _step_count       steps so far
+    _previous_answer  the last trial answer and its confidence; None if it was empty or hesitant
+    """
+
     __slots__ = ("_policy", "_previous_answer", "_similarity", "_step_count")
 
     def __init__(self, policy: Redundancy, similarity: Similarity) -> None:
         self._policy = policy
         self._similarity = similarity
         self._step_count = 0
-        self._previous_answer: tuple[str, float] | None = (
-            None  # the last trial answer, how sure it was
-        )
+        self._previous_answer: tuple[str, float] | None = None
 
     def observe(self, event: Event) -> Command | None:
         match event:
@@ -100,26 +120,27 @@ class RedundancyStopper:
                 return self._evaluate(event)
         return None
 
-    def _probe_if_similar(self, alike: float) -> Command | None:
-        """How alike a step is to earlier ones."""
-        if alike < self._policy.similarity or self._step_count < self._policy.min_steps:
+    def _probe_if_similar(self, similarity: float) -> Command | None:
+        """Request a trial answer if a step of this similarity repeats an earlier one."""
+        if similarity < self._policy.similarity or self._step_count < self._policy.min_steps:
             return None
         return Probe(INDUCERS_BY_KIND[self._policy.task], max_tokens=self._policy.max_tokens)
 
     def _evaluate(self, result: ProbeResult) -> Command | None:
-        answer, before = extract_trial_answer(result.text, self._policy.task), self._previous_answer
-        certainty = answer_confidence(result.tokens, result.logprobs, self._policy.task)
+        answer = extract_trial_answer(result.text, self._policy.task)
+        previous = self._previous_answer
+        confidence = answer_confidence(result.tokens, result.logprobs, self._policy.task)
         self._previous_answer = (
-            (answer, certainty) if answer and not is_hesitant(result.text) else None
+            (answer, confidence) if answer and not is_hesitant(result.text) else None
         )
         if self._previous_answer is None:
             return None
-        if certainty >= self._policy.confidence:
-            return Stop("redundant", result.position, certainty)
+        if confidence >= self._policy.confidence:
+            return Stop("redundant", result.position, confidence)
         if (
-            before
-            and canonically_equal(before[0], answer)
-            and before[1] - certainty <= self._policy.drop
+            previous
+            and canonically_equal(previous[0], answer)
+            and previous[1] - confidence <= self._policy.drop
         ):
-            return Stop("redundant-stable", result.position, certainty)
+            return Stop("redundant-stable", result.position, confidence)
         return None

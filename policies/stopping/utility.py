@@ -1,27 +1,29 @@
-"""``utility``: stop when thinking no longer makes the answer more certain.
+"""``utility``: stop when more reasoning does not make the answer more certain.
 
-Rule: at the end of a paragraph draw a greedy trial answer; its conditional entropy, given the trace
-so far, is the mean over its own tokens of each one's entropy (over the 20 most probable). Stop when
-the entropy has not fallen below the lowest before by more than ``tolerance`` at ``patience`` looks
-in a row.
-Units: nats a token.
-Source: Measuring Reasoning Utility in LLMs via Conditional Entropy Reduction, arXiv 2508.20395,
-where the answer that is scored is the true one; here it is the model's own, and the probe that
-draws it brings its distributions as well, so that nothing has to be scored again.
-Cost: a trial answer of at most ``max_tokens`` a paragraph.
-It needs an answer that can be drawn: a box, a choice, a short text or code (``task``).
+Rule: at the end of a paragraph, request a greedy trial answer. Its conditional entropy, given the
+trace so far, is the mean over its own tokens of each token's entropy (over the 20 most probable
+tokens). Stop if the entropy has not fallen below the lowest one so far by more than ``tolerance``
+at ``patience`` checkpoints in a row.
+Units: nats a token; checkpoints.
+Source: Measuring Reasoning Utility in LLMs via Conditional Entropy Reduction, arXiv 2508.20395.
+Deviations: the paper scores the true answer, which a gateway does not know; here it is the model's
+own trial answer, whose distributions the same probe returns. ``at="sentence"`` is ours.
+Cost: a trial answer of at most ``max_tokens`` tokens a paragraph.
+Needs an answer that can be requested: a box, a choice, a short text or code (``task``).
+Patience: ``patience`` is multiplied.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import fmean
 from typing import ClassVar, Literal
 
 from adjourn.policies.events import Checkpoint, Command, Event, Probe, ProbeResult, Stop
 from adjourn.policies.evidence.answers import INDUCERS_BY_KIND, AnswerKind, count_answer_tokens
 from adjourn.policies.evidence.uncertainty import ENTROPY_TOP_LOGPROBS, token_entropy
+from adjourn.policies.patience import scale_count
 from adjourn.policies.policy import Needs
 
 __all__ = ["Utility"]
@@ -29,8 +31,8 @@ __all__ = ["Utility"]
 
 @dataclass(frozen=True, slots=True)
 class Utility:
-    """Options of ``utility``: ``patience`` in looks, ``tolerance`` in nats, ``max_tokens`` and
-    ``task`` of a trial answer, ``at`` as for ``entropy``."""
+    """Options of ``utility``: ``patience`` in checkpoints, ``tolerance`` in nats; ``max_tokens``:
+    longest trial answer; ``task``: its kind; ``at`` as in ``entropy``."""
 
     name: ClassVar[str] = "utility"
     patience: int = 3
@@ -55,17 +57,23 @@ class Utility:
             inducers=frozenset({INDUCERS_BY_KIND[self.task]}),
         )
 
+    def with_patience(self, factor: float) -> Utility:
+        return replace(self, patience=scale_count(self.patience, factor))
+
     def start(self) -> UtilityStopper:
         return UtilityStopper(self)
 
 
 class UtilityStopper:
+    """One trace. State, changed by ``observe`` only: the lowest entropy so far, and the trial
+    answers in a row since then. A probe without an answer changes nothing."""
+
     __slots__ = ("_lowest_entropy", "_policy", "_probes_without_gain")
 
     def __init__(self, policy: Utility) -> None:
         self._policy = policy
         self._lowest_entropy = math.inf
-        self._probes_without_gain = 0  # looks in a row without a decrease
+        self._probes_without_gain = 0
 
     def observe(self, event: Event) -> Command | None:
         match event:
@@ -82,10 +90,10 @@ class UtilityStopper:
     def _evaluate(self, result: ProbeResult) -> Command | None:
         count = count_answer_tokens(result.tokens, self._policy.task)
         if not count or len(result.top_logprobs) < count:
-            return None  # no answer yet is no answer that stays as uncertain
-        value = fmean(token_entropy(logprobs) for logprobs in result.top_logprobs[:count])
-        if value < self._lowest_entropy - self._policy.tolerance:
-            self._lowest_entropy, self._probes_without_gain = value, 0
+            return None  # a missing answer is not an answer of the same entropy
+        entropy = fmean(token_entropy(logprobs) for logprobs in result.top_logprobs[:count])
+        if entropy < self._lowest_entropy - self._policy.tolerance:
+            self._lowest_entropy, self._probes_without_gain = entropy, 0
             return None
         self._probes_without_gain += 1
         return (

@@ -49,7 +49,7 @@ def test_the_package_is_found_and_passes_its_own_tests(installed: dict[str, str]
     adjourn = Path(sys.executable).parent / "adjourn"
     assert "stale(stretches=2, min_tokens=64)" in run(installed, adjourn, "policies")
     pytest_ = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-c", os.devnull]
-    assert "4 passed" in run(installed, *pytest_, EXAMPLE)
+    assert "6 passed" in run(installed, *pytest_, EXAMPLE)
 
 
 @pytest.mark.engine

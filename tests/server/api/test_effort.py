@@ -1,17 +1,20 @@
-"""How long to think, as clients say it already."""
+"""The effort that a client asks for changes the default policy's patience, or limits its tokens."""
 
 from __future__ import annotations
 
 import json
-from typing import Any
+import logging
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from adjourn.policies.compose import AllOf, AnyOf
+from adjourn.policies.never import Never
 from adjourn.policies.parallel.first_finish import FirstFinish
-from adjourn.policies.policy import Policy
+from adjourn.policies.policy import Needs, Policy
 from adjourn.policies.stopping.budget import Budget
 from adjourn.policies.stopping.convergence import Convergence
 from adjourn.policies.stopping.deer import Deer
@@ -22,6 +25,23 @@ from adjourn.server.config import Settings
 
 LEVELS = st.sampled_from(sorted(PATIENCE_BY_EFFORT))
 USER = {"role": "user", "content": "How many?"}
+
+
+@dataclass(frozen=True)
+class BrokenPatience:
+    """A plug-in policy whose ``with_patience`` raises."""
+
+    name: ClassVar[str] = "broken-patience"
+
+    @property
+    def needs(self) -> Needs:
+        return Needs()
+
+    def start(self) -> Never:
+        return Never()
+
+    def with_patience(self, factor: float) -> Policy:
+        raise ValueError(factor)
 
 
 @pytest.mark.parametrize(
@@ -43,8 +63,10 @@ USER = {"role": "user", "content": "How many?"}
         ({"thinking_token_budget": 5, "thinking": {"budget_tokens": 9}}, (None, 5)),
     ],
 )
-def test_what_is_read(fields: dict[str, Any], expected: tuple[str | None, int | None]) -> None:
-    """A level, a ceiling or both; what is neither says nothing."""
+def test_the_fields_that_are_read(
+    fields: dict[str, Any], expected: tuple[str | None, int | None]
+) -> None:
+    """A level, a limit or both; other values are ignored."""
     assert read_effort(fields) == expected
 
 
@@ -63,21 +85,21 @@ def test_what_is_read(fields: dict[str, Any], expected: tuple[str | None, int | 
         (AllOf((Budget(max=8),)), "high", AllOf((Budget(max=16),))),
     ],
 )
-def test_a_level(policy: Policy, level: str, expected: Policy) -> None:
-    """Medium changes nothing; members of a composition are each turned."""
+def test_a_level_scales_the_patience(policy: Policy, level: str, expected: Policy) -> None:
+    """Medium changes nothing; each member of a composition is scaled."""
     assert apply_effort(policy, level, None) == expected
 
 
-def test_deer_doubts_half_as_much_at_twice_the_patience() -> None:
-    """What is left of certainty is divided."""
-    turned_up = apply_effort(Deer(threshold=0.9), "high", None)
-    assert isinstance(turned_up, Deer)
-    assert turned_up.threshold == pytest.approx(0.95)
+def test_twice_the_patience_halves_the_doubt_of_deer() -> None:
+    """The doubt, 1 - threshold, is divided by the factor."""
+    scaled = apply_effort(Deer(threshold=0.9), "high", None)
+    assert isinstance(scaled, Deer)
+    assert scaled.threshold == pytest.approx(0.95)
 
 
 @given(st.floats(0.01, 0.99), LEVELS, LEVELS)
 def test_more_effort_is_never_less_patience(threshold: float, one: str, other: str) -> None:
-    """The levels are in order, and each makes a policy that is valid."""
+    """The levels are in order, and each gives a valid policy."""
     low, high = sorted((one, other), key=PATIENCE_BY_EFFORT.__getitem__)
     deers = [apply_effort(Deer(threshold=threshold), level, None) for level in (low, high)]
     budgets = [apply_effort(Budget(max=100), level, None) for level in (low, high)]
@@ -89,22 +111,30 @@ def test_more_effort_is_never_less_patience(threshold: float, one: str, other: s
     assert budgets[0].max <= budgets[1].max
 
 
+def test_a_policy_that_fails_to_scale_is_used_as_it_is(caplog: pytest.LogCaptureFixture) -> None:
+    """The error of a plug-in is logged and does not fail the request; the limit still applies."""
+    with caplog.at_level(logging.ERROR, "adjourn.effort"):
+        policy = apply_effort(BrokenPatience(), "low", 100)
+    assert policy == apply_effort(BrokenPatience(), None, 100)
+    assert "broken-patience" in caplog.text
+
+
 @given(st.integers(1, 10**9))
-def test_a_ceiling_is_never_passed(ceiling: int) -> None:
-    """The budget beside the policy ends at the latest there."""
-    policy = apply_effort(Loop(), None, ceiling)
+def test_the_limit_is_never_exceeded(max_tokens: int) -> None:
+    """The additional budget ends the trace there at the latest."""
+    policy = apply_effort(Loop(), None, max_tokens)
     assert isinstance(policy, AnyOf)
     assert policy.policies[0] == Loop()
     budget = policy.policies[1]
     assert isinstance(budget, Budget)
-    assert budget.max + budget.grace <= max(ceiling, 1)
+    assert budget.max + budget.grace <= max(max_tokens, 1)
 
 
-def test_it_turns_what_each_of_several_traces_runs() -> None:
-    """The patience is that of its policy, and the ceiling that of each trace."""
-    turned = apply_effort(FirstFinish((Budget(max=100),)), "low", 1000)
-    assert isinstance(turned, FirstFinish)
-    assert turned.trace_policy == apply_effort(Budget(max=100), "low", 1000)
+def test_a_sampling_policy_changes_the_policy_of_each_trace() -> None:
+    """The level scales it, and the limit applies to each trace."""
+    scaled = apply_effort(FirstFinish((Budget(max=100),)), "low", 1000)
+    assert isinstance(scaled, FirstFinish)
+    assert scaled.trace_policy == apply_effort(Budget(max=100), "low", 1000)
     assert apply_effort(FirstFinish(), "low", None) == FirstFinish()
 
 
@@ -118,18 +148,18 @@ def test_it_turns_what_each_of_several_traces_runs() -> None:
         ({"reasoning_effort": "low", "adjourn": {"policy": "off"}}, {}, None),
     ],
 )
-def test_explicit_settings_win(
+def test_the_effort_changes_the_default_policy_only(
     fields: dict[str, Any], settings: dict[str, Any], expected: Policy | None
 ) -> None:
-    """The dial turns the default policy and no other; the operator may switch it off."""
+    """A policy in the request takes precedence, and the operator can switch the effort off."""
     body = json.dumps({"model": "m", "messages": [USER], **fields}).encode()
-    asked = parse_chat(body, {}, Settings(**settings), Budget(max=100), {"m": None})
-    assert asked.policy == expected
+    parsed = parse_chat(body, {}, Settings(**settings), Budget(max=100), {"m": None})
+    assert parsed.policy == expected
 
 
-def test_the_engine_gets_the_dial_too() -> None:
-    """Templates that know an effort, and the engine's own hard budget, go on working."""
+def test_the_engine_gets_the_fields_too() -> None:
+    """Chat templates with an effort, and the engine's own hard budget, keep working."""
     fields = {"reasoning_effort": "low", "thinking_token_budget": 50}
     body = json.dumps({"model": "m", "messages": [USER], **fields}).encode()
-    asked = parse_chat(body, {}, Settings(), Budget(), {"m": None})
-    assert {name: json.loads(bytes(asked.fields[name])) for name in fields} == fields
+    parsed = parse_chat(body, {}, Settings(), Budget(), {"m": None})
+    assert {name: json.loads(bytes(parsed.fields[name])) for name in fields} == fields
