@@ -1,4 +1,4 @@
-"""Small probes for `lynx`, and hidden states to show them."""
+"""Small classifiers for ``lynx``, and hidden states for them."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ CLASSIFIER: dict[str, Any] = {
         "not_ready": [round(n / 200, 3) for n in range(100)],
     },
 }
-"""p is the logistic of the first number behind each of two layers. Ready is from 0.5 on, and what
-is not ready below."""
+"""p is the logistic function of the sum of the first numbers of two layers. In the calibration,
+ready places have p from 0.5 on, and others below 0.5."""
 
 
 def classifier_document(**changes: Any) -> bytes:
@@ -39,6 +39,6 @@ def make_classifier(**changes: Any) -> ReadinessClassifier:
 def make_hidden_states(
     *values: float, layers: Sequence[int] = (2, 5), width: int = 2
 ) -> HiddenStates:
-    """These numbers, as near as a bfloat16 comes."""
+    """These numbers, rounded to bfloat16."""
     data = b"".join(struct.pack("<f", value)[2:] for value in values)
     return HiddenStates(tuple(layers), width, data)

@@ -1,4 +1,4 @@
-"""Drives a sampler as the server would, with answers that are known beforehand."""
+"""Drive a sampler as the gateway does, with scripted answers."""
 
 from __future__ import annotations
 
@@ -20,9 +20,12 @@ __all__ = ["SamplerDriver"]
 
 
 class SamplerDriver:
-    """``answers``: the class of each trace's answer, None where it breaks off. ``lows`` and
-    ``certainties``: how confident each was at its lowest, and how sure of its answer. ``came``:
-    those that were shown. ``log``: what was shown and said."""
+    """``answers``: the class of each trace's answer, None if the trace fails.
+    ``lowest_confidences`` and ``certainties``: those of each trace, if it has any.
+
+    State, changed by ``run``: ``shown_labels`` has the answers that the sampler got, ``log`` each
+    command with its event, ``aborted`` and ``opened_count`` the traces.
+    """
 
     def __init__(
         self,
@@ -42,7 +45,8 @@ class SamplerDriver:
         self._running: list[int] = []
 
     def run(self, order: Sequence[int]) -> ChooseTrace | None:
-        """The choice; ``order`` says who of those that run is next. None where no trace is left."""
+        """The choice, or None if no trace is left. ``order``: which of the running traces ends
+        next, as indices modulo their number."""
         choice, turn = self._observe(RequestStarted(0.0)), 0
         while choice is None and self._running:
             trace = self._running.pop(order[turn % len(order)] % len(self._running))

@@ -36,34 +36,34 @@ from tests.policies.session_helpers import (
 GATE, TRIAL, OTHER = Probe(max_tokens=1), Probe(max_tokens=20), Probe(max_tokens=7)
 
 
-def asking(probe: Probe, verdict: Callable[[ProbeResult], Stop | None]) -> ScriptedPolicy:
-    """Asks ``probe`` at each checkpoint and judges its result."""
+def probing(probe: Probe, reply: Callable[[ProbeResult], Stop | None]) -> ScriptedPolicy:
+    """A policy that sends ``probe`` at each checkpoint and replies to its result."""
 
     def script(event: Event) -> Any:
         if isinstance(event, Checkpoint):
             return probe
-        return verdict(event) if isinstance(event, ProbeResult) else None
+        return reply(event) if isinstance(event, ProbeResult) else None
 
     return ScriptedPolicy(script)
 
 
-def yes(event: ProbeResult) -> Stop:
+def stop_at_result(event: ProbeResult) -> Stop:
     return Stop("yes", event.position, 0.9)
 
 
-def no(event: ProbeResult) -> None:
+def continue_at_result(event: ProbeResult) -> None:
     return None
 
 
 def test_any_of_stops_when_one_does() -> None:
-    """The first member's stop is the composition's, reason and all."""
+    """The member's stop is the composition's, with its reason."""
     stopper = AnyOf((Deer(), Budget(max=10))).start()
     assert stopper.observe(reasoning_chunk("end.", 1, position=9)) is None
     assert stopper.observe(reasoning_chunk("end.", 1, position=10)) == Stop("budget")
 
 
-def test_any_of_stops_by_probe() -> None:
-    """A member's probes reach the engine and their results reach the member."""
+def test_any_of_stops_after_a_members_probe() -> None:
+    """The composition returns the member's probes, and the member gets their results."""
     stopper = AnyOf((Loop(), Deer())).start()
     assert stopper.observe(cue_checkpoint(5)) == GATE
     assert stopper.observe(probe_result(5, "7", 0.9, GATE, finished=False)) == TRIAL
@@ -73,37 +73,37 @@ def test_any_of_stops_by_probe() -> None:
 
 
 def test_any_of_stops_while_a_probe_runs() -> None:
-    """A member without probes waits for nobody's."""
+    """A member without probes does not wait for another member's probe."""
     stopper = AnyOf((Deer(), Budget(max=10))).start()
     assert stopper.observe(cue_checkpoint(5)) == GATE
     assert stopper.observe(reasoning_chunk("end.", 1, position=10)) == Stop("budget")
 
 
-def test_members_that_ask_the_same_share_the_result() -> None:
-    """One probe, both judge it."""
-    heard: list[str] = []
+def test_members_with_the_same_query_share_its_result() -> None:
+    """One probe is sent, and both members get its result."""
+    received: list[str] = []
 
-    def listening(name: str) -> ScriptedPolicy:
-        return asking(TRIAL, lambda event: heard.append(name))
+    def recording(name: str) -> ScriptedPolicy:
+        return probing(TRIAL, lambda event: received.append(name))
 
-    stopper = AnyOf((listening("one"), listening("two"))).start()
+    stopper = AnyOf((recording("one"), recording("two"))).start()
     assert stopper.observe(cue_checkpoint(5)) == TRIAL
     assert stopper.observe(probe_result(5, probe=TRIAL)) is None
-    assert heard == ["one", "two"]
+    assert received == ["one", "two"]
 
 
-def test_members_that_ask_different_things_take_turns() -> None:
-    """One probe is in flight at a time; each member hears its own result only."""
-    stopper = AnyOf((asking(TRIAL, no), asking(OTHER, yes))).start()
+def test_members_with_different_queries_take_turns() -> None:
+    """One probe is in flight at a time; each member gets its own result only."""
+    stopper = AnyOf((probing(TRIAL, continue_at_result), probing(OTHER, stop_at_result))).start()
     assert stopper.observe(cue_checkpoint(5)) == TRIAL
     assert stopper.observe(reasoning_chunk("x", 1, position=6)) is None
     assert stopper.observe(probe_result(5, probe=TRIAL)) == OTHER
     assert stopper.observe(probe_result(5, probe=OTHER)) == Stop("yes", 5, 0.9)
 
 
-def test_a_failed_probe_lets_the_others_have_their_turn() -> None:
-    """What fails for one member is no answer to another's question."""
-    stopper = AnyOf((asking(TRIAL, yes), asking(OTHER, yes))).start()
+def test_after_a_failed_probe_the_next_query_is_sent() -> None:
+    """Only the member whose probe failed gets the failure."""
+    stopper = AnyOf((probing(TRIAL, stop_at_result), probing(OTHER, stop_at_result))).start()
     assert stopper.observe(cue_checkpoint(5)) == TRIAL
     assert stopper.observe(probe_failed(5, TRIAL)) == OTHER
     assert stopper.observe(probe_failed(5, OTHER)) is None
@@ -111,21 +111,23 @@ def test_a_failed_probe_lets_the_others_have_their_turn() -> None:
 
 
 def test_all_of_stops_when_all_do() -> None:
-    """Both reasons, the lesser confidence."""
+    """The stop has both reasons and the lower confidence."""
 
-    def surer(event: ProbeResult) -> Stop:
-        return Stop("surer", event.position, 0.99)
+    def stop_with_higher_confidence(event: ProbeResult) -> Stop:
+        return Stop("higher", event.position, 0.99)
 
-    stopper = AllOf((asking(TRIAL, yes), asking(OTHER, surer))).start()
+    stopper = AllOf(
+        (probing(TRIAL, stop_at_result), probing(OTHER, stop_with_higher_confidence))
+    ).start()
     assert stopper.observe(cue_checkpoint(5)) == TRIAL
     assert stopper.observe(probe_result(5, probe=TRIAL)) == OTHER
-    assert stopper.observe(probe_result(5, probe=OTHER)) == Stop("surer+yes", 5, 0.9)
+    assert stopper.observe(probe_result(5, probe=OTHER)) == Stop("higher+yes", 5, 0.9)
 
 
-def test_all_of_wants_agreement_at_one_checkpoint() -> None:
-    """A yes here and a yes there are no agreement of members that look by probe."""
-    first = asking(TRIAL, lambda event: yes(event) if event.position == 5 else None)
-    second = asking(OTHER, lambda event: yes(event) if event.position == 9 else None)
+def test_all_of_needs_agreement_at_one_checkpoint() -> None:
+    """Members with probes that stop at different checkpoints do not agree."""
+    first = probing(TRIAL, lambda event: stop_at_result(event) if event.position == 5 else None)
+    second = probing(OTHER, lambda event: stop_at_result(event) if event.position == 9 else None)
     stopper = AllOf((first, second)).start()
     for position in (5, 9):
         assert stopper.observe(cue_checkpoint(position)) == TRIAL
@@ -134,8 +136,8 @@ def test_all_of_wants_agreement_at_one_checkpoint() -> None:
 
 
 def test_a_member_without_probes_stays_agreed() -> None:
-    """A budget that is spent stays spent."""
-    stopper = AllOf((Budget(max=10), asking(TRIAL, yes))).start()
+    """A budget that is used up stays used up at later checkpoints."""
+    stopper = AllOf((Budget(max=10), probing(TRIAL, stop_at_result))).start()
     assert stopper.observe(reasoning_chunk("end.", 1, position=10)) is None
     assert stopper.observe(cue_checkpoint(20)) == TRIAL
     stop = stopper.observe(probe_result(20, probe=TRIAL))
@@ -143,34 +145,34 @@ def test_a_member_without_probes_stays_agreed() -> None:
     assert (stop.reason, stop.confidence) == ("budget+yes", 0.9)
 
 
-def test_all_of_never_with_never() -> None:
-    """Trap 6: what wants everybody's consent stops for nobody's alone."""
-    stopper = AllOf((Never(), Budget(max=1), asking(TRIAL, yes))).start()
+def test_all_of_with_never_never_stops() -> None:
+    """Trap 6: the stops of the other members are not enough."""
+    stopper = AllOf((Never(), Budget(max=1), probing(TRIAL, stop_at_result))).start()
     for position in range(1, 200, 5):
         assert stopper.observe(reasoning_chunk("end.", 1, position=position)) is None
         assert stopper.observe(cue_checkpoint(position)) == TRIAL
         assert stopper.observe(probe_result(position, probe=TRIAL)) is None
 
 
-def test_a_member_that_decided_asks_no_more() -> None:
-    """A question that its member has answered for itself meanwhile is dropped, not repeated."""
-    stopper = AllOf((AnyOf((Deer(), Budget(max=10))), asking(OTHER, no))).start()
+def test_a_query_in_flight_is_dropped_if_its_member_stops() -> None:
+    """The member has decided meanwhile, so it gets no result and the probe is not repeated."""
+    stopper = AllOf((AnyOf((Deer(), Budget(max=10))), probing(OTHER, continue_at_result))).start()
     assert stopper.observe(cue_checkpoint(5)) == GATE
     assert stopper.observe(reasoning_chunk("end.", 1, position=10)) is None
     assert stopper.observe(probe_result(5, "7", 0.99, GATE)) == OTHER
     assert stopper.observe(probe_result(5, probe=OTHER)) is None
 
 
-def test_a_question_in_the_queue_is_dropped_with_its_need() -> None:
-    """Who was still waiting for his turn and has decided meanwhile takes no turn."""
-    stopper = AllOf((asking(OTHER, no), AnyOf((Deer(), Budget(max=10))))).start()
+def test_a_waiting_query_is_dropped_if_its_member_stops() -> None:
+    """A member that has decided while it waited for its turn sends no probe."""
+    stopper = AllOf((probing(OTHER, continue_at_result), AnyOf((Deer(), Budget(max=10))))).start()
     assert stopper.observe(cue_checkpoint(5)) == OTHER
     assert stopper.observe(reasoning_chunk("end.", 1, position=10)) is None
     assert stopper.observe(probe_result(5, probe=OTHER)) is None
 
 
-def test_a_policy_is_not_asked_behind_its_stop_before_the_next_checkpoint() -> None:
-    """Until there is a new place to look at, a member that said stop sees nothing."""
+def test_a_stopped_member_gets_no_events_until_the_next_checkpoint() -> None:
+    """Its stop stays valid until a checkpoint makes it decide again."""
     seen: list[Event] = []
 
     def script(event: Event) -> Any:
@@ -184,7 +186,7 @@ def test_a_policy_is_not_asked_behind_its_stop_before_the_next_checkpoint() -> N
 
 def test_compositions_nest() -> None:
     """A composition is a policy like any other."""
-    policy = AnyOf((AllOf((Deer(), asking(OTHER, yes))), Budget(max=100)))
+    policy = AnyOf((AllOf((Deer(), probing(OTHER, stop_at_result))), Budget(max=100)))
     stopper = policy.start()
     assert stopper.observe(cue_checkpoint(5)) == GATE
     assert stopper.observe(probe_result(5, "7", 0.99, GATE, finished=False)) == TRIAL
@@ -193,40 +195,40 @@ def test_compositions_nest() -> None:
     assert stop == Stop("confident+yes", 5, 0.9)
 
 
-def test_needs_are_joined() -> None:
-    """The engine is asked for what any member needs, at the shortest interval."""
+def test_needs_are_combined() -> None:
+    """They have everything that any member needs, at the shortest interval."""
     policy = AnyOf((Deer(), Convergence(every=48), Convergence(every=64), Loop()))
     answer = frozenset({"answer"})
-    asked = Needs(cues=True, interval=48, reasoning_chunks=True, probes=True, inducers=answer)
-    assert policy.needs == asked
+    expected = Needs(cues=True, interval=48, reasoning_chunks=True, probes=True, inducers=answer)
+    assert policy.needs == expected
     assert AllOf((Never(),)).needs == Needs()
 
 
 @pytest.mark.parametrize("field", fields(Needs), ids=lambda field: field.name)
-def test_no_need_is_lost(field: Field[Any]) -> None:
-    """Whichever member has it, in whichever place."""
-    some: Any = {"bool": True, "int": 3, "float": 0.5}.get(str(field.type), frozenset({"x"}))
-    one = Needs(**{field.name: some})
+def test_each_field_of_needs_is_combined(field: Field[Any]) -> None:
+    """It does not matter which of the two has it."""
+    value: Any = {"bool": True, "int": 3, "float": 0.5}.get(str(field.type), frozenset({"x"}))
+    one = Needs(**{field.name: value})
     assert one | Needs() == Needs() | one == one
 
 
 @pytest.mark.parametrize("kind", [AnyOf, AllOf])
-def test_a_composition_of_nothing(kind: Callable[[tuple[()]], Any]) -> None:
-    """All of nothing would stop everything."""
+def test_a_composition_without_members_is_refused(kind: Callable[[tuple[()]], Any]) -> None:
+    """``all_of`` without members would stop every trace."""
     with pytest.raises(ValueError, match="at least one"):
         kind(())
 
 
-def test_one_trace_does_not_know_of_another() -> None:
-    """Each start is a new beginning."""
+def test_stoppers_share_no_state() -> None:
+    """Each trace has a stopper of its own."""
     policy = AllOf((Budget(max=1), Budget(max=2)))
     assert policy.start().observe(reasoning_chunk("end.", 1, position=5)) == Stop("budget")
     assert policy.start().observe(reasoning_chunk("end.", 1, position=1)) is None
 
 
-def test_events_that_are_nobodys() -> None:
-    """A result that no member asked for changes nothing."""
-    stopper = AnyOf((asking(TRIAL, yes),)).start()
+def test_results_without_a_query_are_ignored() -> None:
+    """A result that no member waits for changes nothing."""
+    stopper = AnyOf((probing(TRIAL, stop_at_result),)).start()
     events: list[Event] = [
         probe_result(5, probe=OTHER),
         ProbeFailed(OTHER, 5, "error", 0.0),

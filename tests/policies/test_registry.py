@@ -1,4 +1,4 @@
-"""Policies are found by name, and what a user wrote is read or refused with what would be right."""
+"""Policies are found by name; a specification is parsed, or refused with a helpful message."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ NAMES = [
 
 
 def test_the_builtin_policies_are_installed() -> None:
-    """They are entry points like any other's."""
+    """They are entry points, like those of a third party."""
     assert set(NAMES) <= set(available())
 
 
 @pytest.mark.parametrize("name", sorted(available()))
-def test_a_policy_goes_by_its_own_name(name: str) -> None:
-    """The entry point's name is the one in metrics and messages."""
+def test_the_entry_point_has_the_policys_name(name: str) -> None:
+    """Users write the same name that metrics and messages show."""
     assert available()[name].name == name  # type: ignore[attr-defined]
 
 
@@ -65,13 +65,13 @@ def test_a_policy_goes_by_its_own_name(name: str) -> None:
         ),
     ],
 )
-def test_specifications(text: str, expected: Any) -> None:
+def test_specifications_are_parsed(text: str, expected: Any) -> None:
     """A name, a call with options, a composition."""
     assert parse(text) == expected
 
 
-def test_options_of_a_request_override_the_written_ones() -> None:
-    """The alias says one threshold, the request another."""
+def test_options_override_those_in_the_specification() -> None:
+    """A model alias has one threshold, the request another."""
     policy = parse("deer(threshold=0.9, gap=3)", {"threshold": 0.8})
     assert policy == Deer(threshold=0.8, gap=3)
 
@@ -95,7 +95,7 @@ def test_options_of_a_request_override_the_written_ones() -> None:
         ("any_of()", "at least one policy"),
         ("any_of(policies=1)", "has no option 'policies'"),
         ("any_of(deer, 5)", "cannot read policy '5'"),
-        ("deer(threshold=max)", "'max' is not a number or a quoted text"),
+        ("deer(threshold=max)", "'max' is not a number or a quoted string"),
         ("deer(**{'gap': 1})", "cannot read the options"),
         ("deer(gap=1, gap=2)", "cannot read"),
         ("deer(*loop)", "cannot read"),
@@ -107,8 +107,10 @@ def test_options_of_a_request_override_the_written_ones() -> None:
         ("__import__('os')", "takes|unknown|cannot read"),
     ],
 )
-def test_what_is_wrong_is_said_with_what_is_right(text: str, message: str) -> None:
-    """Unknown names, options and values are the user's error, and the message helps."""
+def test_an_invalid_specification_is_refused_with_a_helpful_message(
+    text: str, message: str
+) -> None:
+    """The message names the valid policies, options or values."""
     with pytest.raises(BadPolicy, match=message):
         parse(text)
 
@@ -126,8 +128,8 @@ def test_what_is_wrong_is_said_with_what_is_right(text: str, message: str) -> No
         "not " * 900 + "a",
     ],
 )
-def test_no_depth_breaks_the_reader(text: str) -> None:
-    """What a client writes into a header is at worst a bad policy."""
+def test_deeply_nested_specifications_are_refused(text: str) -> None:
+    """Any text in a client's header raises BadPolicy at worst."""
     with pytest.raises(BadPolicy):
         parse(text)
 
@@ -137,8 +139,8 @@ def test_no_depth_breaks_the_reader(text: str) -> None:
     [("deer", "max_tokens"), ("deer", "gap"), ("deer", "backoff"), ("budget", "max")],
 )
 @pytest.mark.parametrize("value", [10**400, 10**30], ids=["10^400", "10^30"])
-def test_no_number_breaks_a_policy(name: str, option: str, value: int) -> None:
-    """A number beyond all sense is refused, or a policy starts with it."""
+def test_a_huge_number_is_refused_or_works(name: str, option: str, value: int) -> None:
+    """It raises BadPolicy, or the policy starts with it."""
     try:
         policy = parse(name, {option: value})
     except BadPolicy:
@@ -147,8 +149,8 @@ def test_no_number_breaks_a_policy(name: str, option: str, value: int) -> None:
 
 
 @given(st.text("deranyof_lp(),=.0123'[]-* ", max_size=30))
-def test_any_text_is_a_policy_or_a_bad_one(text: str) -> None:
-    """Nothing else ever comes out of the reader."""
+def test_any_text_is_a_policy_or_raises_bad_policy(text: str) -> None:
+    """No other exception is raised."""
     try:
         policy = parse(text)
     except BadPolicy:
@@ -169,8 +171,8 @@ def test_any_text_is_a_policy_or_a_bad_one(text: str) -> None:
         max_size=3,
     ),
 )
-def test_any_options_make_a_policy_or_a_bad_one(name: str, options: dict[str, Any]) -> None:
-    """A request's options are JSON of any shape."""
+def test_any_options_give_a_policy_or_raise_bad_policy(name: str, options: dict[str, Any]) -> None:
+    """The options of a request are arbitrary JSON."""
     try:
         policy = parse(name, options)
     except BadPolicy:
@@ -204,28 +206,28 @@ def custom(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("custom")
 @pytest.mark.parametrize("name", ["my-own", "my_own"])
-def test_a_third_partys_policy(name: str) -> None:
-    """A name with a hyphen is written with one or without."""
+def test_a_third_party_policy_is_parsed(name: str) -> None:
+    """A hyphen in its name may be written as an underscore."""
     assert parse(f"{name}(wanted='x')") == Custom("x")
     assert parse(f"any_of({name}(wanted='x'), deer)") == AnyOf((Custom("x"), Deer()))
 
 
 @pytest.mark.usefixtures("custom")
-def test_a_hyphen_in_a_text_stays() -> None:
-    """Only names are written with underscores; what is quoted is the user's."""
+def test_hyphens_in_quoted_text_are_kept() -> None:
+    """Only names are converted."""
     policy = parse("my-own(wanted='a-b', mode='one-two', label='half-way-up')")
     assert policy == Custom("a-b", "one-two", "half-way-up")
 
 
 @pytest.mark.usefixtures("custom")
-def test_a_missing_option_is_the_users_error() -> None:
-    """A policy that cannot do without an option says so."""
+def test_a_missing_required_option_is_refused() -> None:
+    """The message names the option."""
     with pytest.raises(BadPolicy, match="wanted"):
         parse("my-own")
 
 
-def test_members_are_given_to_compositions_only() -> None:
-    """``build`` is ``parse`` for who has read already."""
+def test_only_compositions_take_members() -> None:
+    """``build`` takes a name, options and members instead of text."""
     assert build("any_of", {}, (Deer(),)) == AnyOf((Deer(),))
     with pytest.raises(BadPolicy, match="by name only"):
         build("deer", {}, (Deer(),))
@@ -233,7 +235,7 @@ def test_members_are_given_to_compositions_only() -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_policies_are_values(name: str) -> None:
-    """Equal options are one policy, and one key: what was learned is kept by it."""
+    """Policies with equal options are equal: measurements are kept by policy."""
     text = f"{name}(deer)" if name.endswith("_of") else name
     assert parse(text) == parse(text)
     assert hash(parse(text)) == hash(parse(text))

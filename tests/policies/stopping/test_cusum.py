@@ -1,4 +1,4 @@
-"""``cusum`` stops at a sentence's end once the trace has gone from unsure to sure."""
+"""``cusum`` stops at a sentence end once the trace has become confident."""
 
 from __future__ import annotations
 
@@ -22,19 +22,20 @@ SURE, UNSURE = (0.0,), (math.log(0.5), math.log(0.5))
 POLICY = Cusum(reference=0.5, threshold=4.0, min_tokens=0)
 
 
-def think(stopper: Stopper, tokens: list[tuple[float, ...]], sizes: list[int]) -> None:
-    """These tokens' log-probabilities, so many a piece."""
+def feed(stopper: Stopper, tokens: list[tuple[float, ...]], sizes: list[int]) -> None:
+    """Feed tokens with these log-probabilities, in chunks of these sizes."""
     position = 0
     while tokens:
         size = sizes[0] if sizes else 1
-        now, tokens, sizes = tokens[:size], tokens[size:], sizes[1:]
-        position += len(now)
-        event = ReasoningChunk("x", tuple(range(len(now))), position, 0.0, tuple(now))
+        chunk, tokens, sizes = tokens[:size], tokens[size:], sizes[1:]
+        position += len(chunk)
+        event = ReasoningChunk("x", tuple(range(len(chunk))), position, 0.0, tuple(chunk))
         assert stopper.observe(event) is None
 
 
-def alarm(values: list[float]) -> bool:
-    """Whether the statistic ever passed: the largest sum of a run of (reference - H)."""
+def exceeds_threshold(values: list[float]) -> bool:
+    """Whether the statistic ever exceeds the threshold: it is the largest sum of consecutive
+    (reference - H)."""
     best = largest = 0.0
     for value in values:
         best = max(0.0, best + POLICY.reference - value)
@@ -43,19 +44,21 @@ def alarm(values: list[float]) -> bool:
 
 
 @given(st.lists(st.sampled_from([SURE, UNSURE]), max_size=60), st.lists(st.integers(1, 5)))
-def test_the_alarm_whatever_the_chunking(tokens: list, sizes: list[int]) -> None:
-    """It stops at a sentence's end if, and only if, the statistic has passed its threshold."""
+def test_it_stops_if_and_only_if_the_statistic_exceeds_the_threshold(
+    tokens: list, sizes: list[int]
+) -> None:
+    """However the tokens are split into chunks."""
     stopper = POLICY.start()
-    think(stopper, tokens, sizes)
-    values = [0.0 if one is SURE else math.log(2) for one in tokens]
-    expected = Stop("sure", 60) if alarm(values) else None
+    feed(stopper, tokens, sizes)
+    values = [0.0 if token is SURE else math.log(2) for token in tokens]
+    expected = Stop("sure", 60) if exceeds_threshold(values) else None
     assert stopper.observe(boundary_checkpoint("sentence", 60)) == expected
 
 
-def test_it_waits_for_the_end_of_a_sentence() -> None:
-    """However sure it is: a cut in mid-sentence helps nobody."""
+def test_it_stops_at_sentence_ends_only() -> None:
+    """However confident the trace is."""
     stopper = POLICY.start()
-    think(stopper, [SURE] * 50, [])
+    feed(stopper, [SURE] * 50, [])
     assert [
         stopper.observe(event)
         for event in (cue_checkpoint(50), boundary_checkpoint("paragraph", 50))
@@ -63,29 +66,29 @@ def test_it_waits_for_the_end_of_a_sentence() -> None:
     assert stopper.observe(boundary_checkpoint("sentence", 50)) == Stop("sure", 50)
 
 
-def test_not_before_min_tokens() -> None:
-    """A sure beginning is only a beginning."""
+def test_it_does_not_stop_before_min_tokens() -> None:
+    """A confident beginning is not enough."""
     stopper = Cusum(reference=0.5, threshold=4.0, min_tokens=64).start()
-    think(stopper, [SURE] * 63, [])
+    feed(stopper, [SURE] * 63, [])
     assert stopper.observe(boundary_checkpoint("sentence", 63)) is None
     assert stopper.observe(boundary_checkpoint("sentence", 64)) == Stop("sure", 64)
 
 
 def test_without_log_probabilities_it_never_stops() -> None:
-    """Trap 6: what the engine does not tell is not taken for certainty."""
+    """Trap 6: missing log-probabilities do not count as certain."""
     stopper = POLICY.start()
     for position in range(500):
         stopper.observe(reasoning_chunk("x", 1, position=position))
         assert stopper.observe(boundary_checkpoint("sentence", position)) is None
     assert stopper.observe(probe_result(500)) is None
-    think(stopper, [()] * 500, [3])
+    feed(stopper, [()] * 500, [3])
     assert stopper.observe(boundary_checkpoint("sentence", 500)) is None
 
 
 @pytest.mark.parametrize(
     "options", [{"reference": 0}, {"threshold": 0}, {"threshold": math.nan}, {"min_tokens": -1}]
 )
-def test_options_that_make_no_sense(options: dict[str, float]) -> None:
-    """A statistic that could not grow, or that passes at once, is refused."""
+def test_invalid_options_are_refused(options: dict[str, float]) -> None:
+    """A statistic that cannot grow, or that exceeds its threshold at once."""
     with pytest.raises(ValueError, match="must"):
         Cusum(**options)

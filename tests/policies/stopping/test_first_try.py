@@ -1,4 +1,4 @@
-"""``first-try`` stops at the first few answers that a trace states."""
+"""``first-try`` stops at the first answers that a trace states."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ ANSWER = "So the answer is 7."
 
 
 def stops(policy: FirstTry, sentences: list[tuple[int, str]]) -> int | None:
-    """Where it stops; each sentence ends at its position."""
+    """Where it stops, in a trace of (end position, sentence)."""
     stopper = policy.start()
     for position, text in sentences:
         if (stop := stopper.observe(boundary_checkpoint("sentence", position, text))) is not None:
@@ -45,24 +45,24 @@ def stops(policy: FirstTry, sentences: list[tuple[int, str]]) -> int | None:
         ("The answer is", False),
     ],
 )
-def test_what_states_an_answer(sentence: str, states: bool) -> None:
-    """A boxed answer or "the answer is …"; a question, a condition or a denial is none."""
+def test_sentences_that_state_an_answer(sentence: str, states: bool) -> None:
+    """A boxed answer or "the answer is …"; not a question, a condition or a negation."""
     assert (stops(FirstTry(), [(9, sentence)]) == 9) == states
 
 
-def test_an_easy_question_needs_one() -> None:
-    """The first answer came soon: the question is easy."""
+def test_an_easy_question_needs_one_answer() -> None:
+    """It is easy because the first answer came within ``easy_tokens``."""
     assert stops(FirstTry(easy_tokens=100), [(50, "Hm."), (100, ANSWER), (150, ANSWER)]) == 100
 
 
-def test_a_hard_question_needs_three() -> None:
-    """The first answer took long; that decides, not when the others come."""
+def test_a_hard_question_needs_three_answers() -> None:
+    """It is hard because the first answer took longer; the later ones do not matter."""
     tries = [(101, ANSWER), (150, "Wait."), (200, ANSWER), (201, ANSWER), (300, ANSWER)]
     assert stops(FirstTry(easy_tokens=100), tries) == 201
 
 
 def test_a_trace_without_answers_is_never_stopped() -> None:
-    """Trap 6: over a long trace, other events included."""
+    """Trap 6: over a long trace, and whatever other events come."""
     stopper = FirstTry().start()
     events = [boundary_checkpoint("sentence", n, "Hm.") for n in range(500)] + [
         cue_checkpoint(500),
@@ -73,8 +73,8 @@ def test_a_trace_without_answers_is_never_stopped() -> None:
 
 
 @given(st.lists(st.integers(1, 6), max_size=40))
-def test_the_same_answers_whatever_the_chunking(sizes: list[int]) -> None:
-    """Trap 2: an answer split over pieces counts once."""
+def test_answers_are_counted_however_the_text_is_split(sizes: list[int]) -> None:
+    """Trap 2: an answer that is split over chunks counts once."""
     text = "So the answer is 7. Wait.\n\nI get \\boxed{8}! The result is 3.5 or so.\nNext"
     scanner, stopper, count = BoundaryScanner(), FirstTry(easy=9, hard=9).start(), 0
     for size in [*sizes, len(text)]:
@@ -88,7 +88,7 @@ def test_the_same_answers_whatever_the_chunking(sizes: list[int]) -> None:
 
 
 @pytest.mark.parametrize("options", [{"easy": 0}, {"easy": 4}, {"easy_tokens": -1}])
-def test_options_that_make_no_sense(options: dict[str, int]) -> None:
-    """A hard question needs no fewer answers than an easy one."""
+def test_invalid_options_are_refused(options: dict[str, int]) -> None:
+    """No answers for an easy question, or fewer for a hard one than for an easy one."""
     with pytest.raises(ValueError, match="at least"):
         FirstTry(**options)

@@ -1,4 +1,4 @@
-"""``lynx`` asks for hidden states at every cue and stops where they leave nothing but ready."""
+"""``lynx`` requests hidden states at every cue, and stops if its set is exactly {"ready"}."""
 
 from __future__ import annotations
 
@@ -19,23 +19,25 @@ from tests.policies.session_helpers import (
     probe_result,
 )
 
-ASKED = Probe(inducer="", max_tokens=1, close_trace=False, hidden_states=True)
+PROBE = Probe(inducer="", max_tokens=1, close_trace=False, hidden_states=True)
 SURE, UNSURE, NO = (make_hidden_states(value, 0, 0, 0) for value in (4, 0, -4))
-"""p of 0.98, which nothing that is not ready ever had, of 0.5, which could be either, and 0.02."""
+"""p = 0.98, as only ready places in the calibration have it; 0.5, as both kinds have it; 0.02."""
 OVERLAPPING = {
     "ready": [0.4 + n / 165 for n in range(99)],
     "not_ready": [n / 165 for n in range(99)],
 }
 
 
-def told(policy: Lynx, hidden_states: HiddenStates | None) -> Command | None:
+def reply_to(policy: Lynx, hidden_states: HiddenStates | None) -> Command | None:
+    """Its reply to a probe with these hidden states."""
     stopper = policy.start()
-    assert stopper.observe(cue_checkpoint(7)) == ASKED
-    return stopper.observe(probe_result(7, "W", probe=ASKED, hidden_states=hidden_states))
+    assert stopper.observe(cue_checkpoint(7)) == PROBE
+    return stopper.observe(probe_result(7, "W", probe=PROBE, hidden_states=hidden_states))
 
 
-def test_it_stops_where_the_set_is_exactly_ready() -> None:
-    stop = told(Lynx(make_classifier()), SURE)
+def test_it_stops_if_the_set_is_exactly_ready() -> None:
+    """At the cue, with p as its confidence."""
+    stop = reply_to(Lynx(make_classifier()), SURE)
     assert isinstance(stop, Stop)
     assert (stop.reason, stop.position) == ("ready", 7)
     assert stop.confidence == pytest.approx(0.982, abs=1e-3)
@@ -44,53 +46,57 @@ def test_it_stops_where_the_set_is_exactly_ready() -> None:
 @pytest.mark.parametrize(
     ("hidden", "delta"),
     [
-        (UNSURE, 0.005),  # too few to rule anything out: both
-        (UNSURE, 0.05),  # both could be
-        (NO, 0.05),  # not ready alone
-        (UNSURE, 0.9),  # neither
-        (None, 0.05),
+        (UNSURE, 0.005),  # too few calibration cues to exclude a label: both
+        (UNSURE, 0.05),  # both
+        (NO, 0.05),  # "not-ready" alone
+        (UNSURE, 0.9),  # the empty set
+        (None, 0.05),  # no hidden states
     ],
 )
-def test_any_other_set_goes_on(hidden: HiddenStates | None, delta: float) -> None:
-    assert told(Lynx(make_classifier(calibration=OVERLAPPING), delta), hidden) is None
+def test_any_other_set_does_not_stop(hidden: HiddenStates | None, delta: float) -> None:
+    """Both labels, "not-ready" alone, or none."""
+    assert reply_to(Lynx(make_classifier(calibration=OVERLAPPING), delta), hidden) is None
 
 
 def test_a_calibration_too_small_for_delta_never_stops() -> None:
+    """18 cues are too few for 0.05, which needs 19."""
     few = {"ready": [0.9] * 50, "not_ready": [0.1] * 18}
-    assert told(Lynx(make_classifier(calibration=few)), SURE) is None
-    assert told(Lynx(make_classifier(calibration=few), delta=0.06), SURE) is not None
+    assert reply_to(Lynx(make_classifier(calibration=few)), SURE) is None
+    assert reply_to(Lynx(make_classifier(calibration=few), delta=0.06), SURE) is not None
 
 
-def test_it_asks_again_at_the_next_cue_and_only_at_cues() -> None:
+def test_it_probes_at_every_cue_and_only_at_cues() -> None:
+    """After a failed probe too."""
     stopper = Lynx(make_classifier()).start()
-    assert stopper.observe(cue_checkpoint(1)) == ASKED
-    assert stopper.observe(probe_failed(1, ASKED)) is None
+    assert stopper.observe(cue_checkpoint(1)) == PROBE
+    assert stopper.observe(probe_failed(1, PROBE)) is None
     assert stopper.observe(boundary_checkpoint("paragraph", 2)) is None
-    assert stopper.observe(cue_checkpoint(3)) == ASKED
+    assert stopper.observe(cue_checkpoint(3)) == PROBE
 
 
-def test_states_of_another_shape_mute_it() -> None:
-    """The session goes on without it."""
-    made = make_session(Lynx(make_classifier()))
-    feed_all(made, ("So", 30), (" Wait", 31), (",", 32))
-    probed = probe_result(
-        1, "W", probe=ASKED, hidden_states=make_hidden_states(1, width=1, layers=(2,))
+def test_hidden_states_of_another_shape_mute_it() -> None:
+    """The session continues without the policy."""
+    session = make_session(Lynx(make_classifier()))
+    feed_all(session, ("So", 30), (" Wait", 31), (",", 32))
+    result = probe_result(
+        1, "W", probe=PROBE, hidden_states=make_hidden_states(1, width=1, layers=(2,))
     )
-    assert made.on_probe_result(probed) is None
-    assert made.mute_reason == "policy-error"
+    assert session.on_probe_result(result) is None
+    assert session.mute_reason == "policy-error"
 
 
-def test_what_it_needs() -> None:
-    """The layers of its probe and its model; untrained, it looks and asks for the recorder."""
+def test_its_needs_are_those_of_its_classifier() -> None:
+    """The layers and the model. An untrained one has neither, and is only for recording."""
     needs = Lynx(make_classifier()).needs
     assert (needs.cues, needs.probes) == (True, True)
     assert needs.hidden_states == {Layer(2, 2), Layer(5, 2)}
     assert needs.models == {"small"}
     assert Lynx(UNTRAINED).needs.models == Lynx(UNTRAINED).needs.hidden_states == frozenset()
-    assert told(Lynx(UNTRAINED), SURE) is None
+    assert reply_to(Lynx(UNTRAINED), SURE) is None
 
 
-def test_it_is_read_with_the_probe_that_it_names() -> None:
+def test_a_specification_names_its_classifier() -> None:
+    """By the option ``probe``, alone, in a request's options, or in a composition."""
     probes = {"mine": make_classifier()}
     assert parse("lynx(probe='mine', delta=0.1)", readiness_probes=probes) == Lynx(
         make_classifier(), 0.1
@@ -101,7 +107,7 @@ def test_it_is_read_with_the_probe_that_it_names() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         ("lynx", "must name a probe that `adjourn learn` made: mine"),
         ("lynx(probe='other')", "must name a probe"),
@@ -110,11 +116,13 @@ def test_it_is_read_with_the_probe_that_it_names() -> None:
         ("lynx(probe='mine', delta=1.0)", "delta must lie"),
     ],
 )
-def test_options_that_make_no_sense(text: str, said: str) -> None:
-    with pytest.raises(BadPolicy, match=said):
+def test_invalid_options_are_refused(text: str, message: str) -> None:
+    """The message names the classifiers that are configured."""
+    with pytest.raises(BadPolicy, match=message):
         parse(text, readiness_probes={"mine": make_classifier()})
 
 
-def test_without_any_probe_it_says_so() -> None:
+def test_without_any_classifier_the_message_says_so() -> None:
+    """``lynx`` cannot be used before ``adjourn learn`` has made one."""
     with pytest.raises(BadPolicy, match="none is configured"):
         parse("lynx")

@@ -1,4 +1,4 @@
-"""``redundancy`` stops where a step repeats earlier ones and the trial answer holds."""
+"""``redundancy`` stops at a step that repeats earlier ones, if the trial answer is confident."""
 
 from __future__ import annotations
 
@@ -21,45 +21,45 @@ POLICY = Redundancy(min_steps=2)
 
 
 class ScriptedSimilarity:
-    """Steps are as alike as their text says."""
+    """The text of a step is its similarity."""
 
     def compare_and_add(self, step: str) -> float:
         return float(step)
 
 
-def judged(stopper: Stopper, step: str, answer: str, certainty: float) -> Any:
-    """What it says at a step, or "not asked" where it draws no answer."""
+def reply_at_step(stopper: Stopper, step: str, answer: str, confidence: float) -> Any:
+    """Its reply to a trial answer at a step; "no probe" if it requests none."""
     if stopper.observe(boundary_checkpoint("step", 40, step)) != Probe():
-        return "not asked"
-    return stopper.observe(probe_result(40, answer, certainty))
+        return "no probe"
+    return stopper.observe(probe_result(40, answer, confidence))
 
 
-def test_a_sure_answer_at_a_step_that_repeats() -> None:
-    """Similar, then confident: stop there."""
+def test_a_confident_answer_at_a_repeated_step_stops() -> None:
+    """The stop is at the end of that step."""
     stopper = POLICY.start()
-    assert judged(stopper, NEW, "7", 0.99) == "not asked"
-    assert judged(stopper, NEW, "7", 0.99) == Stop("redundant", 40, pytest.approx(0.99))
+    assert reply_at_step(stopper, NEW, "7", 0.99) == "no probe"
+    assert reply_at_step(stopper, NEW, "7", 0.99) == Stop("redundant", 40, pytest.approx(0.99))
 
 
-def test_a_new_step_draws_no_answer() -> None:
-    """Whatever the model is sure of: it is still getting somewhere."""
+def test_a_new_step_requests_no_trial_answer() -> None:
+    """However confident the model would be."""
     stopper = POLICY.start()
-    judged(stopper, NEW, "7", 0.99)
-    assert judged(stopper, "seven eight nine ten", "7", 0.99) == "not asked"
+    reply_at_step(stopper, NEW, "7", 0.99)
+    assert reply_at_step(stopper, "seven eight nine ten", "7", 0.99) == "no probe"
 
 
-@pytest.mark.parametrize(("alike", "asks"), [("0.35", True), ("0.349", False)])
-def test_the_threshold_of_similarity(alike: str, asks: bool) -> None:
-    """Asked from ``similarity`` on, whoever measures it."""
+@pytest.mark.parametrize(("similarity", "probes"), [("0.35", True), ("0.349", False)])
+def test_the_similarity_is_a_threshold(similarity: str, probes: bool) -> None:
+    """A trial answer is requested from ``similarity`` on, whichever measure is used."""
     stopper = RedundancyStopper(Redundancy(min_steps=1), ScriptedSimilarity())
-    assert (judged(stopper, alike, "7", 0.1) != "not asked") == asks
+    assert (reply_at_step(stopper, similarity, "7", 0.1) != "no probe") == probes
 
 
-def test_not_before_min_steps() -> None:
-    """The paper's ten, by default."""
+def test_it_does_not_probe_before_min_steps() -> None:
+    """By default ten, as in the paper."""
     stopper = RedundancyStopper(Redundancy(), ScriptedSimilarity())
-    said = [judged(stopper, "1.0", "7", 0.1) for _ in range(10)]
-    assert said == ["not asked"] * 9 + [None]
+    replies = [reply_at_step(stopper, "1.0", "7", 0.1) for _ in range(10)]
+    assert replies == ["no probe"] * 9 + [None]
 
 
 @pytest.mark.parametrize(
@@ -67,31 +67,31 @@ def test_not_before_min_steps() -> None:
     [
         (("7", 0.9), ("7", 0.88), True),
         (("7", 0.9), ("7.0", 0.95), True),
-        (("7", 0.9), ("7", 0.86), False),  # sure of it no longer
+        (("7", 0.9), ("7", 0.86), False),  # less confident by more than ``drop``
         (("7", 0.9), ("8", 0.9), False),
         (("", 0.9), ("", 0.9), False),  # trap 4
     ],
 )
-def test_two_equal_answers(
+def test_two_equal_answers_stop(
     first: tuple[str, float], second: tuple[str, float], stops: bool
 ) -> None:
-    """Below ``confidence`` two in a row must agree, and the second be hardly less sure."""
+    """Below ``confidence``, two in a row must agree, the second at most ``drop`` less confident."""
     stopper = RedundancyStopper(POLICY, ScriptedSimilarity())
-    judged(stopper, "1.0", "7", 0.5)
-    assert judged(stopper, "1.0", *first) is None
-    said = judged(stopper, "1.0", *second)
-    assert said == (Stop("redundant-stable", 40, pytest.approx(second[1])) if stops else None)
+    reply_at_step(stopper, "1.0", "7", 0.5)
+    assert reply_at_step(stopper, "1.0", *first) is None
+    reply = reply_at_step(stopper, "1.0", *second)
+    assert reply == (Stop("redundant-stable", 40, pytest.approx(second[1])) if stops else None)
 
 
-def test_a_hesitant_answer_is_none() -> None:
-    """Trap 5: "7 wait" is neither sure nor agrees with anything."""
+def test_a_hesitant_answer_does_not_count() -> None:
+    """Trap 5: "7 wait" is not confident and equals no other answer."""
     stopper = RedundancyStopper(Redundancy(min_steps=1), ScriptedSimilarity())
-    assert judged(stopper, "1.0", "7 wait", 0.99) is None
-    assert judged(stopper, "1.0", "7 wait", 0.99) is None
+    assert reply_at_step(stopper, "1.0", "7 wait", 0.99) is None
+    assert reply_at_step(stopper, "1.0", "7 wait", 0.99) is None
 
 
-def test_other_events_say_nothing() -> None:
-    """Trap 6: cues, other ends and probes that failed never stop it."""
+def test_other_events_never_stop_it() -> None:
+    """Trap 6: cues, the ends of sentences and paragraphs, and failed probes."""
     stopper = RedundancyStopper(Redundancy(min_steps=1), ScriptedSimilarity())
     events = [
         cue_checkpoint(9),
@@ -102,38 +102,38 @@ def test_other_events_say_nothing() -> None:
     assert [stopper.observe(event) for event in events] == [None] * 200
 
 
-def embedded(stopper: Stopper, step: str, *vector: float) -> Any:
-    """What it says to the vector of a step that has just ended."""
-    asked = stopper.observe(boundary_checkpoint("step", 40, step))
-    assert asked == Embed(step)
-    return stopper.observe(EmbeddingResult(asked, vector, 40, 0.01, 0.0))
+def reply_to_vector(stopper: Stopper, step: str, *vector: float) -> Any:
+    """Its reply to the vector of a step that has just ended."""
+    embed = stopper.observe(boundary_checkpoint("step", 40, step))
+    assert embed == Embed(step)
+    return stopper.observe(EmbeddingResult(embed, vector, 40, 0.01, 0.0))
 
 
 BY_EMBEDDING = Redundancy(by="embedding", similarity=0.9, min_steps=2)
 
 
 def test_by_embedding_each_step_is_embedded() -> None:
-    """One that points where an earlier one did draws a trial answer, and the answer decides."""
+    """A vector close to an earlier one leads to a trial answer, which decides."""
     stopper = BY_EMBEDDING.start()
-    assert embedded(stopper, "A", 1.0, 0.0) is None
-    assert embedded(stopper, "B", 0.0, 2.0) is None
-    assert embedded(stopper, "A again", 3.0, 0.1) == Probe()
+    assert reply_to_vector(stopper, "A", 1.0, 0.0) is None
+    assert reply_to_vector(stopper, "B", 0.0, 2.0) is None
+    assert reply_to_vector(stopper, "A again", 3.0, 0.1) == Probe()
     assert stopper.observe(probe_result(40, "7", 0.99)) == Stop(
         "redundant", 40, pytest.approx(0.99)
     )
 
 
-def test_a_step_that_was_not_embedded_counts_and_is_forgotten() -> None:
-    """Neither it nor a later one is compared for it; the next goes on as usual."""
+def test_a_step_without_a_vector_counts_but_is_not_compared() -> None:
+    """No later step is compared with it; the steps after it continue as usual."""
     stopper = BY_EMBEDDING.start()
-    asked = stopper.observe(boundary_checkpoint("step", 40, "A"))
-    assert stopper.observe(EmbeddingFailed(asked, 40, "timeout", 0.0)) is None
-    assert embedded(stopper, "A", 1.0, 0.0) is None
-    assert embedded(stopper, "A", 1.0, 0.0) == Probe()
+    embed = stopper.observe(boundary_checkpoint("step", 40, "A"))
+    assert stopper.observe(EmbeddingFailed(embed, 40, "timeout", 0.0)) is None
+    assert reply_to_vector(stopper, "A", 1.0, 0.0) is None
+    assert reply_to_vector(stopper, "A", 1.0, 0.0) == Probe()
 
 
 def test_only_by_embedding_needs_an_embedder() -> None:
-    """What the server refuses where none is configured."""
+    """The gateway refuses that option if none is configured."""
     assert (BY_EMBEDDING.needs.embeddings, POLICY.needs.embeddings) == (True, False)
 
 
@@ -148,7 +148,7 @@ def test_only_by_embedding_needs_an_embedder() -> None:
         {"max_tokens": 0},
     ],
 )
-def test_options_that_make_no_sense(options: dict[str, float]) -> None:
-    """Shares outside [0, 1] and counts of nothing are refused."""
+def test_invalid_options_are_refused(options: dict[str, float]) -> None:
+    """Probabilities outside [0, 1] and counts of 0."""
     with pytest.raises(ValueError, match="must"):
         Redundancy(**options)
