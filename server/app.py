@@ -10,7 +10,6 @@ import uuid
 from collections.abc import AsyncIterator, Callable
 from functools import partial
 
-import httpx
 import msgspec
 from fastapi import FastAPI, Request, Response
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
@@ -34,6 +33,7 @@ from adjourn.server.gateway import Gateway
 from adjourn.server.responses.passthrough import Passthrough
 from adjourn.server.responses.policy_response import PolicyResponse
 from adjourn.server.stream.chunk import Fields
+from adjourn.server.upstream import http
 from adjourn.server.upstream.client import forwarded_headers
 
 __all__ = ["create_app"]
@@ -44,7 +44,7 @@ RequestParser = Callable[..., ParsedRequest]
 _REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
 
 
-def create_app(settings: Settings, transport: httpx.AsyncBaseTransport | None = None) -> FastAPI:
+def create_app(settings: Settings, transport: http.AsyncBaseTransport | None = None) -> FastAPI:
     """``transport`` stands in for the network in tests."""
     gateway = Gateway(settings, transport)
 

@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import logging
 
-import httpx
 import msgspec
 
 from adjourn.policies.policy import Needs, Policy
@@ -31,6 +30,7 @@ from adjourn.server.engines.detect import detect_adapter
 from adjourn.server.engines.vllm import VLLM
 from adjourn.server.errors import GatewayError
 from adjourn.server.metrics import Metrics
+from adjourn.server.upstream import http
 from adjourn.server.upstream.client import BadReply, EngineClient, Model
 from adjourn.server.upstream.equality import EqualityChecker
 from adjourn.server.upstream.pooling import Embedder, RewardScorer
@@ -49,7 +49,7 @@ class Gateway:
     """Made once a process; ``watch`` runs beside the server."""
 
     def __init__(
-        self, settings: Settings, transport: httpx.AsyncBaseTransport | None = None
+        self, settings: Settings, transport: http.AsyncBaseTransport | None = None
     ) -> None:
         self.settings = settings
         self.engine = EngineClient(settings, transport)
@@ -70,7 +70,7 @@ class Gateway:
         self._redetections_left = 0
         self._cost_models: dict[tuple[str, Policy], ProbeCostModel] = {}
 
-    def _make_embedder(self, transport: httpx.AsyncBaseTransport | None) -> Embedder | None:
+    def _make_embedder(self, transport: http.AsyncBaseTransport | None) -> Embedder | None:
         """None where none is configured, as below."""
         settings = self.settings
         if settings.embeddings_url is None:
@@ -79,9 +79,7 @@ class Gateway:
         model, key = settings.embeddings_model, settings.embeddings_api_key
         return Embedder(engine, model, key, self.metrics)
 
-    def _make_reward_scorer(
-        self, transport: httpx.AsyncBaseTransport | None
-    ) -> RewardScorer | None:
+    def _make_reward_scorer(self, transport: http.AsyncBaseTransport | None) -> RewardScorer | None:
         settings = self.settings
         if settings.reward_url is None:
             return None

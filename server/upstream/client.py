@@ -8,19 +8,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import httpx
 from pydantic import HttpUrl
 
 from adjourn.policies.text.dialect import TokenizedDialect
 from adjourn.server.config import Settings
 from adjourn.server.errors import UpstreamDown, UpstreamTimeout
+from adjourn.server.upstream import http
 from adjourn.server.upstream.transport import Transport
 
 __all__ = ["TRANSPORT_ERRORS", "BadReply", "EngineClient", "Model", "forwarded_headers"]
 
 log = logging.getLogger("adjourn.engine")
 
-TRANSPORT_ERRORS = (httpx.TransportError,)
+TRANSPORT_ERRORS = (http.TransportError,)
 """What reading from an engine may raise."""
 
 _HOP_BY_HOP = {
@@ -67,7 +67,7 @@ class EngineClient:
     def __init__(
         self,
         settings: Settings,
-        transport: httpx.AsyncBaseTransport | None = None,
+        transport: http.AsyncBaseTransport | None = None,
         url: HttpUrl | None = None,
     ) -> None:
         self.settings = settings
@@ -89,9 +89,9 @@ class EngineClient:
         path: str,
         headers: Sequence[tuple[bytes, bytes]],
         content: Any = None,
-    ) -> httpx.Response:
+    ) -> http.Response:
         """Open a response; its body is not read. The caller closes it."""
-        request = httpx.Request(
+        request = http.Request(
             method,
             self.url + path,
             headers=list(headers),
@@ -101,11 +101,11 @@ class EngineClient:
         try:
             try:
                 return await self._transport.handle_async_request(request)
-            except httpx.ConnectTimeout:
+            except http.ConnectTimeout:
                 # Once more: nothing was begun. An engine that refuses connections is down, and
                 # waiting for it is the client's choice.
                 return await self._transport.handle_async_request(request)
-        except httpx.ReadTimeout as error:
+        except http.ReadTimeout as error:
             raise UpstreamTimeout("the engine did not answer in time") from error
         except TRANSPORT_ERRORS as error:
             # Addresses are for the log, not for clients.

@@ -13,15 +13,16 @@ from collections.abc import Callable
 from functools import cached_property
 from typing import cast
 
-import httpx
 from httptools import HttpParserError, HttpParserUpgrade, HttpResponseParser
+
+from adjourn.server.upstream import http
 
 __all__ = ["Transport"]
 
 _Origin = tuple[str, str, int]
 
 
-class Transport(httpx.AsyncBaseTransport):
+class Transport(http.AsyncBaseTransport):
     """Requests are sent whole, with the time-outs ``connect`` and ``read`` (of silence) of their
     extensions, in seconds; redirects, cookies, proxies and compression are not its business.
 
@@ -34,7 +35,7 @@ class Transport(httpx.AsyncBaseTransport):
         self._high_water = high_water
         self._idle: dict[_Origin, dict[_Connection, float]] = {}  # the latest last
 
-    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+    async def handle_async_request(self, request: http.Request) -> http.Response:
         content = await request.aread()
         timeouts = request.extensions.get("timeout", {})
         url = request.url
@@ -71,14 +72,14 @@ class Transport(httpx.AsyncBaseTransport):
                     ssl=context,
                 )
         except TimeoutError as error:
-            raise httpx.ConnectTimeout(f"no connection to {host}:{port} in time") from error
+            raise http.ConnectTimeout(f"no connection to {host}:{port} in time") from error
         except OSError as error:
-            raise httpx.ConnectError(str(error)) from error
+            raise http.ConnectError(str(error)) from error
         return connection
 
     @cached_property
     def _ssl_context(self) -> ssl.SSLContext:
-        return httpx.create_ssl_context()
+        return http.create_ssl_context()
 
     def _take_idle(self, origin: _Origin) -> _Connection | None:
         idle = self._idle.get(origin)
@@ -157,7 +158,7 @@ class _Connection(asyncio.Protocol):
         try:
             parser.feed_data(data)
         except (HttpParserError, HttpParserUpgrade) as error:
-            exchange.fail(httpx.RemoteProtocolError(f"what the engine sent is no HTTP: {error}"))
+            exchange.fail(http.RemoteProtocolError(f"what the engine sent is no HTTP: {error}"))
             return
         exchange.after_data(len(data))
 
@@ -167,7 +168,7 @@ class _Connection(asyncio.Protocol):
             self.exchange.after_connection_lost(exc)
 
 
-class _Exchange(httpx.AsyncByteStream):
+class _Exchange(http.AsyncByteStream):
     """One request and the stream of its reply; what the parser finds is called for here."""
 
     def __init__(self, connection: _Connection, method: str, high_water: int) -> None:
@@ -183,13 +184,13 @@ class _Exchange(httpx.AsyncByteStream):
         self._paused = False
         self._is_complete = self._reusable = False
         self._ends_at_close = True  # nothing in the head says where the body ends
-        self._error: httpx.TransportError | None = None
+        self._error: http.TransportError | None = None
         self._waiter: asyncio.Future[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
 
     async def start(
         self,
-        request: httpx.Request,
+        request: http.Request,
         content: bytes,
         read_timeout: float | None,
         reused: bool = False,
@@ -208,12 +209,12 @@ class _Exchange(httpx.AsyncByteStream):
             raise
         if self._error is None or self.status:
             return True
-        if reused and isinstance(self._error, httpx.ReadError):
+        if reused and isinstance(self._error, http.ReadError):
             return False
         raise self._error
 
-    def build_response(self, request: httpx.Request) -> httpx.Response:
-        return httpx.Response(self.status, headers=self._headers, stream=self, request=request)
+    def build_response(self, request: http.Request) -> http.Response:
+        return http.Response(self.status, headers=self._headers, stream=self, request=request)
 
     def __aiter__(self) -> _Exchange:
         return self
@@ -270,9 +271,9 @@ class _Exchange(httpx.AsyncByteStream):
             self._detach()
             self._wake()
         else:
-            self.fail(httpx.ReadError("the engine closed the connection"))
+            self.fail(http.ReadError("the engine closed the connection"))
 
-    def fail(self, error: httpx.TransportError) -> None:
+    def fail(self, error: http.TransportError) -> None:
         if not self._is_complete:  # behind its end, it is the connection's alone
             self._error = error
         if (connection := self._detach()) is not None:
@@ -283,7 +284,7 @@ class _Exchange(httpx.AsyncByteStream):
 
     def on_message_begin(self) -> None:
         if self._is_complete:  # whose reply this is, nobody can say: the parser stops, and fails
-            raise httpx.RemoteProtocolError("a reply that nobody asked for")
+            raise http.RemoteProtocolError("a reply that nobody asked for")
 
     def on_header(self, name: bytes, value: bytes) -> None:
         self._headers.append((name, value))
@@ -336,12 +337,12 @@ class _Exchange(httpx.AsyncByteStream):
         now = connection.loop.time()
         left = read_timeout if self._paused else connection.last_received_at + read_timeout - now
         if left <= 0:
-            self.fail(httpx.ReadTimeout(f"nothing came for {read_timeout:g} s"))
+            self.fail(http.ReadTimeout(f"nothing came for {read_timeout:g} s"))
         else:
             self._timer = connection.loop.call_later(left, self._check_read_timeout, read_timeout)
 
 
-def _encode_head(request: httpx.Request) -> bytes:
+def _encode_head(request: http.Request) -> bytes:
     lines = [request.method.encode("ascii"), b" ", request.url.raw_path, b" HTTP/1.1\r\n"]
     for name, value in request.headers.raw:
         lines += (name, b": ", value, b"\r\n")
