@@ -20,9 +20,11 @@ _CHECK_TIMEOUT = 5.0
 class EqualityChecker:
     """Finds the class of an answer among the answers before it. One for the whole gateway.
 
-    Without the library ``math-verify``, or if a comparison fails or takes too long, two answers
-    count as different. State: ``_process``, the helper process. It is started when it is first
-    needed, and again after it was killed. ``_lock``: it compares one pair at a time.
+    Two answers whose equality needs algebra count as different if the library ``math-verify`` is
+    not installed, or if the comparison fails or takes too long.
+
+    State: ``_process``, the helper process, is started when it is first needed, and again after it
+    was killed. ``_lock``: it compares one pair at a time.
     """
 
     def __init__(self) -> None:
