@@ -86,7 +86,7 @@ class Connection(asyncio.Protocol):
         self.exchange = self._parser = None
         self.transport.abort()
 
-    # -- called by asyncio ---------------------------------------------------------------------
+    # The methods below are called by asyncio.
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast(asyncio.Transport, transport)
@@ -216,7 +216,7 @@ class Exchange(http.AsyncByteStream):
             connection.abort()
         self._wake()
 
-    # -- called by the connection --------------------------------------------------------------
+    # The methods below are called by the connection.
 
     def after_data(self, size: int) -> None:
         """The parser has consumed ``size`` bytes: finish the exchange if they complete the
@@ -255,7 +255,7 @@ class Exchange(http.AsyncByteStream):
             connection.abort()
         self._wake()
 
-    # -- called by the parser ------------------------------------------------------------------
+    # The methods below are called by the parser.
 
     def on_message_begin(self) -> None:
         if self._is_complete:
@@ -282,8 +282,6 @@ class Exchange(http.AsyncByteStream):
         if self._parser is not None and self.status:
             self._is_complete = True
             self._reusable = self._parser.should_keep_alive()
-
-    # ------------------------------------------------------------------------------------------
 
     def _detach(self) -> Connection | None:
         """Give up the connection, and return it if the exchange still had it."""
