@@ -1,1 +1,1 @@
-"""The gateway: HTTP on both sides, and the only package with I/O."""
+"""The gateway: an HTTP server for clients, an HTTP client of the engine."""

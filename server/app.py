@@ -1,16 +1,14 @@
-"""The routes. Chat completions are judged; every path that is not ours is handed through."""
+"""The routes. Requests of the known APIs run under a policy; every other path is passed through."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import re
 import time
 import uuid
 from collections.abc import AsyncIterator, Callable
 from functools import partial
 
-import httpx
 import msgspec
 from fastapi import FastAPI, Request, Response
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
@@ -19,38 +17,41 @@ from starlette.responses import JSONResponse
 
 from adjourn import __version__
 from adjourn.policies.never import Never
-from adjourn.server.api.chat import CHAT_PATH as CHAT
-from adjourn.server.api.completions import COMPLETIONS_PATH as COMPLETIONS
+from adjourn.server.api.chat import CHAT_PATH
+from adjourn.server.api.completions import COMPLETIONS_PATH
 from adjourn.server.api.request import ParsedRequest, parse_chat, parse_completion, parse_translated
 from adjourn.server.api.translated.engine_defaults import EngineDefaults
-from adjourn.server.api.translated.messages import MESSAGES_PATH as MESSAGES
-from adjourn.server.api.translated.messages import MessagesTranslation
-from adjourn.server.api.translated.responses import RESPONSES_PATH as RESPONSES
-from adjourn.server.api.translated.responses import ResponsesTranslation
+from adjourn.server.api.translated.messages import MESSAGES_PATH, MessagesTranslation
+from adjourn.server.api.translated.responses import RESPONSES_PATH, ResponsesTranslation
 from adjourn.server.api.translated.translation import Translation
+from adjourn.server.client_request import (
+    client_request_id,
+    headers_for_engine,
+    read_body,
+    request_target,
+)
 from adjourn.server.config import Settings
-from adjourn.server.errors import BadRequest, GatewayError, TooLarge, error_body
+from adjourn.server.errors import GatewayError, error_body
 from adjourn.server.gateway import Gateway
 from adjourn.server.responses.passthrough import Passthrough
 from adjourn.server.responses.policy_response import PolicyResponse
 from adjourn.server.stream.chunk import Fields
-from adjourn.server.upstream.client import forwarded_headers
+from adjourn.server.upstream import http
 
 __all__ = ["create_app"]
 
 _METHODS = ["GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "HEAD"]
-_ENDPOINTS = {CHAT, COMPLETIONS, RESPONSES, MESSAGES, "/v1/models"}
+_ENDPOINTS = {CHAT_PATH, COMPLETIONS_PATH, RESPONSES_PATH, MESSAGES_PATH, "/v1/models"}
 RequestParser = Callable[..., ParsedRequest]
-_REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
 
 
-def create_app(settings: Settings, transport: httpx.AsyncBaseTransport | None = None) -> FastAPI:
-    """``transport`` stands in for the network in tests."""
+def create_app(settings: Settings, transport: http.AsyncBaseTransport | None = None) -> FastAPI:
+    """The gateway as an ASGI application. ``transport`` replaces the network in tests."""
     gateway = Gateway(settings, transport)
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        watch = asyncio.create_task(gateway.watch_engine())
+        watch = asyncio.create_task(gateway.watch.run())
         yield
         gateway.draining = True
         watch.cancel()
@@ -60,34 +61,34 @@ def create_app(settings: Settings, transport: httpx.AsyncBaseTransport | None = 
         title="Adjourn",
         version=__version__,
         lifespan=lifespan,
-        openapi_url=None,  # the path is the engine's
+        openapi_url=None,  # /openapi.json is passed through to the engine
     )
     app.state.gateway = gateway
 
     @app.exception_handler(GatewayError)
-    async def refuse(request: Request, error: GatewayError) -> Response:
+    async def send_error(request: Request, error: GatewayError) -> Response:
         gateway.metrics.requests.labels(
             _endpoint_label(request.url.path), "other", "none", str(error.status)
         ).inc()
         headers = error.headers
-        if _REQUEST_ID.fullmatch(request_id := request.headers.get("x-request-id", "")):
+        if request_id := client_request_id(request):
             headers["x-request-id"] = request_id
         return Response(error_body(request.url.path, error), error.status, headers=headers)
 
     @app.exception_handler(ClientDisconnect)
-    async def gone(request: Request, error: ClientDisconnect) -> Response:
-        """It left while it was still sending; nothing was begun."""
+    async def count_disconnect(request: Request, error: ClientDisconnect) -> Response:
+        """The client left while it was sending its request; nothing was sent to the engine."""
         gateway.metrics.client_disconnects.labels("sending").inc()
         return Response(status_code=499)
 
     @app.get("/health")
     async def health() -> dict[str, str]:
-        """The gateway is alive; whether the engine is, `/ready` tells."""
+        """200 while the gateway runs, whether or not the engine answers (see `/ready`)."""
         return {"status": "ok"}
 
     @app.get("/ready")
     async def ready() -> Response:
-        """200 once the engine answered and until shutdown, with what the engine can't do."""
+        """200 while the engine answers, until shutdown; with what the engine cannot do."""
         report = gateway.capabilities
         state = {
             "ready": gateway.is_ready,
@@ -105,40 +106,39 @@ def create_app(settings: Settings, transport: httpx.AsyncBaseTransport | None = 
     async def metrics() -> Response:
         return Response(generate_latest(gateway.metrics.registry), media_type=CONTENT_TYPE_LATEST)
 
-    @app.post(CHAT)
+    @app.post(CHAT_PATH)
     async def chat(request: Request) -> Response:
-        return await judge(request, CHAT, parse_chat)
+        return await respond(request, CHAT_PATH, parse_chat)
 
-    @app.post(COMPLETIONS)
+    @app.post(COMPLETIONS_PATH)
     async def complete(request: Request) -> Response:
-        return await judge(request, COMPLETIONS, parse_completion)
+        return await respond(request, COMPLETIONS_PATH, parse_completion)
 
-    @app.post(MESSAGES)
+    @app.post(MESSAGES_PATH)
     async def messages(request: Request) -> Response:
-        return await judge(request, MESSAGES, translated(MessagesTranslation))
+        return await respond(request, MESSAGES_PATH, translated(MessagesTranslation))
 
-    @app.post(RESPONSES)
+    @app.post(RESPONSES_PATH)
     async def responses(request: Request) -> Response:
-        return await judge(request, RESPONSES, translated(ResponsesTranslation))
+        return await respond(request, RESPONSES_PATH, translated(ResponsesTranslation))
 
     def translated(api: Callable[[Fields, EngineDefaults], Translation]) -> RequestParser:
         return partial(
             parse_translated, translate=lambda fields: api(fields, gateway.engine_defaults)
         )
 
-    async def judge(request: Request, endpoint: str, read: RequestParser) -> Response:
+    async def respond(request: Request, endpoint: str, parse: RequestParser) -> Response:
         arrived = time.perf_counter()
-        body = await _read_body(request, settings.max_body_bytes)
-        asked = read(body, request.headers, settings, gateway.default_policy, gateway.models)
-        return _build_response(gateway, request, endpoint, asked, arrived)
+        body = await read_body(request, settings.max_body_bytes)
+        parsed = parse(body, request.headers, settings, gateway.default_policy, gateway.models)
+        return _build_response(gateway, request, endpoint, parsed, arrived)
 
     @app.api_route("/{path:path}", methods=_METHODS, include_in_schema=False)
-    async def anything(request: Request) -> Response:
+    async def pass_through(request: Request) -> Response:
         arrived = time.perf_counter()
-        body = await _read_body(request, settings.max_body_bytes)
-        path = _request_target(request)
-        headers = _with_authorization(settings, forwarded_headers(request.headers.raw))
+        body = await read_body(request, settings.max_body_bytes)
         labels = (_endpoint_label(request.url.path), "other", "none")
+        path, headers = request_target(request), headers_for_engine(request, settings)
         return Passthrough(
             gateway.metrics, labels, arrived, gateway.engine, request.method, path, headers, body
         )
@@ -149,44 +149,33 @@ def create_app(settings: Settings, transport: httpx.AsyncBaseTransport | None = 
 def _build_response(
     gateway: Gateway, request: Request, endpoint: str, parsed: ParsedRequest, arrived: float
 ) -> Response:
-    """Judge the request, or hand it through and count why."""
-    model = gateway.models.get(parsed.model)
-    label = parsed.model if model else "other"
-    request_id = request.headers.get("x-request-id", "")
-    if not _REQUEST_ID.fullmatch(request_id):
-        request_id = uuid.uuid4().hex
-    headers = [h for h in forwarded_headers(request.headers.raw) if h[0] != b"x-request-id"]
-    headers = _with_authorization(gateway.settings, headers)
+    """Run the request under its policy, or pass it through and count the reason."""
+    settings, model = gateway.settings, gateway.models.get(parsed.model)
+    request_id = client_request_id(request) or uuid.uuid4().hex
+    headers = headers_for_engine(request, settings, keep_request_id=False)
     if "x-session-id" not in request.headers:
         headers.append((b"x-session-id", parsed.conversation_id.encode()))
     extra = [(b"x-request-id", request_id.encode())]
-    path = _request_target(request)
-    policy = parsed.policy
-    if policy is None and endpoint == CHAT and gateway.settings.reasoning_field != "upstream":
-        policy = Never()  # no stop, but the client's reading of reasoning
+    path = request_target(request)
+    policy, reason = parsed.policy, None
+    if policy is None and endpoint == CHAT_PATH and settings.reasoning_field != "upstream":
+        policy = Never()  # it never stops; the response is needed to rename the reasoning field
     if policy is not None:
         reason = parsed.ineligible_reason or gateway.find_ineligible_reason(
             policy, model, parsed, endpoint
         )
-        if reason is None and model is not None:
-            name = "off" if parsed.policy is None else policy.name
-            extra.append((b"x-adjourn-policy", name.encode()))
-            return PolicyResponse(
-                gateway,
-                endpoint,
-                path,
-                parsed,
-                policy,
-                model,
-                headers,
-                request_id,
-                extra,
-                arrived,
-            )
+    if policy is not None and model is not None and reason is None:
+        name = "off" if parsed.policy is None else policy.name
+        extra.append((b"x-adjourn-policy", name.encode()))
+        return PolicyResponse(
+            gateway, endpoint, path, parsed, policy, model, headers, request_id, extra, arrived
+        )
+    label = parsed.model if model else "other"
+    if policy is None:
+        extra.append((b"x-adjourn-policy", b"off"))
+    else:
         gateway.metrics.passed_through.labels(label, reason).inc()
         extra.append((b"x-adjourn-passed-through", str(reason).encode()))
-    else:
-        extra.append((b"x-adjourn-policy", b"off"))
     headers.append((b"x-request-id", request_id.encode()))
     content = (
         msgspec.json.encode(parsed.fields)
@@ -197,37 +186,6 @@ def _build_response(
     return Passthrough(
         gateway.metrics, labels, arrived, gateway.engine, "POST", path, headers, content, extra
     )
-
-
-def _request_target(request: Request) -> str:
-    """Path and query: decoding and encoding them again would make them others."""
-    path: str = request.scope["raw_path"].decode("ascii")
-    query: str = request.scope["query_string"].decode("ascii")
-    return f"{path}?{query}" if query else path
-
-
-def _with_authorization(
-    settings: Settings, headers: list[tuple[bytes, bytes]]
-) -> list[tuple[bytes, bytes]]:
-    if settings.upstream_api_key and not any(name == b"authorization" for name, _ in headers):
-        headers.append((b"authorization", f"Bearer {settings.upstream_api_key}".encode()))
-    return headers
-
-
-async def _read_body(request: Request, limit: int) -> bytes:
-    """The whole body. Raises TooLarge, before reading it where the client announced it."""
-    announced = request.headers.get("content-length", "0")
-    if not announced.isdigit():
-        raise BadRequest("content-length is not a number")
-    if int(announced) > limit:
-        raise TooLarge(f"the body is over the limit of {limit} bytes")
-    parts, size = [], 0
-    async for part in request.stream():
-        size += len(part)
-        if size > limit:
-            raise TooLarge(f"the body is over the limit of {limit} bytes")
-        parts.append(part)
-    return b"".join(parts)
 
 
 def _endpoint_label(path: str) -> str:

@@ -19,25 +19,25 @@ from adjourn.server.config import ENV_PREFIX, BadConfig, Settings, load
 __all__ = ["COMMAND_GROUP", "add_commands", "app", "main"]
 
 COMMAND_GROUP = "adjourn.commands"
-"""The group of entry points by which other packages add commands: functions that typer reads."""
+"""Group of entry points with which other packages add commands, as functions for typer."""
 
 app = typer.Typer(
-    help="Stop a reasoning model's thinking once the answer is there: a gateway before vLLM.",
+    help="A gateway in front of vLLM that ends a reasoning trace once the answer is known.",
     no_args_is_help=True,
-    pretty_exceptions_show_locals=False,  # they could hold prompts and keys
+    pretty_exceptions_show_locals=False,  # they may contain prompts and keys
 )
 
 _ConfigOption = Annotated[Path | None, typer.Option("--config", "-c", help="A YAML file.")]
 
 
 def _should_log(record: logging.LogRecord) -> bool:
-    """A stream whose engine died is broken on purpose, and was counted; the server need not
-    call it an error of ours."""
+    """False for uvicorn's message about an unfinished response: the gateway leaves a response
+    unfinished when the engine broke the stream, so that the client sees it, and counts that."""
     return record.getMessage() != "ASGI callable returned without completing response."
 
 
 class _JsonFormatter(logging.Formatter):
-    """One JSON object a line; no prompt or answer text is ever among the fields."""
+    """One JSON object per line. No field contains text of a prompt or an answer."""
 
     def format(self, record: logging.LogRecord) -> str:
         line: dict[str, Any] = {
@@ -53,8 +53,8 @@ class _JsonFormatter(logging.Formatter):
         return json.dumps(line)
 
 
-def _print_version(wanted: bool) -> None:
-    if wanted:
+def _print_version(requested: bool) -> None:
+    if requested:
         typer.echo(f"adjourn {__version__}")
         raise typer.Exit
 
@@ -63,7 +63,9 @@ def _print_version(wanted: bool) -> None:
 def _root(
     version: Annotated[
         bool,
-        typer.Option("--version", callback=_print_version, is_eager=True, help="Tell the version."),
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Print the version."
+        ),
     ] = False,
 ) -> None:
     pass
@@ -72,13 +74,15 @@ def _root(
 @app.command()
 def serve(
     config: _ConfigOption = None,
-    upstream: Annotated[str | None, typer.Option(help="The engine's base URL.")] = None,
+    upstream: Annotated[
+        str | None, typer.Option(help="Base URL of the engine, without /v1.")
+    ] = None,
     host: Annotated[str | None, typer.Option(help="Address to listen on.")] = None,
     port: Annotated[int | None, typer.Option(help="Port to listen on.")] = None,
     policy: Annotated[str | None, typer.Option(help="Default policy, or `off`.")] = None,
     mode: Annotated[str | None, typer.Option(help="`enforce` or `observe`.")] = None,
     hold_out: Annotated[
-        float | None, typer.Option(help="Share of conversations that are not cut, to measure.")
+        float | None, typer.Option(help="Share of conversations that are never cut, to measure.")
     ] = None,
     log_level: Annotated[str | None, typer.Option(help="debug, info, warning or error.")] = None,
 ) -> None:
@@ -105,7 +109,8 @@ def serve(
     for noisy in ("httpx", "httpcore"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     application = create_app(settings)
-    # What is loaded now stays; a stream makes no cycles, so the collector may look rarely.
+    # Everything loaded by now is permanent, and streams create no reference cycles, so the garbage
+    # collector may run rarely. A full run would delay every stream.
     gc.collect()
     gc.freeze()
     gc.set_threshold(50_000, 20, 100)
@@ -119,7 +124,7 @@ def serve(
         access_log=False,
         proxy_headers=False,
         server_header=False,
-        timeout_keep_alive=75,  # longer than clients keep theirs
+        timeout_keep_alive=75,  # longer than clients keep idle connections
         timeout_graceful_shutdown=settings.drain,
     )
 
@@ -127,10 +132,10 @@ def serve(
 @app.command("config")
 def show_config(
     config: _ConfigOption = None,
-    check: Annotated[bool, typer.Option("--check", help="Only say whether it is right.")] = False,
-    list_: Annotated[bool, typer.Option("--list", help="Every key and its meaning.")] = False,
+    check: Annotated[bool, typer.Option("--check", help="Only check the configuration.")] = False,
+    list_: Annotated[bool, typer.Option("--list", help="List all settings.")] = False,
 ) -> None:
-    """Show the settings in force, check them, or list what there is."""
+    """Print the settings in force, check them, or list all settings and their meaning."""
     if list_:
         for name, field in Settings.model_fields.items():
             default = field.get_default(call_default_factory=True, validated_data={})
@@ -174,14 +179,15 @@ def _load_or_exit(path: Path | None, **overrides: Any) -> Settings:
 
 
 def add_commands() -> None:
-    """One that cannot be loaded is no reason not to serve."""
+    """Add the commands of other packages. One that cannot be loaded is reported and left out."""
     for point in sorted(entry_points(group=COMMAND_GROUP)):
         try:
             app.command(point.name)(point.load())
         except Exception as error:
-            typer.echo(f"adjourn: no command {point.name!r}: {error!r}", err=True)
+            typer.echo(f"adjourn: cannot load command {point.name!r}: {error!r}", err=True)
 
 
 def main() -> None:
+    """The entry point of the command ``adjourn``."""
     add_commands()
     app()

@@ -1,7 +1,7 @@
-"""Settings: one YAML file, every key also as an environment variable ``ADJOURN_…``.
+"""The settings: keys of a YAML file, each also an environment variable ``ADJOURN_…``.
 
-The environment goes before the file, and the command line before both. A key that nobody knows
-is an error, in either.
+The environment overrides the file, and the command line overrides both. An unknown key or variable
+is an error.
 """
 
 from __future__ import annotations
@@ -38,14 +38,16 @@ __all__ = ["BadConfig", "Settings", "find_missing_setting", "load"]
 
 ENV_PREFIX = "ADJOURN_"
 
+# The file that ``Settings`` reads while ``load`` runs.
 _config_file: ContextVar[str | None] = ContextVar("file", default=None)
 
 
 class BadConfig(Exception):
-    """The configuration is wrong; the message says where and what would be right."""
+    """The configuration is not valid. The message names the setting and what it accepts."""
 
 
 def _load_readiness_probe(value: Any) -> ReadinessClassifier:
+    """The classifier in the file at the path ``value``. Raises ValueError."""
     if isinstance(value, ReadinessClassifier):
         return value
     try:
@@ -62,30 +64,30 @@ _ReadinessProbe = Annotated[
 
 
 class Settings(BaseSettings):
-    """Every key, its default and its meaning."""
+    """Every setting, its default and its meaning. docs/configuration.md lists the same."""
 
     model_config = SettingsConfigDict(
         env_prefix=ENV_PREFIX, env_nested_delimiter="__", extra="forbid", frozen=True
     )
 
     upstream: HttpUrl = Field(
-        HttpUrl("http://127.0.0.1:8100"), description="The engine's base URL, without /v1."
+        HttpUrl("http://127.0.0.1:8100"), description="Base URL of the engine, without /v1."
     )
     upstream_api_key: str | None = Field(
-        None, repr=False, description="Sent to the engine where the client sends no key."
+        None, repr=False, description="Sent to the engine if the client sends no key."
     )
     engine: Literal["auto", "vllm", "sglang", "llamacpp"] = Field(
-        "auto", description="Of which kind the engine is; `auto` asks it."
+        "auto", description="Kind of engine; `auto` detects it."
     )
     embeddings_url: HttpUrl | None = Field(
-        None, description="Base URL, without /v1, of an endpoint for embeddings."
+        None, description="Base URL, without /v1, of an embedder."
     )
     embeddings_model: str | None = Field(
         None, description="The model that is named there; none: the endpoint takes its own."
     )
     embeddings_api_key: str | None = Field(None, repr=False, description="The key for it.")
     reward_url: HttpUrl | None = Field(
-        None, description="Base URL of a vLLM that serves a reward model by pooling."
+        None, description="Base URL of a vLLM that serves a reward model with `--runner pooling`."
     )
     reward_model: str | None = Field(
         None, description="The model that is named there; none: the endpoint takes its own."
@@ -93,44 +95,46 @@ class Settings(BaseSettings):
     reward_api_key: str | None = Field(None, repr=False, description="The key for it.")
     reward_step: str = Field(
         "",
-        description="What a process reward model reads behind each step, e.g. `<extra_0>`; "
-        "empty: nothing.",
+        description="Text that a process reward model expects after each step, e.g. "
+        "`<extra_0>`; empty: none.",
     )
     host: str = Field("127.0.0.1", description="Address to listen on.")
     port: int = Field(8000, ge=0, le=65535, description="Port to listen on.")
     probes: dict[str, _ReadinessProbe] = Field(
         default_factory=dict,
-        description="Probes for `lynx`: `name: file`, files of `adjourn learn --policy lynx`.",
+        description="Classifiers for `lynx`, as `name: file`; files of "
+        "`adjourn learn --policy lynx`.",
     )
     policy: str = Field("deer", description="Default policy, e.g. `any_of(deer, loop)`, or `off`.")
     mode: Literal["enforce", "observe"] = Field(
-        "enforce", description="`observe` lets policies decide and carries nothing out."
+        "enforce", description="`observe`: policies decide, nothing is carried out."
     )
     hold_out: float = Field(
         0.05,
         ge=0,
         le=1,
-        description="Share of conversations whose stops are not carried out, to measure.",
+        description="Share of conversations whose triggers are not carried out, to measure the "
+        "saving.",
     )
     salt: str = Field("", description="Changes which conversations are held out.")
     stop_in_answer: bool = Field(
-        True, description="The client's stop strings end the answer, never the trace."
+        True, description="Check the client's stop strings in the answer, never in the trace."
     )
     rescue_tokens: int = Field(
         512,
         ge=0,
-        description="Longest answer to a response that would end within its trace; 0: none.",
+        description="Longest answer added to a response that would end inside its trace; 0: none.",
     )
     end_escapes: bool = Field(
-        True, description="A trace that the model opens again behind a cut is closed, once."
+        True, description="Close a trace that the model opens again after a cut, once."
     )
     reasoning_field: ReasoningField = Field(
         "upstream",
-        description="Where a chat client finds reasoning: `upstream`, `reasoning`, "
+        description="Where chat clients find reasoning: `upstream`, `reasoning`, "
         "`reasoning_content`, `both`, or `tags` (in the content).",
     )
     dial: bool = Field(
-        True, description="`reasoning_effort` and the like set the default policy's patience."
+        True, description="Let `reasoning_effort` and similar fields change the default policy."
     )
     aliases: dict[str, str] = Field(
         default_factory=dict,
@@ -139,9 +143,7 @@ class Settings(BaseSettings):
     dialects: dict[str, dict[str, Any]] = Field(
         default_factory=dict, description="Dialects to add, or keys of known ones to replace."
     )
-    dialect: str | None = Field(
-        None, description="Use this dialect, whatever the model's markers say."
-    )
+    dialect: str | None = Field(None, description="Use this dialect for every model.")
     max_body_bytes: int = Field(64 * 2**20, ge=1, description="Larger request bodies get a 413.")
     connect_timeout: float = Field(5.0, gt=0, description="Seconds to connect to the engine.")
     idle_timeout: float = Field(
@@ -150,33 +152,39 @@ class Settings(BaseSettings):
     keep_alive: float = Field(
         5.0,
         gt=0,
-        description="Seconds between comments on a stream whose traces still race.",
+        description="Seconds between comments on a stream while its traces race.",
     )
     probe_timeout: float = Field(
         5.0,
         gt=0,
-        description="Seconds after which a probe, or a question to another model, is given up.",
+        description="Seconds after which a probe, or a request to an auxiliary model, is "
+        "abandoned.",
     )
     resume_timeout: float = Field(
-        10.0, gt=0, description="Seconds for the answer to begin behind a cut, else no cut."
+        10.0,
+        gt=0,
+        description="Seconds for the answer to begin after a cut; then the trace continues uncut.",
     )
     recheck: float = Field(
-        5.0, gt=0, description="Seconds between looks at an engine that is down."
+        5.0,
+        gt=0,
+        description="Seconds between checks of an engine that is up; one that is down is checked "
+        "every second.",
     )
     drain: int = Field(30, ge=0, description="Seconds for running streams to end at shutdown.")
     log_level: Literal["debug", "info", "warning", "error"] = Field(
-        "info", description="Least level that is logged."
+        "info", description="Lowest level that is logged."
     )
 
     @field_validator("policy", mode="before")
     @classmethod
     def _normalize_off(cls, value: Any) -> Any:
-        return "off" if value is False else value  # to YAML, a bare `off` is a boolean
+        return "off" if value is False else value  # YAML reads an unquoted `off` as false
 
     @field_validator("policy")
     @classmethod
     def _policy_exists(cls, value: str, info: ValidationInfo) -> str:
-        if value != "off" and "probes" in info.data:  # else their fault is told
+        if value != "off" and "probes" in info.data:  # if not, the error is in `probes`
             parse(value, readiness_probes=info.data["probes"])
         return value
 
@@ -215,7 +223,7 @@ class Settings(BaseSettings):
 
 
 def find_missing_setting(policy: Policy, settings: Settings) -> str | None:
-    """What this policy needs beside the engine and is not configured, in words; or None."""
+    """A message that names the setting that this policy requires and that is not set; else None."""
     if policy.needs.embeddings and settings.embeddings_url is None:
         return f"{policy.name} needs an embedder: set embeddings_url"
     if policy.needs.rewards and settings.reward_url is None:
@@ -224,9 +232,9 @@ def find_missing_setting(policy: Policy, settings: Settings) -> str | None:
 
 
 def load(path: Path | None = None, **overrides: Any) -> Settings:
-    """Read the settings; ``overrides`` that are not None go before everything.
+    """Read the settings. ``overrides`` that are not None take precedence over all sources.
 
-    ``path`` defaults to ``$ADJOURN_CONFIG``. Raises BadConfig.
+    ``path`` None means the file that ``ADJOURN_CONFIG`` names, if set. Raises BadConfig.
     """
     for name in os.environ:
         if name.upper().startswith(ENV_PREFIX) and not _is_known_variable(
@@ -236,26 +244,27 @@ def load(path: Path | None = None, **overrides: Any) -> Settings:
     file = str(path) if path is not None else os.environ.get(ENV_PREFIX + "CONFIG") or None
     if file and not Path(file).is_file():
         raise BadConfig(f"{file}: no such file")
-    reading = _config_file.set(file)
+    token = _config_file.set(file)
     try:
         return Settings(**{key: value for key, value in overrides.items() if value is not None})
     except ValidationError as error:
         lines = [
-            f"{'.'.join(map(str, fault['loc'])) or 'configuration'}: {fault['msg']}"
-            for fault in error.errors()
+            f"{'.'.join(map(str, detail['loc'])) or 'configuration'}: {detail['msg']}"
+            for detail in error.errors()
         ]
         raise BadConfig("\n".join(lines)) from None
-    except Exception as error:  # the reader's own, of the file or of the environment
+    except Exception as error:  # the YAML parser's, or of JSON in a variable
         raise BadConfig(f"{file}: {error}" if file else str(error)) from None
     finally:
-        _config_file.reset(reading)
+        _config_file.reset(token)
 
 
 def _is_known_variable(variable: str) -> bool:
-    """Whether a variable, less the prefix, sets anything: only mappings are set key by key."""
-    name, deeper, _ = variable.partition("__")
+    """True if a variable, without the prefix, is a setting. ``NAME__KEY`` sets one key of a
+    mapping."""
+    name, key_of_mapping, _ = variable.partition("__")
     return name == "CONFIG" or name in {
         key.upper()
         for key, field in Settings.model_fields.items()
-        if not deeper or get_origin(field.annotation) is dict
+        if not key_of_mapping or get_origin(field.annotation) is dict
     }

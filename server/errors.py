@@ -1,13 +1,13 @@
-"""What goes wrong at the gateway, in the error shape of OpenAI or, on its paths, of Anthropic.
+"""The errors that the gateway answers with, in the format of OpenAI's API or of Anthropic's.
 
     GatewayError
-    ├── BadRequest            400  the client erred; ``param`` says where
-    ├── TooLarge              413
-    ├── UpstreamDown          502  the engine cannot be reached
-    ├── ShuttingDown          503  the gateway ends before the request did
-    └── UpstreamTimeout       504  the engine was silent for too long
+    ├── BadRequest            400  the request is not valid; ``param`` names the field
+    ├── TooLarge              413  the body exceeds ``max_body_bytes``
+    ├── UpstreamDown          502  the engine cannot be reached, or broke off its response
+    ├── ShuttingDown          503  the gateway shut down before the response was complete
+    └── UpstreamTimeout       504  the engine was silent for longer than ``idle_timeout``
 
-Errors that the engine itself answers with are no errors here: they are handed through as they are.
+An error response of the engine itself is none of these: it is passed through unchanged.
 """
 
 from __future__ import annotations
@@ -28,11 +28,13 @@ __all__ = [
 
 
 class GatewayError(Exception):
+    """Base of the errors. ``kind`` is the API's error type, ``retry_after`` is in seconds."""
+
     status = 500
     kind = "internal_error"
     code: str | None = None
     retry_after: int | None = None
-    reason: str | None = None  # under which ``upstream_errors`` counts it; None: not the engine's
+    reason: str | None = None  # label in ``upstream_errors``; None: not an error of the engine
 
     def __init__(
         self,
@@ -52,6 +54,7 @@ class GatewayError(Exception):
 
     @property
     def body(self) -> bytes:
+        """The response body, in OpenAI's format."""
         return msgspec.json.encode(
             {
                 "error": {
@@ -115,7 +118,7 @@ _MESSAGES_ERROR_TYPES = {
 
 
 def error_body(path: str, error: GatewayError) -> bytes:
-    """The error in the shape of the API that the path belongs to."""
+    """The response body, in the format of the API that ``path`` belongs to."""
     if not path.startswith(_MESSAGES_PATH):
         return error.body
     kind = _MESSAGES_ERROR_TYPES.get(error.status, "api_error")
@@ -123,13 +126,14 @@ def error_body(path: str, error: GatewayError) -> bytes:
 
 
 def error_event(path: str, error: GatewayError) -> bytes:
-    """The error as the last event of a stream there."""
+    """The error as the last event of a stream, in the format of the API of ``path``."""
     name = b"event: error\n" if path.startswith(_MESSAGES_PATH) else b""
     return name + b"data: " + error_body(path, error) + b"\n\n"
 
 
 def interruption_error(reason: str) -> GatewayError:
-    """What to say of an engine that did not finish its response."""
+    """The error for a response that the engine did not finish. ``reason``: the label in
+    ``upstream_errors``."""
     if reason == "timeout":
-        return UpstreamTimeout("the engine fell silent in the middle of its response")
+        return UpstreamTimeout("the engine stopped sending in the middle of its response")
     return UpstreamDown("the engine broke off in the middle of its response", reason=reason)

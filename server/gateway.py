@@ -1,37 +1,25 @@
-"""What all requests share: the engine, what it can do, the metrics, what was learned of prices."""
+"""The state that all requests share: settings, engine, auxiliary models, metrics, probe costs."""
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import logging
 
-import httpx
-import msgspec
-
 from adjourn.policies.policy import Needs, Policy
 from adjourn.policies.registry import parse
-from adjourn.policies.sampling import SamplingPolicy
 from adjourn.policies.session.probe_cost import ProbeCostModel
 from adjourn.policies.text.dialect import builtin_dialects, override_dialects
-from adjourn.server.api.chat import CHAT_PATH as CHAT
-from adjourn.server.api.completions import COMPLETIONS_PATH as COMPLETIONS
-from adjourn.server.api.completions import can_separate_stops
+from adjourn.server.api.chat import CHAT_PATH
 from adjourn.server.api.request import ParsedRequest
 from adjourn.server.api.translated.engine_defaults import EngineDefaults
 from adjourn.server.config import Settings
+from adjourn.server.eligibility import Backends, find_ineligible_reason
+from adjourn.server.engine_watch import EngineWatch
 from adjourn.server.engines.adapter import Adapter
-from adjourn.server.engines.capabilities import (
-    Capabilities,
-    authorization_headers,
-    detect_capabilities,
-    list_model_ids,
-)
-from adjourn.server.engines.detect import detect_adapter
-from adjourn.server.engines.vllm import VLLM
-from adjourn.server.errors import GatewayError
+from adjourn.server.engines.capabilities import Capabilities
 from adjourn.server.metrics import Metrics
-from adjourn.server.upstream.client import BadReply, EngineClient, Model
+from adjourn.server.upstream import http
+from adjourn.server.upstream.client import EngineClient, Model
 from adjourn.server.upstream.equality import EqualityChecker
 from adjourn.server.upstream.pooling import Embedder, RewardScorer
 
@@ -40,20 +28,24 @@ __all__ = ["Gateway"]
 log = logging.getLogger("adjourn.gateway")
 
 _MAX_COST_MODELS = 256
-_DETECTION_TIMEOUT = 120.0
-"""Seconds that an examination may take; an engine that hangs is not ready."""
-_MAX_REDETECTIONS = 3
 
 
 class Gateway:
-    """Made once a process; ``watch`` runs beside the server."""
+    """One per process. ``watch.run`` must run next to the server, or the engine is never examined.
+
+    ``embedder`` and ``reward_scorer`` are None if not configured. ``default_policy`` is None if
+    the setting ``policy`` is ``off``.
+
+    State: ``watch`` holds what is known of the engine. ``draining`` is set at shutdown.
+    ``_cost_models`` maps a model and a policy to what was learned of the cost of its probes; only
+    ``get_cost_model`` changes it.
+    """
 
     def __init__(
-        self, settings: Settings, transport: httpx.AsyncBaseTransport | None = None
+        self, settings: Settings, transport: http.AsyncBaseTransport | None = None
     ) -> None:
         self.settings = settings
         self.engine = EngineClient(settings, transport)
-        self.adapter: Adapter = VLLM(self.engine)  # until it was asked
         self.equality_checker = EqualityChecker()
         self.metrics = Metrics()
         self.embedder = self._make_embedder(transport)
@@ -64,14 +56,13 @@ class Gateway:
             else parse(settings.policy, readiness_probes=settings.probes)
         )
         self.dialects = override_dialects(builtin_dialects(), settings.dialects)
-        self.capabilities: Capabilities | None = None
-        self.engine_up = False
+        self.watch = EngineWatch(
+            self.engine, self.dialects, self.metrics, self._on_capabilities_changed
+        )
         self.draining = False
-        self._redetections_left = 0
         self._cost_models: dict[tuple[str, Policy], ProbeCostModel] = {}
 
-    def _make_embedder(self, transport: httpx.AsyncBaseTransport | None) -> Embedder | None:
-        """None where none is configured, as below."""
+    def _make_embedder(self, transport: http.AsyncBaseTransport | None) -> Embedder | None:
         settings = self.settings
         if settings.embeddings_url is None:
             return None
@@ -79,9 +70,7 @@ class Gateway:
         model, key = settings.embeddings_model, settings.embeddings_api_key
         return Embedder(engine, model, key, self.metrics)
 
-    def _make_reward_scorer(
-        self, transport: httpx.AsyncBaseTransport | None
-    ) -> RewardScorer | None:
+    def _make_reward_scorer(self, transport: http.AsyncBaseTransport | None) -> RewardScorer | None:
         settings = self.settings
         if settings.reward_url is None:
             return None
@@ -90,7 +79,18 @@ class Gateway:
         return RewardScorer(engine, model, key, self.metrics, settings.reward_step)
 
     @property
+    def adapter(self) -> Adapter:
+        """The adapter of the detected kind of engine; vLLM's until it is detected."""
+        return self.watch.adapter
+
+    @property
+    def capabilities(self) -> Capabilities | None:
+        """What the engine can do; None until it was examined."""
+        return self.watch.capabilities
+
+    @property
     def models(self) -> dict[str, Model]:
+        """The models that the engine serves, by id; empty until it was examined."""
         return dict(self.capabilities.models) if self.capabilities else {}
 
     @property
@@ -99,125 +99,61 @@ class Gateway:
 
     @property
     def is_ready(self) -> bool:
-        return self.engine_up and not self.draining
+        """True if the engine answered the last check and the gateway is not shutting down."""
+        return self.watch.is_up and not self.draining
 
     def get_cost_model(self, model: str, policy: Policy) -> ProbeCostModel:
-        """One a model and policy; requests with options of their own share a bounded number."""
+        """The cost model of this model under this policy; a new one if there is none.
+
+        Clients may send any options, so the number is limited: the one that was not requested for
+        the longest time is dropped.
+        """
         key = (model, policy)
-        appraiser = self._cost_models.pop(key, None) or ProbeCostModel()
-        self._cost_models[key] = appraiser  # the latest last: what goes is what nobody asks for
+        cost_model = self._cost_models.pop(key, None) or ProbeCostModel()
+        self._cost_models[key] = cost_model  # the latest last
         if len(self._cost_models) > _MAX_COST_MODELS:
             self._cost_models.pop(next(iter(self._cost_models)))
-        return appraiser
+        return cost_model
 
     def find_ineligible_reason(
         self,
         policy: Policy,
         model: Model | None,
         request: ParsedRequest | None = None,
-        endpoint: str = CHAT,
+        endpoint: str = CHAT_PATH,
     ) -> str | None:
-        """Why this policy cannot judge this model here, or not this request of it, or None."""
-        if self.capabilities is None or model is None:
-            return "unexamined-model"
-        if model.dialect is None:
-            return "no-dialect"
-        if not (self.adapter.supports(endpoint) and self.capabilities.can_cut(endpoint)):
-            return "engine-cannot-resume"
-        if endpoint not in (CHAT, COMPLETIONS) and not self.adapter.supports_translation:
-            return "unexamined-api"
-        if isinstance(policy, SamplingPolicy) and request is not None and request.num_choices > 1:
-            return "several-choices"  # it answers with one
-        needs, in_place = policy.needs, self.adapter.ends_in_place
-        if in_place and (needs.trace_endings or needs.end_bias):
-            return "engine-cannot-reopen"
-        if needs.probes and not self.capabilities.can_probe:
-            return "engine-cannot-probe"
-        if needs.end_logprob and not self.capabilities.can_score_endings:
-            return "engine-cannot-score-endings"
-        if needs.models - {model.id}:
-            return "learned-of-another-model"
-        if needs.hidden_states - self.capabilities.hidden_state_layers:
-            return "engine-tells-no-hidden-states"
-        if needs.logprobs and not self.capabilities.can_return_logprobs:
-            return "engine-tells-no-logprobs"
-        if needs.embeddings and self.embedder is None:
-            return "no-embedder"
-        if needs.rewards and self.reward_scorer is None:
-            return "no-reward-model"
-        if needs.rewards and endpoint == COMPLETIONS:
-            return "no-messages"  # a reward model reads a conversation
-        if needs.inducers - model.dialect.inducers.keys():
-            return "dialect-lacks-an-inducer"
-        if (
-            request is not None
-            and request.has_stop_strings
-            and (in_place or not can_separate_stops(request.prompt, model.dialect))
-        ):
-            return "stop-strings"  # they are not the answer's alone, and text lags behind them
-        return None
-
-    async def watch_engine(self) -> None:
-        """Look whether the engine is there, and examine it when it came (back), serves other
-        models, or failed an examination that it may pass now."""
-        while True:
-            was = self.engine_up
-            try:
-                async with asyncio.timeout(_DETECTION_TIMEOUT):
-                    await self._check_engine()
-                self.engine_up = True
-            except (TimeoutError, GatewayError, BadReply, msgspec.MsgspecError) as error:
-                self.engine_up = False
-                if was or self.capabilities is None:
-                    log.warning("the engine at %s is not ready: %s", self.engine.url, error)
-            except Exception:  # whatever it was, the next look may find better
-                self.engine_up = False
-                log.exception("looking at the engine at %s", self.engine.url)
-            self.metrics.engine_up.set(self.engine_up)
-            await asyncio.sleep(self.settings.recheck if self.engine_up else 1.0)
-
-    async def _check_engine(self) -> None:
-        ids = await list_model_ids(self.engine)
-        known = self.capabilities is not None and ids == set(self.capabilities.models)
-        if (
-            known
-            and self.engine_up
-            and not (
-                self.capabilities and self.capabilities.missing and self._redetections_left > 0
-            )
-        ):
-            status, _ = await self.engine.get("/health", ())
-            if status != 200:
-                raise BadReply(f"/health answered {status}")
-            return
-        # What an engine lacks it may only have lacked for a moment: ask a few times.
-        self._redetections_left = _MAX_REDETECTIONS if not known else self._redetections_left - 1
-        self.adapter, version = await detect_adapter(
-            self.engine, self.settings.engine, authorization_headers(self.settings)
+        """Why the policy cannot run for this model or request, or None; see ``eligibility``."""
+        backends = Backends(
+            self.adapter,
+            self.capabilities,
+            has_embedder=self.embedder is not None,
+            has_reward_scorer=self.reward_scorer is not None,
         )
-        report = await detect_capabilities(
-            self.adapter, version, self.dialects, self.settings.dialect
-        )
-        changed, self.capabilities = report != self.capabilities, report
-        if changed:
-            self._log_capabilities(report)
-            await self._check_pooling_models()
+        return find_ineligible_reason(backends, policy, model, request, endpoint)
 
-    async def _check_pooling_models(self) -> None:
-        """Whether the models beside the engine's answer; what needs one that does not goes on
-        without, and asks it again each time."""
+    async def _on_capabilities_changed(self, report: Capabilities) -> None:
+        self._log_capabilities(report)
+        await self._check_auxiliary_models()
+
+    async def _check_auxiliary_models(self) -> None:
+        """Log a warning for each auxiliary model that does not answer. Policies that need it run
+        without its results, and each request tries it again."""
         hi = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hi"}]
-        asked = (self.embedder, {"input": "Hi"}), (self.reward_scorer, {"messages": hi})
-        for endpoint, fields in asked:
-            if endpoint is None:
+        requests = (self.embedder, {"input": "Hi"}), (self.reward_scorer, {"messages": hi})
+        for client, fields in requests:
+            if client is None:
                 continue
-            if isinstance(told := await endpoint.request(**fields), str):
-                log.warning("the %s model at %s: %s", endpoint.kind, endpoint.engine.url, told)
+            if isinstance(error := await client.request(**fields), str):
+                log.warning("the %s model at %s: %s", client.kind, client.engine.url, error)
 
     def _log_capabilities(self, report: Capabilities) -> None:
+        """Log each model, and whether the default policy runs for it. Create its metrics' series
+        if it does."""
         for model in report.models.values():
             name = (
-                model.dialect.definition.name if model.dialect else "none, so it is handed through"
+                model.dialect.definition.name
+                if model.dialect
+                else "none, so its requests are passed through"
             )
             log.info("engine %s, model %s, dialect %s", report.engine_version, model.id, name)
             if self.default_policy is not None:
@@ -236,15 +172,16 @@ class Gateway:
                 log.warning("%s: %s", model.id, warnings[self.default_policy.name])
 
     async def aclose(self) -> None:
+        """Close the connections and end the helper process."""
         await self.equality_checker.aclose()
-        for endpoint in (self.embedder, self.reward_scorer):
-            if endpoint is not None:
-                await endpoint.engine.aclose()
+        for client in (self.embedder, self.reward_scorer):
+            if client is not None:
+                await client.engine.aclose()
         with contextlib.suppress(Exception):
             await self.engine.aclose()
 
 
 def _pooling_kinds(needs: Needs) -> list[str]:
-    """The kinds of models that are asked beside the engine's."""
+    """The kinds of auxiliary models that are needed."""
     kinds = (Embedder.kind, needs.embeddings), (RewardScorer.kind, needs.rewards)
-    return [kind for kind, wanted in kinds if wanted]
+    return [kind for kind, needed in kinds if needed]

@@ -1,10 +1,11 @@
-"""Everything that Prometheus sees. Labels are bounded: ``model`` is one the engine serves or
-``other``, ``policy`` the name of an installed policy, and nothing carries a user's text."""
+"""The Prometheus metrics. Labels are bounded: ``model`` is a model that the engine serves, or
+``other``; ``policy`` is the name of an installed policy; no label contains a user's text."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import get_args
+from dataclasses import dataclass
+from typing import Annotated, get_args, get_type_hints
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.process_collector import ProcessCollector
@@ -15,6 +16,7 @@ from adjourn.policies.session.trigger import Action
 
 __all__ = ["Metrics"]
 
+_NAMESPACE = "adjourn"
 _SECONDS_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
 _LATENCY_BUCKETS = (0.00025, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1)
 _TOKEN_BUCKETS = (16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768)
@@ -32,188 +34,247 @@ _FAIL_OPEN_REASONS = (
 )
 
 
+@dataclass(frozen=True, slots=True)
+class _Metric:
+    """Definition of a metric: its name without ``adjourn_``, help text, labels, and, for a
+    histogram, its buckets."""
+
+    name: str
+    help: str
+    labels: tuple[str, ...] = ()
+    buckets: tuple[float, ...] = ()
+
+
 class Metrics:
-    """One registry and its families. Counters end in ``_total`` when scraped."""
+    """The metrics of one gateway, in a registry of their own.
 
-    def __init__(self) -> None:
-        self.registry = registry = CollectorRegistry()
-        ProcessCollector(namespace="adjourn", registry=registry)
+    The annotations are the table of all metrics: attribute, kind and definition. ``__init__``
+    creates an attribute for each. A counter's name ends in ``_total`` when it is scraped.
+    """
 
-        def counter(name: str, text: str, *labels: str) -> Counter:
-            return Counter(f"adjourn_{name}", text, labels, registry=registry)
-
-        def histogram(name: str, text: str, buckets: tuple[float, ...], *labels: str) -> Histogram:
-            return Histogram(f"adjourn_{name}", text, labels, registry=registry, buckets=buckets)
-
-        self.requests = counter(
-            "requests", "Requests answered.", "endpoint", "model", "policy", "status"
-        )
-        self.requests_in_flight = Gauge(
-            "adjourn_requests_in_flight", "Requests now.", ("endpoint",), registry=registry
-        )
-        self.request_duration = histogram(
+    requests: Annotated[
+        Counter,
+        _Metric("requests", "Requests answered.", ("endpoint", "model", "policy", "status")),
+    ]
+    requests_in_flight: Annotated[
+        Gauge,
+        _Metric("requests_in_flight", "Requests being served now.", ("endpoint",)),
+    ]
+    request_duration: Annotated[
+        Histogram,
+        _Metric(
             "request_duration_seconds",
             "From the request's arrival to its last byte.",
+            ("endpoint", "model", "policy"),
             _SECONDS_BUCKETS,
-            "endpoint",
-            "model",
-            "policy",
-        )
-        self.time_to_first_token = histogram(
+        ),
+    ]
+    time_to_first_token: Annotated[
+        Histogram,
+        _Metric(
             "time_to_first_token_seconds",
             "From the request's arrival to the first byte of its stream.",
+            ("model", "policy"),
             _SECONDS_BUCKETS,
-            "model",
-            "policy",
-        )
-        self.added_first_token = histogram(
+        ),
+    ]
+    added_first_token: Annotated[
+        Histogram,
+        _Metric(
             "added_first_token_seconds",
-            "The part of the time to the first token that the gateway itself took.",
+            "The gateway's own part of the time to the first token.",
+            ("model",),
             _LATENCY_BUCKETS,
-            "model",
-        )
-        self.resume_gap = histogram(
+        ),
+    ]
+    resume_gap: Annotated[
+        Histogram,
+        _Metric(
             "resume_gap_seconds",
             "From the decision to cut to the first byte of the answer.",
+            ("model",),
             _SECONDS_BUCKETS,
-            "model",
-        )
-        self.tokens = counter(
+        ),
+    ]
+    tokens: Annotated[
+        Counter,
+        _Metric(
             "tokens",
             "Tokens by kind: prompt, reasoning, marker, answer, closing, probe, wasted, prefilled.",
-            "model",
-            "policy",
-            "kind",
-        )
-        self.triggers = counter(
+            ("model", "policy", "kind"),
+        ),
+    ]
+    triggers: Annotated[
+        Counter,
+        _Metric(
             "triggers",
-            "Decisions to stop, by what became of them: carried-out, held-out, observed, refused "
-            "(by the engine), abandoned (the client left).",
-            "model",
-            "policy",
-            "action",
-        )
-        self.stops = counter(
-            "stops", "Traces ended early, by the policy's reason.", "model", "policy", "reason"
-        )
-        self.tokens_at_stop = histogram(
+            "Decisions to stop, by outcome: carried-out, held-out, observed, refused (by the "
+            "engine), abandoned (the client left).",
+            ("model", "policy", "action"),
+        ),
+    ]
+    stops: Annotated[
+        Counter,
+        _Metric(
+            "stops",
+            "Traces that were cut, by the policy's reason.",
+            ("model", "policy", "reason"),
+        ),
+    ]
+    tokens_at_stop: Annotated[
+        Histogram,
+        _Metric(
             "tokens_at_stop",
-            "Tokens of the trace kept at a cut.",
+            "Tokens of the trace that a cut kept.",
+            ("model", "policy"),
             _TOKEN_BUCKETS,
-            "model",
-            "policy",
-        )
-        self.tokens_after_trigger = histogram(
+        ),
+    ]
+    tokens_after_trigger: Annotated[
+        Histogram,
+        _Metric(
             "tokens_after_trigger",
-            "Tokens thought behind a trigger that was not carried out: what a cut saves.",
+            "Tokens of the trace after a trigger that was not carried out: what a cut would have "
+            "saved.",
+            ("model", "policy", "action"),
             _TOKEN_BUCKETS,
-            "model",
-            "policy",
-            "action",
-        )
-        self.trace_tokens = histogram(
+        ),
+    ]
+    trace_tokens: Annotated[
+        Histogram,
+        _Metric(
             "trace_tokens",
-            "Tokens of reasoning that the client got, by what became of the trace: carried-out, "
-            "held-out, observed, refused, or whole where nothing triggered.",
+            "Reasoning tokens that the client received, by outcome of the trace: carried-out, "
+            "held-out, observed, refused, or whole if nothing triggered.",
+            ("model", "policy", "outcome"),
             _TOKEN_BUCKETS,
-            "model",
-            "policy",
-            "outcome",
-        )
-        self.rescues = counter(
+        ),
+    ]
+    rescues: Annotated[
+        Counter,
+        _Metric(
             "rescues",
-            "Responses that would have ended within their trace and got an answer, by what would "
-            "have ended them: length, stop.",
-            "model",
-            "policy",
-            "reason",
-        )
-        self.escapes = counter(
+            "Responses that would have ended inside their trace and got an answer, by the finish "
+            "reason that it replaced: length, stop.",
+            ("model", "policy", "reason"),
+        ),
+    ]
+    escapes: Annotated[
+        Counter,
+        _Metric(
             "escapes",
-            "Answers behind a cut in which the model opened a trace again, by what became of it: "
-            "ended, refused (by the engine), left.",
-            "model",
-            "policy",
-            "action",
-        )
-        self.traces = counter(
+            "Traces that the model opened again after a cut, by outcome: ended, refused (by the "
+            "engine), left.",
+            ("model", "policy", "action"),
+        ),
+    ]
+    traces: Annotated[
+        Counter,
+        _Metric(
             "traces",
-            "Traces of policies over several, by what became of them: chosen (the client got it), "
-            "answered (it only had a vote), given-up, failed.",
-            "model",
-            "policy",
-            "outcome",
-        )
-        self.probes = counter(
+            "Traces of sampling policies, by outcome: chosen (the client got it), answered (it "
+            "only voted), given-up, failed.",
+            ("model", "policy", "outcome"),
+        ),
+    ]
+    probes: Annotated[
+        Counter,
+        _Metric(
             "probes",
-            "Probes, by outcome: ok, error, timeout, bad-reply.",
-            "model",
-            "policy",
-            "outcome",
-        )
-        self.probe_seconds = histogram(
+            "Probes by outcome: ok, error, timeout, bad-reply.",
+            ("model", "policy", "outcome"),
+        ),
+    ]
+    probe_seconds: Annotated[
+        Histogram,
+        _Metric(
             "probe_seconds",
             "From sending a probe to its result.",
-            _SECONDS_BUCKETS,
-            "model",
-            "policy",
-        )
-        self.probe_price = Gauge(
-            "adjourn_probe_price_tokens",
-            "What one checkpoint's probes cost now, in tokens of a stream.",
             ("model", "policy"),
-            registry=registry,
-        )
-        self.pooling_requests = counter(
-            "pooling_requests",
-            "Requests to the models beside the engine's, by kind (embedding, reward) and outcome: "
-            "ok, error, timeout, bad-reply.",
-            "kind",
-            "model",
-            "policy",
-            "outcome",
-        )
-        self.pooling_tokens = counter(
-            "pooling_tokens",
-            "Tokens that those models read; they are in no kind of adjourn_tokens_total.",
-            "kind",
-            "model",
-            "policy",
-        )
-        self.pooling_seconds = histogram(
-            "pooling_seconds",
-            "From sending such a request to its result.",
             _SECONDS_BUCKETS,
-            "kind",
-            "model",
-            "policy",
-        )
-        self.passed_through = counter(
+        ),
+    ]
+    probe_price: Annotated[
+        Gauge,
+        _Metric(
+            "probe_price_tokens",
+            "Current price of one checkpoint's probes, in tokens of a stream.",
+            ("model", "policy"),
+        ),
+    ]
+    pooling_requests: Annotated[
+        Counter,
+        _Metric(
+            "pooling_requests",
+            "Requests to auxiliary models, by kind (embedding, reward) and outcome: ok, error, "
+            "timeout, bad-reply.",
+            ("kind", "model", "policy", "outcome"),
+        ),
+    ]
+    pooling_tokens: Annotated[
+        Counter,
+        _Metric(
+            "pooling_tokens",
+            "Tokens that auxiliary models read; they are in no kind of adjourn_tokens_total.",
+            ("kind", "model", "policy"),
+        ),
+    ]
+    pooling_seconds: Annotated[
+        Histogram,
+        _Metric(
+            "pooling_seconds",
+            "From sending a request to an auxiliary model to its result.",
+            ("kind", "model", "policy"),
+            _SECONDS_BUCKETS,
+        ),
+    ]
+    passed_through: Annotated[
+        Counter,
+        _Metric(
             "passed_through",
-            "Requests handed through without a policy, though one was set, by reason.",
-            "model",
-            "reason",
-        )
-        self.fail_open = counter(
-            "fail_open", "Policy trouble that the stream outlived, by reason.", "policy", "reason"
-        )
-        self.upstream_errors = counter(
-            "upstream_errors", "What the engine did wrong, by reason.", "reason"
-        )
-        self.upstream_aborts = counter(
-            "upstream_aborts", "Upstream work that the gateway ended, by reason.", "reason"
-        )
-        self.client_disconnects = counter(
+            "Requests passed through although a policy was selected, by reason.",
+            ("model", "reason"),
+        ),
+    ]
+    fail_open: Annotated[
+        Counter,
+        _Metric(
+            "fail_open",
+            "Policy errors after which the response continued without the policy, by reason.",
+            ("policy", "reason"),
+        ),
+    ]
+    upstream_errors: Annotated[
+        Counter, _Metric("upstream_errors", "Errors of the engine, by reason.", ("reason",))
+    ]
+    upstream_aborts: Annotated[
+        Counter,
+        _Metric(
+            "upstream_aborts", "Engine requests that the gateway aborted, by reason.", ("reason",)
+        ),
+    ]
+    client_disconnects: Annotated[
+        Counter,
+        _Metric(
             "client_disconnects",
             "Clients that left early, by phase: sending, before-first-token, streaming, "
             "unstreamed.",
-            "phase",
-        )
-        self.engine_up = Gauge(
-            "adjourn_engine_up", "Whether the engine answered when last asked.", registry=registry
-        )
-        build = Gauge("adjourn_build_info", "Version.", ("version",), registry=registry)
-        build.labels(__version__).set(1)
+            ("phase",),
+        ),
+    ]
+    engine_up: Annotated[Gauge, _Metric("engine_up", "1 if the engine answered the last check.")]
+    build_info: Annotated[Gauge, _Metric("build_info", "The gateway's version.", ("version",))]
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        ProcessCollector(namespace=_NAMESPACE, registry=self.registry)
+        for attribute, annotation in get_type_hints(type(self), include_extras=True).items():
+            kind, metric = get_args(annotation)
+            options = {"buckets": metric.buckets} if metric.buckets else {}
+            name = f"{_NAMESPACE}_{metric.name}"
+            created = kind(name, metric.help, metric.labels, registry=self.registry, **options)
+            setattr(self, attribute, created)
+        self.build_info.labels(__version__).set(1)
         for reason in ("down", "broken", "truncated", "timeout"):
             self.upstream_errors.labels(reason)
         for reason in ("cut", "reopened", "lost", "client-left"):
@@ -222,9 +283,11 @@ class Metrics:
             self.client_disconnects.labels(phase)
 
     def initialize_series(self, model: str, policy: str, pooling_kinds: Sequence[str] = ()) -> None:
-        """Bring what a model under a policy will count into being, at zero: to Prometheus the
-        step from no series to a first one is no increase. ``beside``: the kinds of other models
-        that the policy asks."""
+        """Create the series of a model under a policy, at zero. Prometheus counts no increase when
+        a series first appears with a value, so the first event would be missing from rates.
+
+        ``pooling_kinds``: the kinds of auxiliary models that the policy uses.
+        """
         for status in ("200", "499", "502"):
             self.requests.labels("/v1/chat/completions", model, policy, status)
         for kind in Ledger.__dataclass_fields__:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import contextlib
 from collections.abc import AsyncGenerator, AsyncIterator
 
-import httpx
 import msgspec
 
 from adjourn.server.stream.sse import EventSplitter, event_data
+from adjourn.server.upstream import http
 from adjourn.server.upstream.client import TRANSPORT_ERRORS, BadReply
 from adjourn.server.upstream.transport import Transport
 
@@ -30,7 +30,7 @@ ENGINE_ERRORS = (
     EngineError,
     BadReply,
     TimeoutError,
-    httpx.InvalidURL,
+    http.InvalidURL,
     msgspec.MsgspecError,
     *TRANSPORT_ERRORS,
 )
@@ -78,8 +78,8 @@ class HttpClient:
     @contextlib.asynccontextmanager
     async def _open(
         self, method: str, path: str, body: bytes | None = None
-    ) -> AsyncIterator[httpx.Response]:
-        request = httpx.Request(
+    ) -> AsyncIterator[http.Response]:
+        request = http.Request(
             method,
             self._url + path,
             headers=self._headers,
@@ -95,5 +95,5 @@ class HttpClient:
                 yield response
             finally:
                 await response.aclose()
-        except httpx.TimeoutException as error:
+        except http.TimeoutException as error:
             raise TimeoutError(str(error)) from error

@@ -1,1 +1,1 @@
-"""Engine adapters: what each kind of engine can do, and how it is asked."""
+"""Engine adapters: the calls to each kind of engine, and detecting what it can do."""

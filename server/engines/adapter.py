@@ -1,4 +1,4 @@
-"""What differs between engines: an *adapter* for each kind, which declares what it can do."""
+"""The interface of an *adapter*: the calls to one kind of engine, and what that kind supports."""
 
 from __future__ import annotations
 
@@ -22,8 +22,13 @@ Headers = Sequence[tuple[bytes, bytes]]
 
 @dataclass(frozen=True, slots=True)
 class ProbeResponse:
-    """What a probe brought. ``prefilled``: prompt tokens that the cache did not hold. ``decoded``:
-    tokens that it took. ``top``, ``ending`` and ``hidden_states`` as in a ProbeResult."""
+    """The engine's response to a probe.
+
+    ``tokens`` and ``logprobs`` have one element per generated token. ``finished``: the model ended
+    the text itself. ``prefilled``: prompt tokens that the engine's cache did not hold.
+    ``decoded``: tokens that the engine generated. ``top_logprobs``, ``end_logprob`` and
+    ``hidden_states`` are those of a ``ProbeResult``.
+    """
 
     text: str
     tokens: tuple[str, ...]
@@ -37,15 +42,18 @@ class ProbeResponse:
 
 
 class Adapter(ABC):
-    """The calls to an engine of one kind. They raise GatewayError where it is not there and
-    BadReply where it answers with something else.
+    """The calls to an engine of one kind.
 
-    ``chat``, ``completions``: these endpoints as it speaks them; None where it speaks none that
-    could be judged.
-    ``in_place``: the engine ends a trace within the running stream. Then no second stream follows
-    a cut: nothing that was decoded is taken back, no answer is drawn apart or beyond the
-    response's own, and a trace that ended is not opened again.
-    ``retold``: APIs that are asked for by a chat are told as this engine's own endpoints tell them.
+    They raise GatewayError if the engine cannot be reached, and BadReply if its reply is not what
+    the call expects.
+
+    ``chat_endpoint``, ``completions_endpoint``: the formats of these endpoints;
+    ``completions_endpoint`` is None if raw completions cannot run under a policy.
+    ``ends_in_place``: the engine itself ends a trace within the running stream. Then no second
+    stream follows a cut: tokens that were generated stay, there is no separate answer and no
+    rescue, and a trace that ended is not reopened.
+    ``supports_translation``: the translation of other APIs to chat requests was compared with this
+    engine's own endpoints of those APIs.
     """
 
     name: ClassVar[str]
@@ -62,11 +70,11 @@ class Adapter(ABC):
 
     @abstractmethod
     async def fetch_version(self, headers: Headers) -> str | None:
-        """What the engine calls itself; None where it is of another kind."""
+        """The version that the engine reports; None if it is of another kind."""
 
     @abstractmethod
     async def tokenize(self, model: str, text: str, headers: Headers) -> list[int]:
-        """Ids of a fixed text, without the special tokens that a prompt begins with."""
+        """The token ids of ``text``, without the special tokens that begin a prompt."""
 
     @abstractmethod
     async def probe(
@@ -78,21 +86,21 @@ class Adapter(ABC):
         extra: Mapping[str, Any],
         ending_ids: Sequence[int] = (),
     ) -> ProbeResponse:
-        """Draw greedily from these ids. ``extra``: what must be the same on all calls of a
-        request. ``ending``: ids that are scored behind them, for a probe that asks for it.
+        """Generate greedily after the ids ``prompt``; with ``ending_ids``, score those ids instead.
 
-        Raises BadReply where log-probabilities are missing, or hidden states that were asked for.
+        ``extra``: the fields that all engine calls of a client's request share. Raises BadReply if
+        the reply has no log-probabilities, or lacks the hidden states that ``probe`` requests.
         """
 
     def hidden_state_flags(self, layers: Iterable[int]) -> str:
-        """What to start such an engine with so that it tells the hidden states behind these layers;
-        empty where nothing would make it."""
+        """The command-line flags with which such an engine reports the hidden states after these
+        layers; empty if it cannot."""
         return ""
 
     async def tokenize_chat(self, fields: Fields, headers: Headers) -> list[int]:
-        """The ids of a chat's prompt, where its stream does not tell them."""
+        """The token ids of a chat's prompt, for an engine whose streams do not contain them."""
         raise NotImplementedError
 
     async def end_trace(self, stream_id: str, model: str, headers: Headers) -> None:
-        """Have the engine end the trace of a running stream, named by its id, ``in_place``."""
+        """Make the engine end the trace of the running stream with this id, in place."""
         raise NotImplementedError

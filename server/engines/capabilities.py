@@ -1,6 +1,6 @@
-"""What can this engine do? Asked once, when it is first seen, of the engine itself.
+"""Detects what an engine can do, by sending it a few short requests.
 
-Whatever is missing is said plainly, and what needs it is off; requests are then handed through.
+Each missing capability is logged and shown by `/ready`. Requests that need it are passed through.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from msgspec import Raw
 from adjourn.policies.events import Probe
 from adjourn.policies.evidence.hidden_states import Layer
 from adjourn.policies.evidence.uncertainty import ENTROPY_TOP_LOGPROBS
-from adjourn.policies.text.dialect import Dialect, TokenizedDialect, candidate_dialects
-from adjourn.policies.text.markers import TokenIds
+from adjourn.policies.text.dialect import Dialect, TokenizedDialect
 from adjourn.server.api.chat import CHAT_PATH as CHAT
 from adjourn.server.api.completions import COMPLETIONS_PATH as COMPLETIONS
 from adjourn.server.api.endpoint import Fields
 from adjourn.server.api.translated.engine_defaults import EngineDefaults, detect_engine_defaults
 from adjourn.server.config import Settings
 from adjourn.server.engines.adapter import Adapter, Headers
+from adjourn.server.engines.detect_dialect import detect_dialect
 from adjourn.server.errors import GatewayError
 from adjourn.server.stream.chunk import Chunk, has_value
 from adjourn.server.stream.sse import EventSplitter, event_data
@@ -43,9 +43,12 @@ _COMPLETION_CUT_REQUIREMENTS = {"token ids of raw completions"}
 
 @dataclass(frozen=True, slots=True)
 class Capabilities:
-    """``engine``: its kind and version. ``models`` by id; ``missing`` maps what the engine can't do
-    to what is off for it. ``layers``: those behind which it tells hidden states, where a policy may
-    ask for them."""
+    """What an engine can do.
+
+    ``engine_version``: kind and version. ``models``: by id. ``missing`` maps each missing
+    capability to its consequence, both as text for people. ``hidden_state_layers``: the layers
+    after which the engine reports hidden states; empty if no configured classifier reads them.
+    """
 
     engine_version: str
     models: Mapping[str, Model]
@@ -66,6 +69,8 @@ class Capabilities:
         return "log-probabilities" not in self.missing
 
     def can_cut(self, endpoint: str) -> bool:
+        """True if a trace can be ended early in responses of this endpoint. A translated API is
+        served by the engine's chat endpoint."""
         needed = _COMPLETION_CUT_REQUIREMENTS if endpoint == COMPLETIONS else _CHAT_CUT_REQUIREMENTS
         return not needed & set(self.missing)
 
@@ -80,7 +85,10 @@ class _ModelList(msgspec.Struct):
 
 
 async def list_model_ids(engine: EngineClient) -> set[str]:
-    """Ids of the models that the engine serves now. Raises GatewayError and BadReply."""
+    """Ids of the models that the engine serves now.
+
+    Raises GatewayError, BadReply or MsgspecError.
+    """
     return {card.id for card in await _list_models(engine, authorization_headers(engine.settings))}
 
 
@@ -96,71 +104,47 @@ async def _list_models(
 async def detect_capabilities(
     adapter: Adapter, version: str, dialects: Mapping[str, Dialect], forced_dialect: str | None
 ) -> Capabilities:
-    """Ask everything. Raises GatewayError where the engine is not there."""
+    """Detect the dialect of each model, and everything else with the first model.
+
+    Raises GatewayError, BadReply or MsgspecError if the engine does not list its models.
+    """
     headers = [*_HEADERS, *authorization_headers(adapter.engine.settings)]
     missing: dict[str, str] = {}
     models: dict[str, Model] = {}
     layers: frozenset[Layer] = frozenset()
     for card in await _list_models(adapter.engine, headers):
-        marks = await _detect_dialect(adapter, card.id, dialects, forced_dialect, headers, missing)
+        dialect = await detect_dialect(adapter, card.id, dialects, forced_dialect, headers, missing)
         chat: dict[str, Any] = {}
         text: dict[str, Any] = {}
         if not models:
-            talk = _CapabilityCheck(adapter, card.id, marks, headers, missing)
-            chat, text = await talk.run()
-            layers = talk.hidden_state_layers
-        models[card.id] = Model(card.id, card.max_model_len, marks, chat, text)
-    for what, off in missing.items():
-        log.warning("the engine (%s) lacks %s: %s", adapter.name, what, off)
-    habits = EngineDefaults()
+            check = _CapabilityCheck(adapter, card.id, dialect, headers, missing)
+            chat, text = await check.run()
+            layers = check.hidden_state_layers
+        models[card.id] = Model(card.id, card.max_model_len, dialect, chat, text)
+    for capability, consequence in missing.items():
+        log.warning("the engine (%s) lacks %s: %s", adapter.name, capability, consequence)
+    defaults = EngineDefaults()
     if models and adapter.supports_translation:
-        # Other models that an engine serves are adapters of the first.
+        # The other models of an engine are LoRA adapters of the first, with the same defaults.
         first = next(iter(models.values()))
-        habits = await detect_engine_defaults(
+        defaults = await detect_engine_defaults(
             adapter.engine, first.id, first.max_model_len, headers
         )
-    return Capabilities(f"{adapter.name} {version}", models, missing, habits, layers)
+    return Capabilities(f"{adapter.name} {version}", models, missing, defaults, layers)
 
 
 def authorization_headers(settings: Settings) -> list[tuple[bytes, bytes]]:
-    """The header that carries the gateway's own key."""
+    """The header with the key of the setting ``upstream_api_key``; none if it is not set."""
     key = settings.upstream_api_key
     return [(b"authorization", f"Bearer {key}".encode())] if key else []
 
 
-async def _detect_dialect(
-    adapter: Adapter,
-    model: str,
-    dialects: Mapping[str, Dialect],
-    forced_dialect: str | None,
-    headers: Sequence[tuple[bytes, bytes]],
-    missing: dict[str, str],
-) -> TokenizedDialect | None:
-    """The model's dialect: its tokens are tokens of this vocabulary; a name that matches goes
-    before one that doesn't."""
-
-    async def ids(text: str) -> TokenIds:
-        return tuple(await adapter.tokenize(model, text, headers))
-
-    try:
-        known: dict[str, TokenIds] = {}
-        for dialect in candidate_dialects(model, dialects, forced_dialect):
-            for text in dialect.identifying_texts:
-                if text not in known:
-                    known[text] = await ids(text)
-            if dialect.fits_vocabulary(known):
-                return TokenizedDialect.from_ids(
-                    dialect, {text: await ids(text) for text in dialect.texts_to_tokenize}
-                )
-    except (GatewayError, BadReply) as error:
-        missing["/tokenize"] = f"no dialect can be told, so nothing is stopped ({error})"
-        return None
-    log.warning("model %s has the markers of no known dialect: it is handed through", model)
-    return None
-
-
 class _CapabilityCheck:
-    """One conversation with a model, in which everything is tried once."""
+    """Tries each capability once, with a short prompt and one model.
+
+    State: ``missing``, shared with the caller, gets an entry for each capability that failed;
+    ``hidden_state_layers`` is set by ``run``.
+    """
 
     def __init__(
         self,
@@ -190,7 +174,8 @@ class _CapabilityCheck:
         }
 
     async def run(self) -> tuple[dict[str, Any], dict[str, Any]]:
-        """The keys of an unstreamed chat, and those of a raw completion."""
+        """Check everything. Returns an unstreamed chat response and a raw completion; empty if the
+        engine has none."""
         missing = self._missing
         chat = await self._fetch_response(CHAT, self._chat_request)
         text = await self._fetch_response(COMPLETIONS, self._completion_request)
@@ -199,8 +184,8 @@ class _CapabilityCheck:
             return {}, text
         prompt = await self._check_chat()
         if (completions := self._adapter.completions_endpoint) is not None:
-            same = {} if prompt is None else completions.prompt_fields(prompt)
-            prompt = await self._check_completion(same, prompt) or prompt
+            fields = {} if prompt is None else completions.prompt_fields(prompt)
+            prompt = await self._check_completion(fields, prompt) or prompt
         if prompt is not None:
             await self._check_probes(prompt)
             await self._check_hidden_states(prompt)
@@ -210,7 +195,7 @@ class _CapabilityCheck:
         return chat, text
 
     async def _check_chat(self) -> list[int] | None:
-        """Whether a chat can be cut; the ids of its prompt."""
+        """Check whether a chat can be cut. Returns the ids of its prompt, if known."""
         adapter, missing = self._adapter, self._missing
         chunks = await self._fetch_chunks(CHAT, {})
         prompt = _prompt_ids(chunks)
@@ -222,20 +207,23 @@ class _CapabilityCheck:
                 }
                 prompt = await adapter.tokenize_chat(fields, self._headers)
         if prompt is None or not any(c.choices and c.choices[0].token_ids for c in chunks):
-            missing["token ids"] = "no chat can be stopped: its stream brings none"
+            missing["token ids"] = "no chat can be stopped: its stream contains none"
         elif adapter.ends_in_place:
             await self._check_end_in_place()
         elif self._dialect is not None:
             resumed = [*prompt, *self._dialect.start, *self._dialect.closing]
             chunks = await self._fetch_chunks(CHAT, adapter.chat_endpoint.prompt_fields(resumed))
             if _prompt_ids(chunks) != resumed:
-                missing["resuming from token ids"] = "no chat can be stopped: they are not honoured"
+                missing["resuming from token ids"] = (
+                    "no chat can be stopped: the engine ignores them"
+                )
             elif any(c.choices and c.choices[0].delta.reasoning_text for c in chunks):
-                missing["a reasoning parser"] = "answers behind a cut would be taken for reasoning"
+                missing["a reasoning parser"] = "answers after a cut would be parsed as reasoning"
         return prompt
 
     async def _check_end_in_place(self) -> None:
-        # One that lives until it is closed here.
+        # The stream must still run when the request to end its trace arrives, so it is long. It is
+        # closed after that.
         adapter = self._adapter
         stream = {**self._chat_request, "stream": True, "max_tokens": 2048, "ignore_eos": True}
         body = msgspec.json.encode(stream | adapter.chat_endpoint.extra_fields)
@@ -255,11 +243,14 @@ class _CapabilityCheck:
         self._missing["ending a trace in place"] = f"no chat can be stopped ({error})"
 
     async def _check_completion(self, extra: Fields, prompt: list[int] | None) -> list[int] | None:
-        """Whether a raw completion can be cut; the ids of its prompt."""
+        """Check whether a raw completion can be cut. Returns the ids of its prompt, if known.
+
+        ``extra`` requests the ids ``prompt``, or nothing if those are unknown.
+        """
         chunks = await self._fetch_chunks(COMPLETIONS, extra)
         echoed = _prompt_ids(chunks)
-        told = any(c.choices and c.choices[0].token_ids for c in chunks)
-        if not told or echoed is None or (prompt is not None and echoed != prompt):
+        has_ids = any(c.choices and c.choices[0].token_ids for c in chunks)
+        if not has_ids or echoed is None or (prompt is not None and echoed != prompt):
             self._missing["token ids of raw completions"] = "no raw completion can be stopped"
         return echoed
 
@@ -276,39 +267,45 @@ class _CapabilityCheck:
                 missing["log-probabilities of chosen tokens"] = f"`margin` is off ({error})"
 
     async def _check_hidden_states(self, prompt: list[int]) -> None:
-        """Only where a probe may be asked for that reads them."""
-        probes = self._adapter.engine.settings.probes.values()
-        wanted = frozenset(layer for probe in probes for layer in probe.required_layers)
-        if not wanted:
+        """Check the layers that the configured classifiers read, if there are any."""
+        classifiers = self._adapter.engine.settings.probes.values()
+        needed = frozenset(layer for probe in classifiers for layer in probe.required_layers)
+        if not needed:
             return
-        asked = Probe(inducer="", max_tokens=1, close_trace=False, hidden_states=True)
+        probe = Probe(inducer="", max_tokens=1, close_trace=False, hidden_states=True)
         with contextlib.suppress(GatewayError, BadReply):
-            drawn = await self._adapter.probe(self._model, prompt, asked, self._headers, {})
-            if (told := drawn.hidden_states) is not None:
+            response = await self._adapter.probe(self._model, prompt, probe, self._headers, {})
+            if (states := response.hidden_states) is not None:
                 self.hidden_state_layers = frozenset(
-                    Layer(number, told.width) for number in told.layers
+                    Layer(number, states.width) for number in states.layers
                 )
-        if not wanted - self.hidden_state_layers:
+        if not needed - self.hidden_state_layers:
             return
         widths = {layer.width for layer in self.hidden_state_layers}
-        if widths and {layer.width for layer in wanted} != widths:
-            why = f"`lynx` is off: its probe is of another width than this model's {widths.pop()}"
-        elif flags := self._adapter.hidden_state_flags({layer.number for layer in wanted}):
+        if widths and {layer.width for layer in needed} != widths:
+            width = widths.pop()
+            why = f"`lynx` is off: its classifier is of another width than this model's {width}"
+        elif flags := self._adapter.hidden_state_flags({layer.number for layer in needed}):
             why = f"`lynx` is off: start the engine with {flags}, see docs/engines.md"
         else:
             why = "`lynx` is off"
         self._missing["hidden states"] = why
 
-    async def _check_token_scores(self, prompt: list[int], marks: TokenizedDialect) -> None:
-        """Raises BadReply where tokens are not scored, or each by what it is made by asking."""
+    async def _check_token_scores(self, prompt: list[int], dialect: TokenizedDialect) -> None:
+        """Raises BadReply if given tokens are not scored, or not by the model's probabilities.
+
+        A score request allows one token only. An engine that reports log-probabilities after that
+        restriction reports certainty for each token. Two different tokens at the same position
+        cannot both be certain, so the sum of their probabilities shows it.
+        """
         probe, scores = Probe(inducer="", max_tokens=1, close_trace=False, score_end=True), []
-        for token in list(dict.fromkeys((*marks.closing, *marks.start)))[:2]:
-            drawn = await self._adapter.probe(
+        for token in list(dict.fromkeys((*dialect.closing, *dialect.start)))[:2]:
+            response = await self._adapter.probe(
                 self._model, prompt, probe, self._headers, {}, [token]
             )
-            scores.append(drawn.end_logprob or 0.0)
+            scores.append(response.end_logprob or 0.0)
         if math.fsum(map(math.exp, scores)) > 1.01:
-            raise BadReply("they are told as sampled from (--logprobs-mode), not as they are")
+            raise BadReply("the engine reports them after sampling filters: see --logprobs-mode")
 
     async def _check_logprobs(self, endpoint: str) -> None:
         chat = {"logprobs": Raw(b"true"), "top_logprobs": Raw(b"%d" % ENTROPY_TOP_LOGPROBS)}
@@ -318,6 +315,7 @@ class _CapabilityCheck:
             self._missing["log-probabilities"] = "policies that need them with each token are off"
 
     async def _fetch_response(self, endpoint: str, request: Mapping[str, Any]) -> dict[str, Any]:
+        """The response object; empty if the engine refuses the request."""
         with contextlib.suppress(GatewayError, BadReply, msgspec.MsgspecError):
             body = msgspec.json.encode(request)
             content = await self._adapter.engine.post(endpoint, body, self._headers)
@@ -325,16 +323,16 @@ class _CapabilityCheck:
         return {}
 
     async def _fetch_chunks(self, endpoint: str, extra: Fields) -> list[Chunk]:
-        """Nothing where it is refused or cannot be read."""
+        """The chunks of a stream; empty if it is refused or cannot be read."""
         adapter = self._adapter
-        surface = adapter.chat_endpoint if endpoint == CHAT else adapter.completions_endpoint
-        if surface is None:
+        api = adapter.chat_endpoint if endpoint == CHAT else adapter.completions_endpoint
+        if api is None:
             return []
         request = self._chat_request if endpoint == CHAT else self._completion_request
-        body = msgspec.json.encode({**request, "stream": True, **surface.extra_fields, **extra})
+        body = msgspec.json.encode({**request, "stream": True, **api.extra_fields, **extra})
         try:
             content = await adapter.engine.post(endpoint, body, self._headers)
-            return list(_decode_events(EventSplitter().feed(content), surface.decode))
+            return list(_decode_events(EventSplitter().feed(content), api.decode))
         except (GatewayError, BadReply, msgspec.MsgspecError):
             return []
 

@@ -1,4 +1,4 @@
-"""Of which kind is this engine? It says so itself, each kind at a place of its own."""
+"""Detects the kind of an engine: each kind reports its version under a path of its own."""
 
 from __future__ import annotations
 
@@ -18,11 +18,15 @@ __all__ = ["ADAPTERS", "detect_adapter"]
 ADAPTERS: Mapping[str, type[Adapter]] = MappingProxyType(
     {kind.name: kind for kind in (VLLM, SGLang, LlamaCpp)}
 )
+"""The adapters by name, in the order in which they are tried."""
 
 
 async def detect_adapter(engine: EngineClient, name: str, headers: Headers) -> tuple[Adapter, str]:
-    """The adapter and what the engine calls its version. ``name`` is a kind, or `auto`: then one
-    that says nothing of itself is tried as vLLM."""
+    """The adapter for this engine, and the version that the engine reports, or "unknown".
+
+    ``name`` is a key of ``ADAPTERS``, or ``auto``. With ``auto``, an engine that reports no version
+    anywhere is treated as vLLM.
+    """
     kinds = ADAPTERS.values() if name == "auto" else (ADAPTERS[name],)
     for kind in kinds:
         adapter = kind(engine)

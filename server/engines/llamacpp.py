@@ -1,7 +1,8 @@
-"""llama.cpp's server, which ends a trace in place: it forces the end marker into the stream.
+"""llama.cpp's server, which ends a trace in place: it inserts the end marker into the stream.
 
-Its chat streams tell ids only with log-probabilities, and those of a prompt not at all: the prompt
-is rendered and tokenized by calls of their own. A character of several tokens is told as its last.
+Its chat streams contain token ids only next to log-probabilities, and never those of the prompt, so
+the prompt is rendered and tokenized by separate requests. A character of several tokens is reported
+as its last token.
 """
 
 from __future__ import annotations
@@ -77,8 +78,11 @@ _decode_logprobs = msgspec.json.Decoder(_ChunkLogprobs).decode
 
 
 class LlamaCppChatEndpoint(ChatEndpoint):
-    """Log-probabilities are always asked for, as the ids stand there. Nobody pays for the whole
-    vocabulary's where nobody reads them: those of the candidates left will do."""
+    """A chat that always requests log-probabilities, because they contain the token ids.
+
+    If neither the client nor the policy reads them, ``post_sampling_probs`` requests those of the
+    remaining candidates only, which is cheaper than those of the whole vocabulary.
+    """
 
     extra_fields: ClassVar[Fields] = {
         "reasoning_control": Raw(b"true"),
@@ -92,8 +96,8 @@ class LlamaCppChatEndpoint(ChatEndpoint):
         chunk = decode_chunk(data)
         for choice in chunk.choices:
             if has_value(choice.logprobs):
-                told = _decode_logprobs(choice.logprobs).content
-                choice.token_ids = [one.id for one in told or ()]
+                tokens = _decode_logprobs(choice.logprobs).content
+                choice.token_ids = [token.id for token in tokens or ()]
         return chunk
 
     @property
@@ -115,6 +119,8 @@ class LlamaCppChatEndpoint(ChatEndpoint):
 
 
 class LlamaCpp(Adapter):
+    """The calls to llama.cpp's server."""
+
     name = "llamacpp"
     chat_endpoint = LlamaCppChatEndpoint
     completions_endpoint = None
@@ -146,11 +152,11 @@ class LlamaCpp(Adapter):
     async def end_trace(self, stream_id: str, model: str, headers: Headers) -> None:
         fields = {"id": stream_id, "model": model, "action": "reasoning_end"}
         path = f"{CHAT}/control"
-        ended = _parse(
+        reply = _parse(
             await self.engine.post(path, msgspec.json.encode(fields), headers), _ControlResponse
         )
-        if not ended.success:
-            raise BadReply(f"{path}: {ended.message}")
+        if not reply.success:
+            raise BadReply(f"{path}: {reply.message}")
 
     async def probe(
         self,
@@ -162,7 +168,7 @@ class LlamaCpp(Adapter):
         ending_ids: Sequence[int] = (),
     ) -> ProbeResponse:
         if ending_ids:
-            raise BadReply("llama.cpp scores no chosen tokens")
+            raise BadReply("llama.cpp cannot score given tokens")
         fields = {
             "model": model,
             "prompt": prompt,
@@ -173,25 +179,26 @@ class LlamaCpp(Adapter):
         reply = _parse(
             await self.engine.post("/completion", msgspec.json.encode(fields), headers), _Completion
         )
-        drawn = reply.completion_probabilities
-        if not drawn:
-            raise BadReply("a probe's reply has no log-probabilities")
+        generated = reply.completion_probabilities
+        if not generated:
+            raise BadReply("the reply to a probe has no log-probabilities")
         return ProbeResponse(
             text=reply.content,
-            tokens=tuple(one.token for one in drawn),
-            logprobs=tuple(one.logprob for one in drawn),
+            tokens=tuple(token.token for token in generated),
+            logprobs=tuple(token.logprob for token in generated),
             finished=reply.stop_type in ("eos", "word"),
             prefilled=reply.timings.prompt_n,
             decoded=reply.tokens_predicted,
             top_logprobs=tuple(
-                tuple(sorted((likely.logprob for likely in one.top_logprobs), reverse=True))
-                for one in drawn
+                tuple(sorted((top.logprob for top in token.top_logprobs), reverse=True))
+                for token in generated
             ),
         )
 
 
 def _parse(content: bytes, kind: type[_Reply]) -> _Reply:
+    """Raises BadReply."""
     try:
         return msgspec.json.decode(content, type=kind)
     except msgspec.MsgspecError as error:
-        raise BadReply(f"llama.cpp answered with something else: {error}") from None
+        raise BadReply(f"the reply of llama.cpp cannot be read: {error}") from None

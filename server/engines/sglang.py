@@ -1,8 +1,8 @@
-"""SGLang, as its 0.5.23 is written.
+"""SGLang, according to the source of version 0.5.23.
 
-Raw completions are vLLM's. Chat takes ``input_ids`` to go on from, but its streams tell no ids yet
-(``return_token_ids`` is refused there): until they do, the self-test finds that missing, and chats
-are handed through.
+Its raw completions have vLLM's format. Its chat endpoint continues from ``input_ids``, but refuses
+``return_token_ids``, so its streams contain no token ids. Capability detection finds that missing,
+and chats are passed through.
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ __all__ = ["SGLang"]
 
 
 class SGLangChatEndpoint(ChatEndpoint):
+    """vLLM's chat endpoint, except for the name of the prompt's field and the added fields."""
+
     extra_fields = dict.fromkeys(
         ("return_token_ids", "separate_reasoning", "stream_reasoning"), Raw(b"true")
     )
@@ -31,12 +33,14 @@ class SGLangChatEndpoint(ChatEndpoint):
 
 
 class SGLang(VLLM):
+    """The calls to an SGLang engine."""
+
     name = "sglang"
-    supports_translation = False  # as vLLM tells them, and whether this one does so nobody tried
+    supports_translation = False  # not compared with SGLang's own endpoints
     chat_endpoint = SGLangChatEndpoint
 
     async def fetch_version(self, headers: Headers) -> str | None:
-        for path in ("/server_info", "/get_server_info"):  # the latter is going
+        for path in ("/server_info", "/get_server_info"):  # the second one is deprecated
             if (version := await fetch_version_from(self.engine, path, headers)) is not None:
                 return version
         return None

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import httpx
-
 from adjourn.policies.text.markers import NO_PARTIAL_MATCH, MarkerKind, MarkerMatcher, TokenIds
 from adjourn.server.relay.continuation import Continuation
 from adjourn.server.stream.chunk import Chunk
+from adjourn.server.upstream import http
 
 __all__ = ["AnswerContinuation"]
 
@@ -25,7 +24,7 @@ class AnswerContinuation(Continuation):
     _matcher_state   the marker automaton's state after the latest id         scan_for_start_marker
     """
 
-    def __init__(self, response: httpx.Response, prompt: list[int]) -> None:
+    def __init__(self, response: http.Response, prompt: list[int]) -> None:
         super().__init__(response, prompt)
         self.sent_ids: list[int] = []
         self.held_events: list[tuple[bytes, Chunk | None]] = []

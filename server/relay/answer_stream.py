@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import httpx
-
 from adjourn.policies.session.session import Session
 from adjourn.server.api.endpoint import Endpoint
 from adjourn.server.metrics import Metrics
@@ -15,6 +13,7 @@ from adjourn.server.relay.progress import Progress
 from adjourn.server.stream.chunk import Chunk, encode_event, has_value
 from adjourn.server.stream.sse import event_data
 from adjourn.server.stream.usage import with_total_usage
+from adjourn.server.upstream import http
 from adjourn.server.upstream.client import TRANSPORT_ERRORS
 
 __all__ = ["AnswerStream"]
@@ -69,7 +68,7 @@ class AnswerStream:
                         break
                 else:
                     self.current = None
-            except httpx.ReadTimeout:
+            except http.ReadTimeout:
                 self._progress.failure, self.current = "timeout", None
             except TRANSPORT_ERRORS:
                 self._progress.failure, self.current = "broken", None

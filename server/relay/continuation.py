@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable
 from typing import Self
 
-import httpx
-
 from adjourn.server.stream.chunk import Chunk, IdRewriter
 from adjourn.server.stream.sse import EventSplitter, event_data
+from adjourn.server.upstream import http
 
 __all__ = ["Continuation"]
 
@@ -21,7 +20,7 @@ class Continuation:
     its events the id and the time of the response that it is a part of.
     """
 
-    def __init__(self, response: httpx.Response, prompt: list[int]) -> None:
+    def __init__(self, response: http.Response, prompt: list[int]) -> None:
         self.response = response
         self.prompt = prompt
         self.byte_stream: AsyncIterator[bytes] = response.stream.__aiter__()  # type: ignore[union-attr]
@@ -32,7 +31,7 @@ class Continuation:
     @classmethod
     async def from_response(
         cls,
-        response: httpx.Response,
+        response: http.Response,
         prompt: list[int],
         decode: Callable[[bytes], Chunk],
         main_chunk: Chunk,

@@ -7,7 +7,6 @@ import time
 from collections.abc import Sequence
 from typing import TypeVar
 
-import httpx
 import msgspec
 
 from adjourn.policies.session.orders import Cut, Reopen
@@ -19,6 +18,7 @@ from adjourn.server.relay.answer import AnswerContinuation
 from adjourn.server.relay.continuation import Continuation
 from adjourn.server.relay.times import Times
 from adjourn.server.stream.chunk import Chunk
+from adjourn.server.upstream import http
 from adjourn.server.upstream.client import TRANSPORT_ERRORS, BadReply
 
 __all__ = ["ContinuationRefused", "EngineCalls", "Headers"]
@@ -79,7 +79,7 @@ class EngineCalls:
         """Whether a trace that an answer opens again is closed (setting ``end_escapes``)."""
         return self._engine.settings.end_escapes
 
-    async def open_main(self) -> httpx.Response:
+    async def open_main(self) -> http.Response:
         """The response to the client's request. Raises GatewayError."""
         return await self._send(self._endpoint.main_fields, self._request_id)
 
@@ -160,7 +160,7 @@ class EngineCalls:
             raise ContinuationRefused("ids-not-honoured" if is_accepted else "resume-rejected")
         return stream
 
-    async def _send(self, fields: Fields, request_id: str) -> httpx.Response:
+    async def _send(self, fields: Fields, request_id: str) -> http.Response:
         headers = [
             *(header for header in self._headers if header[0] != b"accept-encoding"),
             (b"accept-encoding", b"identity"),  # the gateway reads the body

@@ -14,8 +14,6 @@ import logging
 import time
 from collections.abc import Callable
 
-import httpx
-
 from adjourn.policies.session.orders import (
     Cut,
     InsertedText,
@@ -42,6 +40,7 @@ from adjourn.server.stream.chunk import encode_event, has_value
 from adjourn.server.stream.sinks import Sink
 from adjourn.server.stream.sse import event_data
 from adjourn.server.stream.usage import summarize_session
+from adjourn.server.upstream import http
 from adjourn.server.upstream.client import TRANSPORT_ERRORS
 from adjourn.server.upstream.pooling import Embedder
 
@@ -213,7 +212,7 @@ class Relay:
                 for event in splitter.feed(data):
                     take(event, now)
                 await flush()
-        except httpx.ReadTimeout:
+        except http.ReadTimeout:
             self._progress.failure = "timeout"
         except TRANSPORT_ERRORS:
             self._progress.failure = "broken"

@@ -12,7 +12,6 @@ import asyncio
 from collections.abc import Sequence
 from typing import Any
 
-import httpx
 import msgspec
 
 from adjourn.server.errors import GatewayError
@@ -27,6 +26,7 @@ from adjourn.server.stream.chunk import (
 )
 from adjourn.server.stream.sinks import Sink
 from adjourn.server.stream.sse import event_data
+from adjourn.server.upstream import http
 
 __all__ = ["ChoiceSink", "MultiChoice"]
 
@@ -137,14 +137,14 @@ class ChoiceSink:
         self._index = index
         self._rewrite_id: IdRewriter | None = None
 
-    def open(self, response: httpx.Response) -> None:
+    def open(self, response: http.Response) -> None:
         self.is_open = True
         if self._index == 0:
             self._multi_choice.sink.open(response)
         if all(sink.is_open for sink in self._multi_choice.choice_sinks):
             self._multi_choice.all_opened.set()
 
-    async def forward_response(self, response: httpx.Response) -> None:
+    async def forward_response(self, response: http.Response) -> None:
         await self._multi_choice.sink.forward_response(response)
         raise _ChoiceRefused(response.status_code)
 

@@ -11,7 +11,6 @@ import time
 from abc import abstractmethod
 from collections.abc import Sequence
 
-import httpx
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -24,6 +23,7 @@ from adjourn.server.errors import (
 )
 from adjourn.server.metrics import Metrics
 from adjourn.server.stream.sinks import response_headers
+from adjourn.server.upstream import http
 from adjourn.server.upstream.client import TRANSPORT_ERRORS, EngineClient
 
 __all__ = ["CancellableResponse", "Passthrough", "RawSendMiddleware", "send_error"]
@@ -197,7 +197,7 @@ class Passthrough(CancellableResponse):
                 async for data in response.stream:  # type: ignore[union-attr]
                     await send({"type": "http.response.body", "body": data, "more_body": True})
             except TRANSPORT_ERRORS as cause:
-                timeout = isinstance(cause, httpx.ReadTimeout)
+                timeout = isinstance(cause, http.ReadTimeout)
                 error = interruption_error("timeout" if timeout else "broken")
                 await self._send_stream_error(send, response, error)
                 return error.status
@@ -207,7 +207,7 @@ class Passthrough(CancellableResponse):
             await response.aclose()
 
     async def _send_stream_error(
-        self, send: Send, response: httpx.Response, error: GatewayError
+        self, send: Send, response: http.Response, error: GatewayError
     ) -> None:
         """Send an error event if the response is an event stream. The response is left unfinished,
         so the client also sees a broken connection."""

@@ -16,8 +16,6 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
-import httpx
-
 from adjourn.policies.evidence.answers import AnswerClasses
 from adjourn.policies.parallel.confidence_meter import ConfidenceMeter
 from adjourn.policies.parallel.first_finish import FirstFinishSampler
@@ -47,6 +45,7 @@ from adjourn.server.relay.times import Times
 from adjourn.server.responses.race_summary import summarize_race
 from adjourn.server.responses.trace_buffer import TraceBuffer
 from adjourn.server.stream.sinks import Sink
+from adjourn.server.upstream import http
 from adjourn.server.upstream.equality import EqualityChecker
 
 __all__ = ["TraceRace"]
@@ -175,12 +174,12 @@ class TraceRace:
         self.chosen = self._refused_trace = None
         del self._make_relay, self._request_reward
 
-    def on_opened(self, response: httpx.Response) -> None:
+    def on_opened(self, response: http.Response) -> None:
         if not self._sink_opened:
             self._sink_opened = True
             self._sink.open(response)
 
-    async def on_refused(self, trace: TraceBuffer, response: httpx.Response) -> None:
+    async def on_refused(self, trace: TraceBuffer, response: http.Response) -> None:
         """The engine refused the trace. Keep the first refusal open until the race is over: the
         client gets it if no trace was chosen."""
         first = self._refused_trace is None

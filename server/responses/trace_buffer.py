@@ -7,7 +7,6 @@ import contextlib
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-import httpx
 import msgspec
 
 from adjourn.policies.evidence.answers import extract_final_answer
@@ -18,6 +17,7 @@ from adjourn.server.errors import GatewayError
 from adjourn.server.stream.assembler import assemble_message
 from adjourn.server.stream.chunk import Chunk, IdRewriter, decode_chunk, encode_event
 from adjourn.server.stream.sse import event_data
+from adjourn.server.upstream import http
 
 if TYPE_CHECKING:
     from adjourn.server.relay.relay import Relay
@@ -32,10 +32,10 @@ Outcome = Literal["chosen", "answered", "given-up", "failed"]
 class Race(Protocol):
     """The owner of the traces, which a ``TraceBuffer`` notifies."""
 
-    def on_opened(self, response: httpx.Response) -> None:
+    def on_opened(self, response: http.Response) -> None:
         """The engine accepted a trace."""
 
-    async def on_refused(self, trace: TraceBuffer, response: httpx.Response) -> None:
+    async def on_refused(self, trace: TraceBuffer, response: http.Response) -> None:
         """The engine refused a trace with this response."""
 
     def on_progress(self, trace: TraceBuffer) -> None:
@@ -85,10 +85,10 @@ class TraceBuffer:
         assert self.relay is not None
         return self.relay.session
 
-    def open(self, response: httpx.Response) -> None:
+    def open(self, response: http.Response) -> None:
         self._race.on_opened(response)
 
-    async def forward_response(self, response: httpx.Response) -> None:
+    async def forward_response(self, response: http.Response) -> None:
         await self._race.on_refused(self, response)
 
     async def write(self, events: list[bytes]) -> None:

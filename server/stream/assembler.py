@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-import httpx
 import msgspec
 from starlette.types import Send
 
 from adjourn.server.errors import GatewayError
 from adjourn.server.stream.sinks import forward_response, response_headers
 from adjourn.server.stream.sse import event_data
+from adjourn.server.upstream import http
 
 __all__ = ["Assembler", "assemble_message"]
 
@@ -49,13 +49,13 @@ class Assembler:
         self._choices: dict[int, _ChoiceAssembler] = {}
         self._error: bytes | None = None
 
-    def open(self, response: httpx.Response) -> None:
+    def open(self, response: http.Response) -> None:
         self._headers = [
             (name, b"application/json" if name == b"content-type" else value)
             for name, value in response_headers(response, self._extra_headers)
         ]
 
-    async def forward_response(self, response: httpx.Response) -> None:
+    async def forward_response(self, response: http.Response) -> None:
         self.has_started = True
         await forward_response(self._send, response, self._extra_headers)
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Awaitable, Sequence
 from typing import Any, Protocol
 
-import httpx
 from starlette.types import Send
 
 from adjourn.server.errors import GatewayError
 from adjourn.server.stream.chunk import encode_event
+from adjourn.server.upstream import http
 from adjourn.server.upstream.client import forwarded_headers
 
 __all__ = ["Sink", "StreamSink", "forward_response", "response_headers"]
@@ -31,10 +31,10 @@ class Sink(Protocol):
 
     has_started: bool
 
-    def open(self, response: httpx.Response) -> None:
+    def open(self, response: http.Response) -> None:
         """The engine accepted the request; ``response`` has its headers."""
 
-    async def forward_response(self, response: httpx.Response) -> None:
+    async def forward_response(self, response: http.Response) -> None:
         """The engine refused the request: send its status, headers and body unmodified."""
 
     def write(self, events: list[bytes]) -> Awaitable[None]:
@@ -48,7 +48,7 @@ class Sink(Protocol):
 
 
 def response_headers(
-    response: httpx.Response, extra_headers: Sequence[tuple[bytes, bytes]]
+    response: http.Response, extra_headers: Sequence[tuple[bytes, bytes]]
 ) -> list[tuple[bytes, bytes]]:
     """The engine's response headers for the client; ``extra_headers`` replace its own."""
     ours = {name for name, _ in extra_headers}
@@ -72,10 +72,10 @@ class StreamSink:
         self._extra_headers = extra_headers
         self._headers: list[tuple[bytes, bytes]] = []
 
-    def open(self, response: httpx.Response) -> None:
+    def open(self, response: http.Response) -> None:
         self._headers = response_headers(response, (*_STREAM_HEADERS, *self._extra_headers))
 
-    async def forward_response(self, response: httpx.Response) -> None:
+    async def forward_response(self, response: http.Response) -> None:
         self.has_started = True
         await forward_response(self._send, response, self._extra_headers)
 
@@ -102,7 +102,7 @@ class StreamSink:
 
 
 async def forward_response(
-    send: Send, response: httpx.Response, extra_headers: Sequence[tuple[bytes, bytes]]
+    send: Send, response: http.Response, extra_headers: Sequence[tuple[bytes, bytes]]
 ) -> None:
     headers = response_headers(response, extra_headers)
     await send({"type": "http.response.start", "status": response.status_code, "headers": headers})

@@ -1,1 +1,1 @@
-"""Connections to the engine and to the auxiliary models."""
+"""HTTP to the engine and to the auxiliary models, and the process that compares formulas."""

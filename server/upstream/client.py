@@ -1,4 +1,4 @@
-"""The engine behind the gateway, reached over HTTP. What is asked of it is its adapter's affair."""
+"""The HTTP client of one engine. What it sends there is up to the engine's adapter."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import httpx
 from pydantic import HttpUrl
 
 from adjourn.policies.text.dialect import TokenizedDialect
 from adjourn.server.config import Settings
 from adjourn.server.errors import UpstreamDown, UpstreamTimeout
+from adjourn.server.upstream import http
 from adjourn.server.upstream.transport import Transport
 
 __all__ = ["TRANSPORT_ERRORS", "BadReply", "EngineClient", "Model", "forwarded_headers"]
 
 log = logging.getLogger("adjourn.engine")
 
-TRANSPORT_ERRORS = (httpx.TransportError,)
-"""What reading from an engine may raise."""
+TRANSPORT_ERRORS = (http.TransportError,)
+"""The exceptions that reading a response may raise."""
 
 _HOP_BY_HOP = {
     b"connection",
@@ -37,43 +37,46 @@ _HOP_BY_HOP = {
     b"upgrade",
 }
 _GATEWAY_HEADER_PREFIX = b"x-adjourn-"
-# vLLM's server closes an idle connection after five seconds; we must be first.
+# Seconds. vLLM's server closes an idle connection after five; the gateway must close it first.
 _KEEPALIVE_EXPIRY = 3.0
-# Bytes of a stream that wait here at most: what a slow client makes each stream cost.
+# Bytes that are buffered for each stream whose client reads slowly.
 _HIGH_WATER = 2**16
 
 
 class BadReply(Exception):
-    """The engine answered, but not with what was asked for."""
+    """The engine answered, but with another status or another content than was expected."""
 
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """One model that the engine serves. ``marks`` is None where no dialect fits it."""
+    """One model that the engine serves. ``dialect`` is None if none fits its vocabulary."""
 
     id: str
     max_model_len: int | None
     dialect: TokenizedDialect | None
     chat_skeleton: Mapping[str, Any] = field(default_factory=dict)
-    """An unstreamed reply's keys, with null for what a stream does not bring."""
+    """The keys of an unstreamed chat response, with null where a stream has no value."""
     completion_skeleton: Mapping[str, Any] = field(default_factory=dict)
-    """The same of a raw completion."""
+    """The same for a raw completion."""
 
 
 class EngineClient:
-    """A client of one engine, at ``url`` if not at the upstream's. Raises UpstreamDown and
-    UpstreamTimeout where it is not there."""
+    """Sends requests to the engine at ``url``, or at the setting ``upstream`` if that is None.
+
+    Raises UpstreamDown if the engine cannot be reached, and UpstreamTimeout if it is silent for
+    longer than the setting ``idle_timeout``.
+    """
 
     def __init__(
         self,
         settings: Settings,
-        transport: httpx.AsyncBaseTransport | None = None,
+        transport: http.AsyncBaseTransport | None = None,
         url: HttpUrl | None = None,
     ) -> None:
         self.settings = settings
         self.url = str(url or settings.upstream).rstrip("/")
-        # The transport alone: what httpx's client adds (cookies, redirects, hooks) is not ours to
-        # add to somebody's request, and it costs more than the transport does.
+        # A transport instead of a whole client: cookies, redirects and hooks would change the
+        # client's request, and they cost more than the transport itself.
         self._transport = transport or Transport(_KEEPALIVE_EXPIRY, _HIGH_WATER)
         self._timeout = {
             "connect": settings.connect_timeout,
@@ -89,9 +92,10 @@ class EngineClient:
         path: str,
         headers: Sequence[tuple[bytes, bytes]],
         content: Any = None,
-    ) -> httpx.Response:
-        """Open a response; its body is not read. The caller closes it."""
-        request = httpx.Request(
+    ) -> http.Response:
+        """Send a request and return the response, whose body is not read yet. The caller closes
+        it."""
+        request = http.Request(
             method,
             self.url + path,
             headers=list(headers),
@@ -101,19 +105,19 @@ class EngineClient:
         try:
             try:
                 return await self._transport.handle_async_request(request)
-            except httpx.ConnectTimeout:
-                # Once more: nothing was begun. An engine that refuses connections is down, and
-                # waiting for it is the client's choice.
+            except http.ConnectTimeout:
+                # Try once more, since the engine has not received the request. A refused
+                # connection is not tried again: whether to wait is the client's decision.
                 return await self._transport.handle_async_request(request)
-        except httpx.ReadTimeout as error:
+        except http.ReadTimeout as error:
             raise UpstreamTimeout("the engine did not answer in time") from error
         except TRANSPORT_ERRORS as error:
-            # Addresses are for the log, not for clients.
+            # The error names the engine's address: log it, but do not send it to the client.
             log.warning("%s %s: %s", method, path.partition("?")[0], error)
             raise UpstreamDown("the engine cannot be reached") from error
 
     async def post(self, path: str, body: bytes, headers: Sequence[tuple[bytes, bytes]]) -> bytes:
-        """A whole reply. Raises BadReply unless the status is 200."""
+        """The whole content of the response. Raises BadReply unless its status is 200."""
         response = await self.send("POST", path, headers, body)
         try:
             content = await response.aread()
@@ -126,7 +130,8 @@ class EngineClient:
         return content
 
     async def get(self, path: str, headers: Sequence[tuple[bytes, bytes]]) -> tuple[int, bytes]:
-        """Status and content, within the connect timeout: it is asked whether it is there."""
+        """Status and content. The whole request may take ``connect_timeout`` seconds, because it
+        checks whether the engine answers at all."""
         try:
             async with asyncio.timeout(self.settings.connect_timeout):
                 response = await self.send("GET", path, headers)
@@ -141,8 +146,8 @@ class EngineClient:
 def forwarded_headers(
     headers: Sequence[tuple[bytes, bytes]], *, strip_gateway_headers: bool = True
 ) -> list[tuple[bytes, bytes]]:
-    """A client's headers less those of the connection, and, unless ``ours`` is False, less those
-    that are for the gateway."""
+    """The headers of a message that are sent on: all except those of the connection and, with
+    ``strip_gateway_headers``, those that address the gateway (``x-adjourn-…``)."""
     return [
         (name, value)
         for name, value in headers

@@ -1,4 +1,4 @@
-"""Equality by algebra, which may take its time: asked of a process beside the event loop."""
+"""Compares answers algebraically, in a helper process, since that may block for seconds."""
 
 from __future__ import annotations
 
@@ -18,15 +18,21 @@ _CHECK_TIMEOUT = 5.0
 
 
 class EqualityChecker:
-    """Made once a process; the other one is started when it is first needed, where the library is
-    installed, and again when it had to be ended."""
+    """Finds the class of an answer among the answers before it. One for the whole gateway.
+
+    Two answers whose equality needs algebra count as different if the library ``math-verify`` is
+    not installed, or if the comparison fails or takes too long.
+
+    State: ``_process``, the helper process, is started when it is first needed, and again after it
+    was killed. ``_lock``: it compares one pair at a time.
+    """
 
     def __init__(self) -> None:
         self._process: Process | None = None
         self._lock = asyncio.Lock()
 
     async def label_answer(self, classes: AnswerClasses, answer: str) -> int:
-        """The number of the answer's class among ``classes``, which it is added to."""
+        """Add ``answer`` to ``classes`` and return the number of its class."""
         if (known := classes.find(answer)) is not None:
             return known
         for number, other in enumerate(classes.representatives):
@@ -42,14 +48,15 @@ class EqualityChecker:
             try:
                 process = self._process or await self._start()
                 async with asyncio.timeout(_CHECK_TIMEOUT):
-                    said = await _query_process(process, json.dumps([one, other]).encode())
-                answered = said in (b"true", b"false")
-                return said == b"true"
+                    line = await _query_process(process, json.dumps([one, other]).encode())
+                answered = line in (b"true", b"false")
+                return line == b"true"
             except (TimeoutError, OSError):
                 return False
             finally:
                 if not answered:
-                    await self.aclose()  # what it may still say would be taken for the next answer
+                    # A late reply would be read as the reply to the next comparison.
+                    await self.aclose()
 
     async def _start(self) -> Process:
         self._process = process = await asyncio.create_subprocess_exec(

@@ -1,8 +1,8 @@
-"""The models beside the engine's: an embedder, and one that rewards partial traces.
+"""Clients of the auxiliary models: an embedder, and a reward model that scores partial traces.
 
-Each is served by an engine of its own (vLLM with ``--runner pooling``, or what speaks like it).
-Whatever goes wrong there is counted, and told as the reason why nothing came; the stream that asked
-goes on.
+Each is served by an engine of its own: vLLM with ``--runner pooling``, or a compatible one. An
+error there is counted, and returned as the reason why there is no result; the stream that needs it
+continues.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ _decode_pooling = msgspec.json.Decoder(_PoolingResponse).decode
 
 
 class _PoolingClient(ABC, Generic[_T]):
-    """One route of one engine. ``model`` may be left out where that engine takes its own."""
+    """Requests to one endpoint of one engine. ``model`` None lets that engine use its own."""
 
     kind: ClassVar[str]
     path: ClassVar[str]
@@ -69,26 +69,27 @@ class _PoolingClient(ABC, Generic[_T]):
 
     @abstractmethod
     def _parse(self, content: bytes) -> tuple[_T, int]:
-        """What a reply says, and how many tokens were read for it."""
+        """The result in a response, and the number of tokens that the model read for it."""
 
     async def _request_counted(self, labels: tuple[str, str], **fields: Any) -> _T | str:
-        """What the reply says, or what became of the request: ``error``, ``timeout`` or
-        ``bad-reply``."""
+        """Send a request and count it in the metrics. Returns the result, or why there is none:
+        ``error``, ``timeout`` or ``bad-reply``."""
         began, metrics = time.perf_counter(), self._metrics
-        told = await self.request(**fields)
-        outcome = told if isinstance(told, str) else "ok"
+        response = await self.request(**fields)
+        outcome = response if isinstance(response, str) else "ok"
         metrics.pooling_requests.labels(self.kind, *labels, outcome).inc()
-        if isinstance(told, str):
-            metrics.fail_open.labels(labels[1], f"{self.kind}-{told}").inc()
-            return told
-        result, tokens = told
+        if isinstance(response, str):
+            metrics.fail_open.labels(labels[1], f"{self.kind}-{response}").inc()
+            return response
+        result, tokens = response
         metrics.pooling_tokens.labels(self.kind, *labels).inc(tokens)
         seconds = time.perf_counter() - began
         metrics.pooling_seconds.labels(self.kind, *labels).observe(seconds)
         return result
 
     async def request(self, **fields: Any) -> tuple[_T, int] | str:
-        """The same uncounted, with the tokens that were read."""
+        """Send a request without counting it. Returns the result and the tokens read, or why there
+        is no result."""
         try:
             async with asyncio.timeout(self.engine.settings.probe_timeout):
                 body = msgspec.json.encode({**self._model_field, **fields})
@@ -102,25 +103,30 @@ class _PoolingClient(ABC, Generic[_T]):
 
 
 class Embedder(_PoolingClient[tuple[float, ...]]):
-    """Any OpenAI endpoint for embeddings."""
+    """Any endpoint with OpenAI's API of embeddings."""
 
     kind = "embedding"
     path = "/v1/embeddings"
 
     async def embed(self, text: str, labels: tuple[str, str]) -> tuple[float, ...] | str:
-        """The text's vector, or why there is none. ``labels``: the model and the policy that it is
-        asked for."""
+        """The vector of a text, or why there is none: ``error``, ``timeout`` or ``bad-reply``.
+
+        ``labels``: model and policy of the request that needs it.
+        """
         return await self._request_counted(labels, input=text, encoding_format="float")
 
     def _parse(self, content: bytes) -> tuple[tuple[float, ...], int]:
-        told = _decode_embeddings(content)
-        return tuple(told.data[0].embedding), told.usage.prompt_tokens
+        response = _decode_embeddings(content)
+        return tuple(response.data[0].embedding), response.usage.prompt_tokens
 
 
 class RewardScorer(_PoolingClient[float]):
-    """vLLM's pooling route, behind which reward models of every kind stand: those that tell one
-    number of a conversation, and those that tell some of each token or step, of which the last
-    counts. ``step``: what a process reward model wants to read behind each step."""
+    """vLLM's pooling endpoint, which serves reward models of every kind.
+
+    An outcome reward model returns one number for a conversation. A process reward model returns
+    numbers for each token or step; the last one counts. ``step_separator``: the text that a
+    process reward model expects after each step.
+    """
 
     kind = "reward"
     path = "/pooling"
@@ -139,8 +145,8 @@ class RewardScorer(_PoolingClient[float]):
     async def score(
         self, messages: Sequence[Any], reasoning: str, labels: tuple[str, str]
     ) -> float | str:
-        """Of a conversation of which this was thought so far; higher is better. Or why there is
-        none."""
+        """The reward of the reasoning so far after these messages, higher is better; or why there
+        is none: ``error``, ``timeout`` or ``bad-reply``. ``labels`` as for an embedding."""
         if self._step_separator:
             paragraphs = [part for part in reasoning.split(_PARAGRAPH_BREAK) if part.strip()]
             reasoning = "".join(part + self._step_separator for part in paragraphs)
@@ -148,6 +154,6 @@ class RewardScorer(_PoolingClient[float]):
         return await self._request_counted(labels, messages=turns)
 
     def _parse(self, content: bytes) -> tuple[float, int]:
-        told = _decode_pooling(content)
-        last = told.data[0].data[-1]
-        return float(last[-1] if isinstance(last, list) else last), told.usage.prompt_tokens
+        response = _decode_pooling(content)
+        last = response.data[0].data[-1]
+        return float(last[-1] if isinstance(last, list) else last), response.usage.prompt_tokens

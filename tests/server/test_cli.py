@@ -1,4 +1,4 @@
-"""The command line takes commands from other packages."""
+"""The command line accepts commands of other packages."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ def greet(name: str = "you") -> None:
     typer.echo(f"hello {name}")
 
 
-def with_points(monkeypatch: pytest.MonkeyPatch, **values: str) -> Callable[..., Any]:
+def add_entry_points(monkeypatch: pytest.MonkeyPatch, **values: str) -> Callable[..., Any]:
+    """Install these entry points, and return a function that runs the command line."""
     points = EntryPoints(
         EntryPoint(name, value, cli.COMMAND_GROUP) for name, value in values.items()
     )
@@ -28,23 +29,23 @@ def with_points(monkeypatch: pytest.MonkeyPatch, **values: str) -> Callable[...,
     return lambda *words: CliRunner().invoke(cli.app, list(words))
 
 
-def test_a_package_adds_a_command(monkeypatch: pytest.MonkeyPatch) -> None:
-    """By an entry point; it is listed and called as our own are."""
-    run = with_points(monkeypatch, greet=f"{__name__}:greet")
+def test_an_entry_point_adds_a_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is listed and runs like the built-in ones."""
+    run = add_entry_points(monkeypatch, greet=f"{__name__}:greet")
     assert "hello Ada" in run("greet", "--name", "Ada").output
     assert {"greet", "serve"} <= set(run("--help").output.split())
 
 
-def test_a_command_that_cannot_be_loaded(
+def test_a_command_that_cannot_be_loaded_is_reported_and_left_out(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """It is told of, and the others are there."""
-    run = with_points(monkeypatch, broken="no.such.module:it")
-    assert "no command 'broken'" in capsys.readouterr().err
+    """The other commands still run."""
+    run = add_entry_points(monkeypatch, broken="no.such.module:it")
+    assert "cannot load command 'broken'" in capsys.readouterr().err
     assert run("config", "--check").exit_code == 0
 
 
-def test_the_laboratory_is_there() -> None:
-    """As installed: recording and replaying are commands."""
+def test_the_commands_of_the_laboratory_are_installed() -> None:
+    """Recording and replaying."""
     names = {point.name for point in cli.entry_points(group=cli.COMMAND_GROUP)}
     assert {"record", "replay"} <= names

@@ -1,4 +1,4 @@
-"""Settings: one file, the environment before it, the command line before both, no unknown key."""
+"""Settings: their sources, the precedence among these, and the errors in them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def _no_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in list(os.environ):
         if name.upper().startswith("ADJOURN_"):
             monkeypatch.delenv(name)
-    # What ``load`` might leave behind is taken away again.
+    # So that a variable set by ``load`` is removed after the test.
     monkeypatch.setenv("ADJOURN_CONFIG", "")
     monkeypatch.delenv("ADJOURN_CONFIG")
 
@@ -27,14 +27,14 @@ def file(tmp_path: Path) -> Path:
     return tmp_path / "adjourn.yaml"
 
 
-def test_the_defaults_are_right() -> None:
-    """Nothing need be set."""
+def test_no_setting_is_required() -> None:
+    """The defaults are valid."""
     settings = load()
     assert (str(settings.upstream), settings.port) == ("http://127.0.0.1:8100/", 8000)
     assert (settings.policy, settings.mode, settings.hold_out) == ("deer", "enforce", 0.05)
 
 
-def test_who_goes_before_whom(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_precedence_of_the_sources(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Command line, environment, file, default."""
     file.write_text("port: 1\nhost: file\nsalt: file\n")
     monkeypatch.setenv("ADJOURN_PORT", "2")
@@ -44,17 +44,15 @@ def test_who_goes_before_whom(file: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert seen == (3, "environment", "file", 30)
 
 
-def test_the_file_may_be_named_by_the_environment(
-    file: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """``ADJOURN_CONFIG`` where no path is given."""
+def test_the_environment_may_name_the_file(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """``ADJOURN_CONFIG`` applies if no path is given."""
     file.write_text("port: 1\n")
     monkeypatch.setenv("ADJOURN_CONFIG", str(file))
     assert load().port == 1
 
 
-def test_a_path_is_for_one_reading(file: Path) -> None:
-    """Reading one file leaves nothing behind for the next reading."""
+def test_a_path_applies_to_one_call_only(file: Path) -> None:
+    """The next call does not read that file again."""
     file.write_text("port: 1\n")
     assert load(file).port == 1
     assert "ADJOURN_CONFIG" not in os.environ
@@ -68,7 +66,7 @@ URLS = ("upstream", "embeddings_url", "reward_url")
 def test_every_key_can_be_set_in_the_environment(
     name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """Each key by its variable, mappings as JSON."""
+    """Each key has a variable; mappings are written as JSON."""
     (tmp_path / "lynx.json").write_bytes(classifier_document())
     values: dict[str, Any] = {
         **dict.fromkeys(URLS, ("http://engine:1", "http://engine:1/")),
@@ -93,22 +91,22 @@ def test_every_key_can_be_set_in_the_environment(
     assert (str(value) if name in URLS else value) == expected
 
 
-def test_mappings_key_by_key(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two underscores lead into a mapping."""
+def test_a_variable_may_set_one_key_of_a_mapping(monkeypatch: pytest.MonkeyPatch) -> None:
+    """After two underscores."""
     monkeypatch.setenv("ADJOURN_ALIASES__fast", "m:deer")
     assert load().aliases == {"fast": "m:deer"} or load().aliases == {"FAST": "m:deer"}
 
 
 @pytest.mark.parametrize("written", ["off", "'off'", "Off", "no", "false"])
-def test_off_is_off(file: Path, written: str) -> None:
-    """To YAML an unquoted ``off`` is the boolean false; whoever writes it means "off"."""
+def test_policy_off_may_be_written_without_quotes(file: Path, written: str) -> None:
+    """YAML reads an unquoted ``off`` as the boolean false."""
     file.write_text(f"policy: {written}\n")
     assert load(file).policy == "off"
 
 
 @pytest.mark.parametrize("text", ["", "# nothing\n", "{}\n"])
-def test_an_empty_file_is_the_defaults(file: Path, text: str) -> None:
-    """A file of comments is a file."""
+def test_an_empty_file_gives_the_defaults(file: Path, text: str) -> None:
+    """Also a file with comments only."""
     file.write_text(text)
     assert load(file) == load()
 
@@ -142,15 +140,14 @@ def test_an_empty_file_is_the_defaults(file: Path, text: str) -> None:
         ("port: [", r"adjourn\.yaml"),
     ],
 )
-def test_what_is_wrong_is_named(file: Path, text: str, named: str) -> None:
-    """A wrong file is told by key, with what would be right."""
+def test_an_error_names_the_key_and_what_it_accepts(file: Path, text: str, named: str) -> None:
     file.write_text(text)
     with pytest.raises(BadConfig, match=named):
         load(file)
 
 
-def test_a_probe_is_read_once(file: Path) -> None:
-    """At start-up; what is shown of it is what it is, not its weights."""
+def test_a_classifier_is_read_once_at_start_up(file: Path) -> None:
+    """The printed settings show its description, not its weights."""
     (file.parent / "lynx.json").write_bytes(classifier_document())
     file.write_text(f"probes: {{mine: {file.parent}/lynx.json}}\npolicy: lynx(probe='mine')\n")
     settings = load(file)
@@ -159,16 +156,16 @@ def test_a_probe_is_read_once(file: Path) -> None:
     assert settings.model_dump(mode="json")["probes"] == {"mine": repr(make_classifier())}
 
 
-def test_a_file_that_is_not_there(file: Path) -> None:
-    """A path that leads nowhere is an error, not the defaults."""
+def test_a_missing_file_is_an_error(file: Path) -> None:
+    """The defaults are not used instead. A directory is no file."""
     with pytest.raises(BadConfig, match="no such file"):
         load(file)
     with pytest.raises(BadConfig, match="no such file"):
         load(file.parent)
 
 
-def test_a_file_that_is_no_text(file: Path) -> None:
-    """Bytes that are no UTF-8 are an error with the file's name."""
+def test_a_file_that_is_not_utf_8_is_an_error(file: Path) -> None:
+    """The message names the file."""
     file.write_bytes(b"host: \xff\xfe\n")
     with pytest.raises(BadConfig, match=r"adjourn\.yaml"):
         load(file)
@@ -176,40 +173,38 @@ def test_a_file_that_is_no_text(file: Path) -> None:
 
 @pytest.mark.parametrize("name", ["ADJOURN_PROT", "ADJOURN_PORT__X", "ADJOURN_", "adjourn_prot"])
 def test_an_unknown_variable_is_an_error(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A typing error in the environment is no silence, within a key neither."""
+    """A misspelled variable is not ignored, nor a key of a setting that is not a mapping."""
     monkeypatch.setenv(name, "1")
     with pytest.raises(BadConfig, match=name):
         load()
 
 
-def test_a_variable_that_cannot_be_read(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The message names the key, and no file where there is none."""
+def test_an_invalid_variable_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The message names the key, and no file if none was read."""
     monkeypatch.setenv("ADJOURN_ALIASES", "{bad")
     with pytest.raises(BadConfig, match="aliases") as caught:
         load()
     assert "None" not in str(caught.value)
 
 
-def test_a_wrong_override_is_an_error() -> None:
-    """The command line is checked like the rest."""
+def test_an_invalid_override_is_an_error() -> None:
+    """The command line is checked like the other sources."""
     with pytest.raises(BadConfig, match="mode"):
         load(mode="watch")
 
 
-def test_the_key_is_not_shown() -> None:
-    """A secret is in no representation."""
+def test_an_api_key_is_not_in_the_representation() -> None:
     assert "hush" not in repr(load(upstream_api_key="hush"))
 
 
-def test_settings_do_not_change() -> None:
-    """One reading is one state."""
+def test_settings_are_immutable() -> None:
     with pytest.raises(Exception, match="frozen"):
         load().port = 5  # type: ignore[misc]
 
 
 @pytest.mark.parametrize("name", sorted(Settings.model_fields))
-def test_every_key_says_what_it_is(name: str) -> None:
-    """``config --list`` has a sentence for each."""
+def test_every_key_has_a_description(name: str) -> None:
+    """A sentence, which ``config --list`` prints."""
     assert (Settings.model_fields[name].description or "").endswith(".")
 
 
@@ -222,8 +217,8 @@ def test_every_key_says_what_it_is(name: str) -> None:
         ("early-consistency(redundancy(by='embedding'))", "embeddings_url"),
     ],
 )
-def test_a_policy_whose_model_is_not_configured(policy: str, key: str) -> None:
-    """Refused at start-up, by the key that is missing; right once it is there."""
+def test_a_policy_requires_its_auxiliary_model(policy: str, key: str) -> None:
+    """The error at start-up names the missing key. With that key the policy is accepted."""
     with pytest.raises(BadConfig, match=f"set {key}"):
         load(policy=policy)
     assert load(policy=policy, **{key: "http://127.0.0.1:1"}).policy == policy

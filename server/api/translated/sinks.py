@@ -6,13 +6,13 @@ import contextlib
 from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any
 
-import httpx
 from starlette.types import Send
 
 from adjourn.server.api.translated.translation import Translation
 from adjourn.server.errors import GatewayError
 from adjourn.server.stream.assembler import Assembler
 from adjourn.server.stream.sinks import StreamSink
+from adjourn.server.upstream import http
 from adjourn.server.upstream.client import EngineClient
 
 __all__ = ["OriginalRequest", "TranslatedDocument", "TranslatedStream"]
@@ -33,7 +33,7 @@ class OriginalRequest:
         self._request_parts = (path, headers, body)
 
     @contextlib.asynccontextmanager
-    async def send(self) -> AsyncIterator[httpx.Response]:
+    async def send(self) -> AsyncIterator[http.Response]:
         """The engine's response, which is closed at exit."""
         response = await self._engine.send("POST", *self._request_parts)
         self.status = response.status_code
@@ -58,7 +58,7 @@ class TranslatedStream(StreamSink):
         self._translation = translation
         self._original = original
 
-    async def forward_response(self, response: httpx.Response) -> None:
+    async def forward_response(self, response: http.Response) -> None:
         async with self._original.send() as own:
             self._extra_headers = _passed_through_headers(self._extra_headers, own.status_code)
             await super().forward_response(own)
@@ -90,7 +90,7 @@ class TranslatedDocument(Assembler):
         self._translation = translation
         self._original = original
 
-    async def forward_response(self, response: httpx.Response) -> None:
+    async def forward_response(self, response: http.Response) -> None:
         async with self._original.send() as own:
             self._extra_headers = _passed_through_headers(self._extra_headers, own.status_code)
             await super().forward_response(own)
