@@ -74,7 +74,7 @@ _STARTUP_SECONDS = 300.0
 
 
 def hidden_state_arguments(layers: tuple[int, ...] = HIDDEN_STATE_LAYERS) -> tuple[str, ...]:
-    """What to start the engine with so that it tells the hidden states behind these layers."""
+    """The engine arguments that make vLLM return the hidden states after these layers."""
     options = hidden_state_options(layers)
     return tuple(f"{name}={json.dumps(value)}" for name, value in options.items())
 

@@ -43,7 +43,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="module")
 def hidden_state_gateway(config: str) -> Iterator[tuple[str, str]]:
-    """A gateway and the stand-in behind it, which returns hidden states; (gateway URL, engine
+    """A gateway and its stand-in engine, which returns hidden states; (gateway URL, engine
     URL)."""
     url, engine = standin_with({"hidden": NOT_READY})
     with engine, start_gateway(url, free_port(), "--config", config) as adjourn:

@@ -120,7 +120,7 @@ def test_imports_go_one_way(path: Path) -> None:
     "path", [p for p in MODULES if p.is_relative_to(ROOT / "benchmarks" / "lab")], ids=relative
 )
 def test_the_laboratory_is_installable(path: Path) -> None:
-    """It imports nothing of the benchmarks beside it, which are not installed."""
+    """It imports no other benchmarks, which are not installed."""
     assert [name for name in imported(path) if is_within(name, "benchmarks")] == []
 
 

@@ -14,8 +14,8 @@ from adjourn.policies.evidence.conformal import conformal_rank
 
 @given(st.integers(0, 2000), st.floats(0.001, 0.999))
 def test_the_rank_is_the_smallest_valid_one(count: int, delta: float) -> None:
-    """Of n + 1 exchangeable scores each is the last with the same chance: the bound's rank k gives
-    k / (n + 1), and one less would not do."""
+    """Each of n + 1 exchangeable scores is equally likely to be the largest: rank k covers
+    k / (n + 1), and rank k - 1 too little."""
     k = conformal_rank(count, delta)
     assert 1 <= k <= count + 1
     assert k / (count + 1) >= 1 - delta - 1e-6
@@ -33,7 +33,7 @@ def test_some_ranks(count: int, delta: float, expected: int) -> None:
 @pytest.mark.parametrize("delta", [0.05, 0.2])
 @pytest.mark.parametrize("count", [30, 200])
 def test_coverage_of_exchangeable_scores(count: int, delta: float) -> None:
-    """Drawn anew each time, the further score is under the bound in at least 1 - δ of the draws,
+    """With new samples each time, a further score is under the bound in at least 1 - δ of them,
     within four standard errors; and not in many more than that."""
     rng, draws, held = random.Random(f"{count} {delta}"), 4000, 0
     for _ in range(draws):

@@ -39,7 +39,7 @@ def put(outbox: Outbox, number: int, text: str, finish: str | None = None, **mor
 
 
 def test_events_wait_for_their_chunk() -> None:
-    """In order: an event behind a withheld one waits too, whatever its own number."""
+    """In order: an event after a withheld one waits too, whatever its own number."""
     sink = RecordingSink()
     outbox, session = make_outbox(sink, released=1)
     for number, text in ((1, "a"), (2, "b"), (0, "c"), (3, "d")):

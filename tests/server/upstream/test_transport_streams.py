@@ -53,7 +53,7 @@ def test_the_read_timeout_limits_the_wait_for_the_head() -> None:
 
 @pytest.mark.parametrize("when", ["before the head", "before the body", "within the body"])
 def test_cancelling_or_closing_closes_the_connection_at_once(when: str) -> None:
-    """So the engine stops generating for a request that nobody reads."""
+    """So that the engine stops generating for a client that has left."""
 
     async def run() -> None:
         closed = asyncio.Event()
