@@ -60,9 +60,9 @@ POOLING_ARGUMENTS = (
     "--distributed-executor-backend=uni",
 )
 HIDDEN_STATE_LAYERS = (2, 3, 5)
-"""Of the pocket model's five, those whose states an engine with hidden states tells."""
+"""The layers, of the pocket model's five, whose states the engine returns."""
 ENGINE_ENVIRONMENT = {
-    "PYTHONPATH": str(ROOT / "engine"),  # the connector that tells hidden states
+    "PYTHONPATH": str(ROOT / "engine"),  # the connector that returns hidden states
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # else vLLM still starts a worker process
     "OMP_NUM_THREADS": "1",
     "VLLM_CPU_KVCACHE_SPACE": "2",

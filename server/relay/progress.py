@@ -9,7 +9,7 @@ __all__ = ["Progress"]
 
 @dataclass(slots=True)
 class Progress:
-    """What the current stream has said about the end of the response.
+    """How far the current stream is, and how it ended.
 
     state        content                                                    changed by
     -----------  ---------------------------------------------------------  -------------------
