@@ -282,7 +282,7 @@ def test_a_parallel_policy_cannot_be_composed(adjourn: str) -> None:
     """Inside ``any_of`` it is a 400 with an explanation."""
     reply = chat(adjourn, adjourn={"policy": "any_of(first-finish, loop)"})
     assert reply.status_code == 400
-    assert "goes around it" in reply.json()["error"]["message"]
+    assert "takes policies of one trace" in reply.json()["error"]["message"]
 
 
 def test_self_certainty_asks_the_model_about_each_answer(adjourn: str, standin: str) -> None:
