@@ -14,7 +14,8 @@ from typing import Annotated, Any
 import typer
 
 from adjourn import __version__
-from adjourn.server.config import ENV_PREFIX, BadConfig, Settings, load
+from adjourn.server.access.limits import raise_open_files
+from adjourn.server.config import BadConfig, Settings, list_settings, load, variable
 
 __all__ = ["COMMAND_GROUP", "add_commands", "app", "main"]
 
@@ -108,6 +109,7 @@ def serve(
     logging.getLogger("uvicorn.error").addFilter(_should_log)
     for noisy in ("httpx", "httpcore"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
+    raise_open_files(settings.limits.open_files)
     application = create_app(settings)
     # Everything loaded by now is permanent, and streams create no reference cycles, so the garbage
     # collector may run rarely. A full run would delay every stream.
@@ -137,9 +139,9 @@ def show_config(
 ) -> None:
     """Print the settings in force, check them, or list all settings and their meaning."""
     if list_:
-        for name, field in Settings.model_fields.items():
+        for name, field in list_settings():
             default = field.get_default(call_default_factory=True, validated_data={})
-            typer.echo(f"{name}  [{ENV_PREFIX}{name.upper()}]  default {default!s}")
+            typer.echo(f"{name}  [{variable(name)}]  default {default!s}")
             typer.echo(f"    {field.description}")
         return
     settings = _load_or_exit(config)

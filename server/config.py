@@ -7,11 +7,13 @@ is an error.
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_origin
 
 from pydantic import (
+    BaseModel,
     Field,
     HttpUrl,
     PlainSerializer,
@@ -21,6 +23,7 @@ from pydantic import (
     field_validator,
     model_validator,
 )
+from pydantic.fields import FieldInfo
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
@@ -32,9 +35,10 @@ from adjourn.policies.evidence.readiness import BadReadinessClassifier, Readines
 from adjourn.policies.policy import Policy
 from adjourn.policies.registry import parse
 from adjourn.policies.text.dialect import builtin_dialects, override_dialects
+from adjourn.server.access.limits import LimitSettings
 from adjourn.server.stream.reasoning_field import ReasoningField
 
-__all__ = ["BadConfig", "Settings", "find_missing_setting", "load"]
+__all__ = ["BadConfig", "Settings", "find_missing_setting", "list_settings", "load", "variable"]
 
 ENV_PREFIX = "ADJOURN_"
 
@@ -145,6 +149,7 @@ class Settings(BaseSettings):
     )
     dialect: str | None = Field(None, description="Use this dialect for every model.")
     max_body_bytes: int = Field(64 * 2**20, ge=1, description="Larger request bodies get a 413.")
+    limits: LimitSettings = Field(default_factory=LimitSettings)
     connect_timeout: float = Field(5.0, gt=0, description="Seconds to connect to the engine.")
     idle_timeout: float = Field(
         600.0, gt=0, description="Longest silence of the engine in a response, in seconds."
@@ -222,6 +227,23 @@ class Settings(BaseSettings):
         return init_settings, env_settings, file
 
 
+def list_settings(
+    model: type[BaseModel] = Settings, prefix: str = ""
+) -> Iterator[tuple[str, FieldInfo]]:
+    """Every setting and its field; one of a group is named ``group.key``."""
+    for name, field in model.model_fields.items():
+        kind = field.annotation
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            yield from list_settings(kind, f"{prefix}{name}.")
+        else:
+            yield prefix + name, field
+
+
+def variable(name: str) -> str:
+    """The environment variable of the setting ``name``."""
+    return ENV_PREFIX + name.replace(".", "__").upper()
+
+
 def find_missing_setting(policy: Policy, settings: Settings) -> str | None:
     """A message that names the setting that this policy requires and that is not set; else None."""
     if policy.needs.embeddings and settings.embeddings_url is None:
@@ -237,9 +259,7 @@ def load(path: Path | None = None, **overrides: Any) -> Settings:
     ``path`` None means the file that ``ADJOURN_CONFIG`` names, if set. Raises BadConfig.
     """
     for name in os.environ:
-        if name.upper().startswith(ENV_PREFIX) and not _is_known_variable(
-            name.upper().removeprefix(ENV_PREFIX)
-        ):
+        if name.upper().startswith(ENV_PREFIX) and not _is_known_variable(name.upper()):
             raise BadConfig(f"{name} is not a setting; see `adjourn config --list`")
     file = str(path) if path is not None else os.environ.get(ENV_PREFIX + "CONFIG") or None
     if file and not Path(file).is_file():
@@ -259,12 +279,16 @@ def load(path: Path | None = None, **overrides: Any) -> Settings:
         _config_file.reset(token)
 
 
-def _is_known_variable(variable: str) -> bool:
-    """True if a variable, without the prefix, is a setting. ``NAME__KEY`` sets one key of a
-    mapping."""
-    name, key_of_mapping, _ = variable.partition("__")
-    return name == "CONFIG" or name in {
-        key.upper()
-        for key, field in Settings.model_fields.items()
-        if not key_of_mapping or get_origin(field.annotation) is dict
-    }
+def _is_known_variable(name: str) -> bool:
+    """True if a variable, in upper case, is a setting, a group of settings, or one key of a
+    mapping (``NAME__KEY``)."""
+    if name == ENV_PREFIX + "CONFIG":
+        return True
+    for setting, field in list_settings():
+        known = variable(setting)
+        group = known.partition("__")[0]
+        if name in (known, group) or (
+            get_origin(field.annotation) is dict and name.startswith(known + "__")
+        ):
+            return True
+    return False

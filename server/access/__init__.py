@@ -1,0 +1,1 @@
+"""Who may send what: the checks that every request passes before the engine is asked."""
