@@ -23,7 +23,7 @@ EXAMPLE = ROOT / "docs" / "examples" / "stale"
 def installed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """An environment in which the example package is installed next to the gateway."""
     folder = tmp_path_factory.mktemp("third-party")
-    install = ["pip", "install", "--quiet", "--system-certs", "--no-deps", "--target", str(folder)]
+    install = ["pip", "install", "--quiet", "--no-deps", "--target", str(folder)]
     uv = ROOT / "scripts" / "uv"
     subprocess.run([uv, *install, "--python", sys.executable, EXAMPLE], check=True)
     return {**os.environ, "PYTHONPATH": f"{folder}{os.pathsep}{ROOT}"}

@@ -34,7 +34,7 @@ def installed(built: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     home = tmp_path_factory.mktemp("installed") / "venv"
     (wheel,) = built.glob("*.whl")
     subprocess.run([UV, "venv", "--quiet", "--python", sys.executable, str(home)], check=True)
-    install = [UV, "pip", "install", "--quiet", "--system-certs", "--python", str(home)]
+    install = [UV, "pip", "install", "--quiet", "--python", str(home)]
     lock = ["--constraint", str(ROOT / "requirements-dev.lock")]
     subprocess.run([*install, *lock, f"{wheel}[math]"], check=True, cwd=built)
     return home
